@@ -1,0 +1,1 @@
+"""Sparse multi-task encoders with task-conditioned DeepSpeed MoE layers."""
