@@ -1,5 +1,15 @@
 """What a run is: typed, validated once at the edge."""
 
 from ds_moe_mtl.config.errors import UserError
+from ds_moe_mtl.config.load import DEFAULT_EXPERIMENT, differing_keys, dump_config, load_config
+from ds_moe_mtl.config.schema import OwnTask, RunConfig
 
-__all__ = ["UserError"]
+__all__ = [
+    "DEFAULT_EXPERIMENT",
+    "OwnTask",
+    "RunConfig",
+    "UserError",
+    "differing_keys",
+    "dump_config",
+    "load_config",
+]

@@ -1,0 +1,224 @@
+"""From a YAML path and `section.key=value` overrides to one RunConfig."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ds_moe_mtl.config.complaint import complaint
+from ds_moe_mtl.config.document import Document, dotted, parse_yaml
+from ds_moe_mtl.config.errors import UserError
+from ds_moe_mtl.config.schema import OwnTask, RunConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EXPERIMENTS = REPOSITORY / "ds_configs" / "experiments"
+DEFAULT_EXPERIMENT = EXPERIMENTS / "embedded_mttag_minilm.yaml"
+COMMAND_LINE = "command line"
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), check_files: bool = True
+) -> RunConfig:
+    """Return the run that a YAML describes after its overrides; None: the embedded default.
+
+    Relative paths to the DeepSpeed file, the data and a user's own files are looked for in the
+    current folder, then the YAML's, then the repository's, and come back absolute. With
+    check_files=False nothing is looked for (a finished run's config.yaml, read elsewhere).
+    Raises UserError, one line, for anything the user can mend.
+    """
+    file = DEFAULT_EXPERIMENT if path is None else _find_experiment(Path(path))
+    source = _displayed(file)
+    document = parse_yaml(_read(file), source)
+    if not isinstance(document.values, dict):
+        what = "is empty" if document.values is None else "is not a mapping of sections"
+        raise UserError(f"{source}: {what}; allowed: the sections {_sections()}")
+    places = {key: f"{source}:{line}" for key, line in document.lines.items()}
+    for override in overrides:
+        key = _apply(document.values, override)
+        places = {k: v for k, v in places.items() if not k.startswith(f"{key}.")}
+        places[key] = COMMAND_LINE
+    config = validate(document.values, lambda key: _place(key, places, source))
+    if not check_files:
+        return config
+    return _with_files(config, file.parent, lambda key: _place(key, places, source))
+
+
+def validate(values: Mapping[str, Any], where: Any) -> RunConfig:
+    """Return plain values as a RunConfig; `where` tells the place of a dotted key.
+
+    Raises UserError.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(complaint(error, RunConfig, where)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the YAML that loads to this very configuration, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differing_keys(one: RunConfig, other: RunConfig) -> list[str]:
+    """Return the dotted keys whose values differ, in the schema's order."""
+    return list(_differences(one.model_dump(mode="json"), other.model_dump(mode="json"), ()))
+
+
+def _differences(one: Any, other: Any, path: tuple[str, ...]) -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [*one, *(key for key in other if key not in one)]
+        pairs = [(key, one.get(key), other.get(key)) for key in keys]
+        return [found for key, a, b in pairs for found in _differences(a, b, (*path, key))]
+    return [] if one == other else [dotted(path)]
+
+
+def _find_experiment(path: Path) -> Path:
+    """Return the YAML in the current folder, else in the repository or among the shipped."""
+    tried = [path, REPOSITORY / path, EXPERIMENTS / f"{path.name}.yaml"]
+    for candidate in tried[: 3 if path.parent == Path() else 2]:
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
+    close = difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f"; nearest shipped one: ds_configs/experiments/{close[0]}.yaml" if close else ""
+    what = "is a folder, not a file" if path.is_dir() else "no such file"
+    raise UserError(f"{path}: {what}{hint or '; allowed: the YAML of a run'}")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{_displayed(file)}: not UTF-8 text; allowed: the YAML of a run") from None
+    except OSError as error:
+        raise UserError(f"{_displayed(file)}: {error.strerror}") from None
+
+
+def _displayed(file: Path) -> str:
+    """Return a file's name as short as it can be followed: relative to here or absolute."""
+    resolved = file.resolve()
+    return (
+        str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(file)
+    )
+
+
+def _place(key: str, places: Mapping[str, str], source: str) -> str:
+    """Return where a key, something below it, or the nearest section around it was written."""
+    while key:
+        if key in places:
+            return places[key]
+        below = [place for name, place in places.items() if name.startswith(f"{key}.")]
+        if below:
+            return below[0]
+        key = key.rpartition(".")[0]
+    return source
+
+
+def _sections() -> str:
+    return ", ".join(RunConfig.model_fields)
+
+
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Set one `section.key=value` in place and return its dotted key.
+
+    The value is read as YAML. Indices reach into lists (tasks.0.train=..., train.betas.1=0.98).
+    """
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals:
+        raise UserError(
+            f"{COMMAND_LINE}: {override!r} sets nothing; allowed: section.key=value, "
+            "as in train.lr=1e-4"
+        )
+    path = key.split(".")
+    if not all(path):
+        raise UserError(f"{COMMAND_LINE}: {override!r} names no key; allowed: section.key=value")
+    if key in RunConfig.model_fields and key not in ("tasks", "deepspeed"):
+        raise UserError(
+            f"{COMMAND_LINE}: {key} is a section; set one of its keys, as in {_example(key)}=..."
+        )
+    value = parse_yaml(text, f"{COMMAND_LINE}, {key}").values
+    _set(values, path, value, key)
+    return key
+
+
+def _example(section: str) -> str:
+    fields = RunConfig.model_fields[section].annotation.model_fields
+    return f"{section}.{next(iter(fields))}"
+
+
+def _set(values: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
+    """Set a value below nested mappings and lists, making the mappings that are missing."""
+    holder: Any = values
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(holder, list):
+            here = ".".join(path[:depth])
+            index = _index(part, holder, here)
+            if last:
+                holder[index] = value
+            holder = holder[index]
+        elif isinstance(holder, dict):
+            if last:
+                holder[part] = value
+            elif holder.get(part) is None:
+                holder[part] = _default_list(path[: depth + 1])
+            holder = holder[part]
+        else:
+            here = ".".join(path[:depth])
+            raise UserError(f"{COMMAND_LINE}: {key}: {here} = {holder!r} has no keys of its own")
+
+
+def _default_list(path: Sequence[str]) -> Any:
+    """Return the default that an index reaches into, or a new mapping."""
+    if len(path) == 2 and path[0] in RunConfig.model_fields:
+        fields = getattr(RunConfig.model_fields[path[0]].annotation, "model_fields", {})
+        default = fields[path[1]].default if path[1] in fields else None
+        if isinstance(default, tuple):
+            return list(default)
+    return {}
+
+
+def _index(part: str, items: list[Any], here: str) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise UserError(
+            f"{COMMAND_LINE}: {here}.{part} is no item of {here}; allowed: "
+            f"{here}.0 to {here}.{len(items) - 1}, or the whole list, as in {here}=[...]"
+        )
+    return int(part)
+
+
+def _with_files(config: RunConfig, folder: Path, where: Any) -> RunConfig:
+    """Return the configuration with the files it names found, as absolute paths."""
+
+    def found(key: str, name: str, is_folder: bool = False) -> str:
+        for base in (Path.cwd(), folder, REPOSITORY):
+            candidate = base / Path(name).expanduser()
+            if candidate.is_dir() if is_folder else candidate.is_file():
+                return str(candidate.resolve())
+        raise UserError(
+            f"{where(key)}: {key} = {name!r}: no such {'folder' if is_folder else 'file'}"
+            + ("; allowed: a folder, embedded, or null for the Hub" if is_folder else "")
+        )
+
+    tasks = []
+    for i, task in enumerate(config.tasks):
+        if isinstance(task, OwnTask):
+            files = {"train": task.train} | ({"dev": task.dev} if task.dev else {})
+            task = task.model_copy(
+                update={part: found(f"tasks.{i}.{part}", name) for part, name in files.items()}
+            )
+        tasks.append(task)
+    data = config.data
+    if data.root is not None and data.root != "embedded":
+        data = data.model_copy(update={"root": found("data.root", data.root, is_folder=True)})
+    return config.model_copy(
+        update={
+            "tasks": tuple(tasks),
+            "data": data,
+            "deepspeed": found("deepspeed", config.deepspeed),
+        }
+    )

@@ -1,0 +1,190 @@
+"""What a run is, as typed and frozen sections: one section of the YAML, one class.
+
+Every default of a run lives here and nowhere else. What needs other keys of the same
+section is checked in that section; what needs several sections is checked in RunConfig.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import model_validator as _model_validator
+
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _as_tuple(value: Any) -> Any:
+    """Return YAML's list as the tuple that a frozen section holds."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_columns(value: Any) -> Any:
+    """Return column names as a tuple; one name may stand without brackets."""
+    return (value,) if isinstance(value, str) else _as_tuple(value)
+
+
+class Section(BaseModel):
+    """A part of a run's configuration: frozen, with no unknown keys and no coerced types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    """Where the run writes, its seed, and whether it continues what lies there."""
+
+    dir: Text
+    seed: CountOrZero = 0
+    resume: Text = "auto"  # auto | never | the folder of a checkpoint
+
+
+class DataSection(Section):
+    """Where the examples come from and where their tokens are cached."""
+
+    root: Text | None = None  # a local folder | null: the Hub | "embedded": the shipped suite
+    cache: Text | None = None  # null: <XDG cache>/ds_moe_mtl
+
+
+class OwnTask(Section):
+    """A user's own data as one row: files, columns, and what to predict."""
+
+    name: Name
+    train: Text  # csv, tsv, jsonl or parquet
+    dev: Text | None = None  # null: a seeded part of train
+    dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    text: Annotated[
+        tuple[Text, ...], Field(min_length=1, max_length=2), BeforeValidator(_as_columns)
+    ]
+    label: Text
+    kind: Literal["classification", "regression"] | None = None  # null: by the label column
+    metric: Text | None = None  # null: accuracy, or Spearman for regression
+    max_length: Annotated[int, Field(ge=8)] | None = None
+
+
+TaskEntry = Annotated[
+    Annotated[Name, Tag("known")] | Annotated[OwnTask, Tag("own")],
+    Discriminator(lambda entry: "own" if isinstance(entry, dict | OwnTask) else "known"),
+]
+
+
+class MixtureSection(Section):
+    """How often each task is drawn and how its examples meet in a super-batch."""
+
+    sampling: Literal["natural", "uniform", "temperature", "uniform_then_natural"] = "natural"
+    temperature: Positive = 2.0  # rate proportional to size ** (1 / temperature)
+    # The share of the steps that are uniform in uniform_then_natural. The paper proposes the
+    # schedule without a number (appendix A.4); 0.1 is our choice, the length of the warm-up.
+    uniform_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    sizes: Literal["published", "loaded"] = "loaded"  # what "natural" is proportional to
+    batching: Literal["per_example", "sub_batches", "homogeneous"] = "per_example"
+    sub_batches: Count = 4  # task-pure batches in a super-batch, whatever the number of ranks
+
+
+class ModelSection(Section):
+    """Which of the compared systems is trained, from which encoder."""
+
+    kind: Literal["single", "mt_dense", "mt_switch", "mt_tag"] = "mt_tag"
+    encoder: Text = "minilm"  # minilm | a Hub id | a folder
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # paper, section 4.4
+    pooler: bool = False  # false: the paper's linear head on [CLS]
+
+
+class MoeSection(Section):
+    """The sparse layer: experts, gates, and how tokens reach them."""
+
+    num_experts: Count = 4  # paper, section 4.4
+    gate_scale: Literal["paper", "preserve"] = "paper"
+    dispatch: Literal["dropless", "capacity"] = "dropless"
+    ep_size: Count = 1  # ranks that share one set of experts
+    capacity_factor: Positive = 1.25  # read by dispatch: capacity only
+    load_balance_loss: NotNegative = 0.0  # weights of the losses; 0: off, as in the paper
+    router_z_loss: NotNegative = 0.0
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0  # width of the multiplicative input noise
+    expert_noise: NotNegative = 0.0  # standard deviation added to the copied experts
+    gate_momentum: bool = True  # false: gates of absent tasks do not move (appendix A.4)
+    impl: Literal["auto", "torch", "triton", "cuda"] = "auto"
+
+    @_model_validator(mode="after")
+    def _experts_divide(self) -> "MoeSection":
+        if self.num_experts % self.ep_size:
+            raise ValueError(
+                f"moe.num_experts = {self.num_experts} is not divisible by "
+                f"moe.ep_size = {self.ep_size}; allowed: an ep_size that divides num_experts"
+            )
+        return self
+
+
+class TrainSection(Section):
+    """How long, how fast and in which precision the run trains, and what it keeps."""
+
+    steps: Count | None = None  # exactly one of steps and epochs
+    epochs: Positive | None = None
+    batch_size: Count = 128  # examples a step over all ranks; paper, appendix A.3.2
+    accumulation: Count = 1  # micro-batches a step on each rank
+    lr: Positive = 1e-4  # in the paper's grid, appendix A.3.2
+    warmup: NotNegative = 0.1  # below 1: share of the steps; from 1: steps
+    weight_decay: NotNegative = 0.0
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+        BeforeValidator(_as_tuple),
+    ] = (0.9, 0.999)  # paper, appendix A.3.2, as eps
+    eps: Positive = 1e-8
+    clip: NotNegative = 1.0  # largest norm of the gradient; 0: no clipping
+    max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; null: each task's own
+    limit_examples: Count | None = None  # training examples a task
+    limit_dev: Count | None = None  # dev examples a task
+    eval_every: CountOrZero = 0  # steps; 0: only at the end
+    log_every: Count = 10  # steps
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    save_every: CountOrZero = 0  # steps; 0: only at the end or when stopped
+    keep_checkpoints: Count = 2
+    threads: Count | None = None  # CPU threads a rank; null: torch's own choice
+
+    @_model_validator(mode="after")
+    def _one_length_and_whole_warmup(self) -> "TrainSection":
+        if self.steps is None and self.epochs is None:
+            raise ValueError("train.steps and train.epochs are both unset; set exactly one of them")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"train.steps = {self.steps} and train.epochs = {self.epochs:g} are both set; "
+                "set exactly one of them (the other to null)"
+            )
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise ValueError(
+                f"train.warmup = {self.warmup:g}; allowed: a share of the steps below 1, "
+                "or a whole number of steps"
+            )
+        if self.steps is not None and self.warmup > self.steps:
+            raise ValueError(
+                f"train.warmup = {self.warmup:g} is longer than train.steps = {self.steps}"
+            )
+        if self.batch_size < self.accumulation:
+            raise ValueError(
+                f"train.batch_size = {self.batch_size} is smaller than "
+                f"train.accumulation = {self.accumulation}; allowed: at least one example each"
+            )
+        return self
+
+
+class RunConfig(Section):
+    """One run, complete: what the YAML and its overrides say, with every default filled."""
+
+    run: RunSection
+    data: DataSection = DataSection()
+    tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+    mixture: MixtureSection = MixtureSection()
+    model: ModelSection = ModelSection()
+    moe: MoeSection = MoeSection()
+    train: TrainSection
+    deepspeed: Text = "ds_configs/deepspeed/zero1.json"
+
+    @_model_validator(mode="after")
+    def _distinct_tasks(self) -> "RunConfig":
+        names = [task if isinstance(task, str) else task.name for task in self.tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"tasks names {name!r} twice; allowed: each task once")
+        return self
