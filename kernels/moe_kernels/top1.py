@@ -1,0 +1,57 @@
+"""The whole top-1 layer in one call: route, run the experts, scale, back in token order.
+
+T tokens, D hidden size, F inner size, G gates, E experts.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from moe_kernels.ffn import expert_ffn
+from moe_kernels.permutation import permute, unpermute
+from moe_kernels.routing import route
+
+GATE_SCALES = ("paper", "preserve")
+
+
+def top1_moe_ffn(
+    x_TD: Tensor,
+    gate_weight: Tensor,
+    gate_ids_T: Tensor | None,
+    w1: Sequence[Tensor],
+    b1: Sequence[Tensor],
+    w2: Sequence[Tensor],
+    b2: Sequence[Tensor],
+    mask_T: Tensor | None = None,
+    gate_scale: str = "paper",
+    activation: str = "gelu",
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (y_TD, expert_T, gate_T, counts_E) of a dropless top-1 mixture of experts.
+
+    y_TD is each token's chosen expert's output times its gate value (see gate_scale_of), in the
+    shape and type of x, and 0 where mask_T is 0; expert_T int32 is -1 there. gate_T float32 is the
+    chosen expert's softmax probability, counts_E int32 the tokens of each expert. Arguments as in
+    `route` and `expert_ffn`. Differentiable in x, gate_weight and every expert tensor.
+    """
+    routing = route(x_TD, gate_weight, gate_ids_T, len(w1), mask_T, impl=impl)
+    scale_T = gate_scale_of(routing.prob_T, gate_scale)
+    rows_TD = x_TD.reshape(-1, x_TD.shape[-1])
+    x_RD = permute(rows_TD, routing, impl=impl)
+    y_RD = expert_ffn(x_RD, routing.counts_E, w1, b1, w2, b2, activation, impl=impl)
+    y_TD = unpermute(y_RD, routing, scale_T, impl=impl)
+    return y_TD.view(x_TD.shape), routing.expert_T, routing.prob_T, routing.counts_E
+
+
+def gate_scale_of(prob_T: Tensor, gate_scale: str) -> Tensor:
+    """Return scale_T, what an expert's output is multiplied by.
+
+    "paper": the probability itself (MT-TaG, eq. 3-6). "preserve": p / stopgrad(p), which is 1 with
+    the gradient of log p: copies of one dense FFN then compute exactly what it did. Our choice.
+    """
+    if gate_scale not in GATE_SCALES:
+        raise ValueError(f"gate_scale={gate_scale!r}: must be one of {', '.join(GATE_SCALES)}")
+    if gate_scale == "paper":
+        return prob_T
+    # A pad's probability is 0; 0 / 1 keeps its scale, and its gradient, finite.
+    return prob_T / prob_T.detach().masked_fill(prob_T.detach() == 0, 1.0)
