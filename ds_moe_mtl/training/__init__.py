@@ -1,0 +1,1 @@
+"""How a model is trained: ranks, engine, loop, checkpoints."""

@@ -1,0 +1,211 @@
+"""Starts N gloo ranks on this machine, for every test that needs more than one process.
+
+    results = run_ranks(losses_of_three_steps, "paper", ranks=2)   # a function of a test file
+    run = launch([ROOT / "train.py", config], ranks=2, launcher="mpirun")
+    assert run.returncode == 0, run.text
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ds_moe_mtl.training.rendezvous import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTRY = Path(__file__).with_name("rank_entry.py")
+MARK = "DS_MOE_MTL_TEST_LAUNCH"  # in the environment of all that a launch starts
+# What an outer launcher may have left: a launched run must not take it for its own.
+OUTER = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMPI_", "PMI", "MPI_LOCAL", "SLURM_")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """How a launched run ended; `returncode` is the launcher's own (negative: a signal)."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+    timed_out: bool
+
+    @property
+    def text(self) -> str:
+        """Both outputs with the exit status, for an assertion's message."""
+        ending = "killed at the time limit" if self.timed_out else f"status {self.returncode}"
+        return f"{ending} after {self.seconds:.1f} s\n{self.stdout}\n{self.stderr}"
+
+
+class Running:
+    """A launched run that a test watches or signals; leave the `with` block to end it."""
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], cwd: Path):
+        self.mark = uuid.uuid4().hex
+        self._open = ExitStack()
+        self._files = [self._open.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
+        self._started = time.monotonic()
+        self.process = subprocess.Popen(
+            list(command),
+            env={**environ, MARK: self.mark},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=self._files[0],
+            stderr=self._files[1],
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+        self._open.close()
+
+    def output(self) -> tuple[str, str]:
+        """Return what the run has written so far: (stdout, stderr)."""
+        texts = []
+        for file in self._files:
+            # A descriptor's position is shared with the child: read without moving it.
+            size = os.fstat(file.fileno()).st_size
+            texts.append(os.pread(file.fileno(), size, 0).decode(errors="replace"))
+        return texts[0], texts[1]
+
+    def wait_for(self, text: str, time_limit: float = 60.0) -> None:
+        """Return once stdout or stderr contains `text`; AssertionError if it ends or is late."""
+        until = time.monotonic() + time_limit
+        while not any(text in output for output in self.output()):
+            ended = self.process.poll() is not None
+            if (ended or time.monotonic() > until) and not any(text in o for o in self.output()):
+                raise AssertionError(f"{text!r} never appeared\n" + "\n".join(self.output()))
+            time.sleep(0.05)
+
+    def wait(self, time_limit: float = 60.0) -> Launched:
+        """Return the ended run; past `time_limit` seconds it is killed and marked so."""
+        timed_out = False
+        try:
+            self.process.wait(time_limit)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        self.kill()
+        seconds = time.monotonic() - self._started
+        return Launched(self.process.returncode, *self.output(), seconds, timed_out)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return everything this launch started that still lives, in whatever session it is."""
+        return [process for process, _ in self._marked()]
+
+    def ranks(self) -> list[psutil.Process]:
+        """Return the living ranks in order, by the rank that their launcher gave them."""
+        ranked = [(e.get("RANK", e.get("PMI_RANK")), p) for p, e in self._marked()]
+        return [p for _, p in sorted(((r, p) for r, p in ranked if r), key=lambda x: int(x[0]))]
+
+    def _marked(self) -> list[tuple[psutil.Process, dict[str, str]]]:
+        found = [(process, _environ(process)) for process in psutil.process_iter()]
+        return [(p, environ) for p, environ in found if environ.get(MARK) == self.mark]
+
+    def kill(self) -> None:
+        """Kill all of it. torchrun puts its workers into sessions of their own: hence the mark."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for left in self.processes():
+            try:
+                left.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait()
+
+
+def start(
+    script: Sequence[str | Path],
+    ranks: int = 2,
+    launcher: str = "torchrun",
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+) -> Running:
+    """Return a run of `script` (a python file and its arguments), started and not waited for."""
+    words = [str(word) for word in script]
+    return Running(launch_line(words, ranks, launcher), rank_environ(env), cwd)
+
+
+def launch(
+    script: Sequence[str | Path],
+    ranks: int = 2,
+    launcher: str = "torchrun",
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    time_limit: float = 60.0,
+) -> Launched:
+    """Return how a run of `script` ended under torchrun | mpirun | deepspeed | python."""
+    with start(script, ranks, launcher, env, cwd) as running:
+        return running.wait(time_limit)
+
+
+def run_ranks(
+    function: Callable[..., object],
+    *arguments: object,
+    ranks: int = 2,
+    launcher: str = "mpirun",
+    env: Mapping[str, str] | None = None,
+    time_limit: float = 60.0,
+) -> list[object]:
+    """Return what `function(*arguments)` returned on each rank of a gloo group, in rank order.
+
+    The function is found by its file and name, so it must stand at the top of a module; arguments
+    and results are pickled (plain values and tensors, no class of the test file). The group is
+    made before the call and destroyed after it. mpirun is the default because it starts two ranks
+    in 3 s where torchrun takes 6.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        call = Path(folder, "call.pkl")
+        file = Path(function.__code__.co_filename).resolve()
+        call.write_bytes(pickle.dumps((str(file), function.__name__, arguments)))
+        run = launch([ENTRY, call, folder], ranks, launcher, env, time_limit=time_limit)
+        results = [Path(folder, f"rank{rank}.pkl") for rank in range(ranks)]
+        missing = [path.stem for path in results if not path.exists()]
+        assert run.returncode == 0 and not missing, f"no result from {missing}; {run.text}"
+        return [pickle.loads(path.read_bytes()) for path in results]
+
+
+def launch_line(script: Sequence[str], ranks: int, launcher: str) -> list[str]:
+    """Return the command that starts `ranks` ranks of a python file with its arguments."""
+    programs = Path(sys.executable).parent
+    if launcher == "torchrun":
+        options = ["--nproc-per-node", str(ranks), "--master-port", str(free_port())]
+        return [sys.executable, "-m", "torch.distributed.run", *options, *script]
+    if launcher == "mpirun":
+        return [str(programs / "mpirun"), "-n", str(ranks), sys.executable, *script]
+    if launcher == "deepspeed":
+        options = ["--num_gpus", str(ranks), "--master_port", str(free_port())]
+        return [str(programs / "deepspeed"), *options, *script]
+    assert launcher == "python" and ranks == 1, f"{launcher} with {ranks} ranks"
+    return [sys.executable, *script]
+
+
+def rank_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a launched run: one thread, our sources, no outer launcher."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(OUTER)}
+    sources = [str(ROOT), str(ROOT / "kernels"), kept.get("PYTHONPATH", "")]
+    return {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
+        "PYTHONPATH": os.pathsep.join(filter(None, sources)),
+        "OMP_NUM_THREADS": "1",
+        **(extra or {}),
+    }
+
+
+def _environ(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return {}

@@ -1,0 +1,33 @@
+"""One rank of a launched test: joins a gloo group, calls the function, leaves its result.
+
+Run by tests/support/launch.py as `rank_entry.py CALL OUTPUT`, where CALL is a pickle of (file,
+function name, arguments) and OUTPUT the folder that receives `rank<N>.pkl`.
+"""
+
+import importlib.util
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ds_moe_mtl.training.rendezvous import apply, rendezvous
+
+
+def main(call: str, output: str) -> None:
+    file, name, arguments = pickle.loads(Path(call).read_bytes())
+    apply(rendezvous(os.environ), os.environ)
+    spec = importlib.util.spec_from_file_location(f"launched_{Path(file).stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    dist.init_process_group("gloo")
+    result = getattr(module, name)(*arguments)
+    Path(output, f"rank{dist.get_rank()}.pkl").write_bytes(pickle.dumps(result))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    # deepspeed puts --local_rank=N before the arguments.
+    main(*[word for word in sys.argv[1:] if not word.startswith("--local_rank")])
