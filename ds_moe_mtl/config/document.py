@@ -53,8 +53,8 @@ class Document:
 def parse_yaml(text: str, source: str) -> Document:
     """Return the values of a YAML text with their lines; None for an empty text.
 
-    `source` names the text in messages, with the line where it has several. Raises UserError for what is not YAML, for a key
-    given twice, for keys that are not text, and for tags other than YAML's plain ones.
+    `source` names the text in messages, with the line where it has several. Raises UserError
+    for what is not YAML, a key given twice, a key that is not text, and a tag beyond YAML's own.
     """
     document = Document()
     loader = _Loader(text)

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from ds_moe_mtl.config.complaint import complaint
-from ds_moe_mtl.config.document import Document, dotted, parse_yaml
+from ds_moe_mtl.config.document import dotted, parse_yaml
 from ds_moe_mtl.config.errors import UserError
 from ds_moe_mtl.config.schema import OwnTask, RunConfig
 

@@ -1,0 +1,68 @@
+# Set-up, the main job and the checks: `make run` and `make test` need nothing else first.
+#   PYTHON=...   the Python (3.10 to 3.13) that makes the environment
+#   N=...        processes of `make run`; default: every GPU, or 2 without one
+#   ARGS=...     of `make run`: a YAML and section.key=value; of `make test`: pytest's
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+ARGS ?=
+
+# Nothing here compiles DeepSpeed's operators or asks a hub during the tests.
+export DS_BUILD_OPS = 0
+OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1
+
+.PHONY: run test install lint format bench bench-gpu help
+
+run: install
+	@export PATH="$(abspath $(BIN)):$$PATH"; \
+	gpus=$$(python -c "import torch; print(torch.cuda.device_count())") || exit 1; \
+	n="$(N)"; \
+	if [ -z "$$n" ] && [ "$$gpus" -gt 0 ]; then n=$$gpus; fi; \
+	n=$${n:-2}; \
+	if [ "$$gpus" -eq 0 ] && [ -z "$$OMP_NUM_THREADS" ]; then \
+	    export OMP_NUM_THREADS=$$(python -c "import os; print(max(1, len(os.sched_getaffinity(0)) // $$n))"); \
+	fi; \
+	echo "deepspeed --num_gpus $$n train.py $(ARGS)"; \
+	deepspeed --num_gpus $$n train.py $(ARGS)
+
+test: install
+	$(OFFLINE) $(BIN)/python -m pytest $(ARGS)
+
+install: $(STAMP)
+
+# torch first, by itself: under the constraint pip takes the build that its index offers (the CPU
+# one where there is one), and DeepSpeed's own set-up finds torch when it runs.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { echo "make: no $(PYTHON); set PYTHON=..." >&2; exit 2; }
+	@"$(PYTHON)" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))" || \
+	    { echo "make: $(PYTHON) is $$("$(PYTHON)" -V 2>&1); needed: 3.10 to 3.13; set PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	@touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYTHONPATH=.:kernels $(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/ds-moe-mtl bench $(ARGS)
+
+bench-gpu: install
+	$(BIN)/python kernels/benchmarks/bench_top1.py --device cuda $(ARGS)
+
+help:
+	@echo "run        train MT-TaG on the embedded tasks (ARGS: another YAML, section.key=value)"
+	@echo "test       ruff, the import contracts and every test"
+	@echo "install    make $(VENV) with the tested versions"
+	@echo "lint       ruff and the import contracts alone"
+	@echo "format     let ruff rewrite what it can"
+	@echo "bench      whole model against the dense one of equal FLOPs"
+	@echo "bench-gpu  the kernels on a GPU"

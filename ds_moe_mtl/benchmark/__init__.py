@@ -1,0 +1,1 @@
+"""Throughput against the dense model of equal FLOPs."""

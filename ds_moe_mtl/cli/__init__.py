@@ -1,0 +1,1 @@
+"""The ds-moe-mtl command: one file a command."""

@@ -1,0 +1,1 @@
+"""The DeepSpeed edge: the sparse layer as DeepSpeed's own MoE."""
