@@ -1,0 +1,158 @@
+"""Attention over packed sequences: pads exist inside attention only, group by group of like lengths.
+
+Registered with transformers' attention interface, so that the encoder's own weights and code run.
+T real tokens, H heads, d head size; a group has n sequences padded to its longest, L tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+PACKED_EAGER = "ds_moe_mtl_packed_eager"
+PACKED_SDPA = "ds_moe_mtl_packed_sdpa"
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Sequences of tokens [start, stop) that attention pads together.
+
+    rows [n * L]: the token of each padded place (a sequence's first token stands in for its pads).
+    places [stop - start]: the padded place of each token. bias [n, 1, 1, L]: 0, or the dtype's
+    minimum at pads; None where all lengths are equal (then rows and places are None too).
+    """
+
+    start: int
+    stop: int
+    sequences: int
+    length: int
+    rows: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+
+def attention_groups(
+    lengths: list[int], groups: list[tuple[int, int]], device: torch.device, dtype: torch.dtype
+) -> list[AttentionGroup]:
+    """Return the padding plan for sequences of `lengths` tokens, grouped by [first, last)."""
+    plan, start = [], 0
+    for first, last in groups:
+        sizes = lengths[first:last]
+        stop, longest = start + sum(sizes), max(sizes)
+        if min(sizes) == longest:
+            plan.append(AttentionGroup(start, stop, len(sizes), longest))
+        else:
+            plan.append(_padded_group(sizes, start, stop, longest, device, dtype))
+        start = stop
+    return plan
+
+
+def _padded_group(
+    sizes: list[int], start: int, stop: int, longest: int, device: torch.device, dtype: torch.dtype
+) -> AttentionGroup:
+    size_N1 = torch.tensor(sizes)[:, None]
+    place_1L = torch.arange(longest)[None, :]
+    real_NL = place_1L < size_N1
+    first_N1 = size_N1.cumsum(dim=0) - size_N1
+    rows = (first_N1 + place_1L.where(real_NL, torch.zeros_like(place_1L))).reshape(-1)
+    bias = torch.zeros(real_NL.shape, dtype=dtype).masked_fill_(~real_NL, torch.finfo(dtype).min)
+    return AttentionGroup(
+        start,
+        stop,
+        len(sizes),
+        longest,
+        rows.to(device),
+        real_NL.reshape(-1).nonzero().squeeze(1).to(device),
+        bias[:, None, None, :].to(device),
+    )
+
+
+class _Pad(torch.autograd.Function):
+    """Gathers tokens into padded places; the gradient of a pad's copy is dropped (it is 0)."""
+
+    @staticmethod
+    def forward(ctx, x_TD, rows, places):
+        ctx.save_for_backward(places)
+        return x_TD.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (places,) = ctx.saved_tensors
+        return grad.index_select(0, places), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """Gathers the real tokens out of padded places; a pad's gradient is 0."""
+
+    @staticmethod
+    def forward(ctx, x, places):
+        ctx.save_for_backward(places)
+        ctx.padded = x.shape[0]
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (places,) = ctx.saved_tensors
+        out = grad.new_zeros((ctx.padded, *grad.shape[1:]))
+        return out.index_copy_(0, places, grad), None
+
+
+def _eager(query, key, value, bias, scaling, dropout):
+    scores = torch.matmul(query * scaling, key.transpose(-1, -2))
+    if bias is not None:
+        scores = scores + bias
+    weights = nn.functional.dropout(torch.softmax(scores, dim=-1), p=dropout, training=dropout > 0)
+    return torch.matmul(weights, value)
+
+
+def _sdpa(query, key, value, bias, scaling, dropout):
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
+    )
+
+
+def _packed(attend):
+    def attention(
+        module, query, key, value, attention_mask, *, scaling, dropout=0.0, packed_groups, **kwargs
+    ):
+        """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d]."""
+        _, heads, tokens, size = query.shape
+        q_TD, k_TD, v_TD = (x.transpose(1, 2).reshape(tokens, -1) for x in (query, key, value))
+        outputs = []
+        for group in packed_groups:
+            padded = []
+            for x_TD in (q_TD, k_TD, v_TD):
+                x = x_TD[group.start : group.stop]
+                if group.rows is not None:
+                    x = _Pad.apply(x, group.rows, group.places)
+                padded.append(x.view(group.sequences, group.length, heads, size).transpose(1, 2))
+            out = attend(*padded, group.bias, scaling, dropout)
+            out = out.transpose(1, 2).reshape(-1, heads * size)
+            outputs.append(out if group.places is None else _Unpad.apply(out, group.places))
+        out_TD = torch.cat(outputs) if outputs else v_TD
+        return out_TD.view(1, tokens, heads, size), None
+
+    return attention
+
+
+def register_packed_attention() -> None:
+    """Make the packed attentions known to transformers; calling it again changes nothing."""
+    for name, attend in ((PACKED_EAGER, _eager), (PACKED_SDPA, _sdpa)):
+        AttentionInterface.register(name, _packed(attend))
+        AttentionMaskInterface.register(name, _no_mask)
+
+
+def _no_mask(*args, **kwargs) -> None:
+    """Packed attention masks by group; transformers builds no mask of its own."""
+    return None
+
+
+def packed_attention(device: torch.device, dtype: torch.dtype) -> str:
+    """Return the faster packed attention: eager for 16-bit on CPU, else PyTorch's SDPA.
+
+    On CPU in bfloat16 eager was 1.6 times as fast as SDPA for MiniLM; in float32 SDPA led by 3%.
+    """
+    if device.type == "cpu" and dtype != torch.float32:
+        return PACKED_EAGER
+    return PACKED_SDPA

@@ -1,0 +1,67 @@
+"""A transformers encoder run on packed tokens: no pad enters a projection or an FFN."""
+
+import torch
+from torch import nn
+
+from ds_moe_mtl.models.attention import (
+    attention_groups,
+    packed_attention,
+    register_packed_attention,
+)
+
+
+class PackedEncoder(nn.Module):
+    """Runs a BERT-family `transformer` on T real tokens of many sequences at once."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        register_packed_attention()
+        self.transformer = transformer
+        embeddings = transformer.embeddings
+        padding = embeddings.position_embeddings.padding_idx
+        self.first_position = 0 if padding is None else padding + 1  # RoBERTa counts from pad + 1
+        self.token_types = transformer.config.type_vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.transformer.config.hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens that the position embeddings carry."""
+        return self.transformer.embeddings.position_embeddings.num_embeddings - self.first_position
+
+    def forward(
+        self,
+        input_ids_T: torch.Tensor,
+        token_type_ids_T: torch.Tensor,
+        position_ids_T: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        groups: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        """Return the last hidden states [T, D].
+
+        cu_seqlens [B + 1]: where sequences start; groups: [first, last) sequences that attention
+        pads together. Positions restart at 0 in each sequence.
+        """
+        dtype = self.transformer.embeddings.word_embeddings.weight.dtype
+        device = input_ids_T.device
+        name = packed_attention(device, dtype)
+        if self.transformer.config._attn_implementation != name:
+            self.transformer.set_attn_implementation(name)
+        lengths = cu_seqlens.diff().tolist()
+        if self.token_types < 2:
+            token_type_ids_T = torch.zeros_like(token_type_ids_T)
+        out = self.transformer(
+            input_ids=input_ids_T[None],
+            token_type_ids=token_type_ids_T[None],
+            position_ids=position_ids_T[None] + self.first_position,
+            packed_groups=attention_groups(lengths, groups, device, dtype),
+        )
+        return out.last_hidden_state[0]
+
+    def pool(self, cls_BD: torch.Tensor) -> torch.Tensor:
+        """Return [CLS] states [B, D] through the pretrained pooler, or as they are without one."""
+        pooler = getattr(self.transformer, "pooler", None)
+        return cls_BD if pooler is None else pooler(cls_BD[:, None])

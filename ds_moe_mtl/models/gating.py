@@ -1,0 +1,108 @@
+"""Top-1 routing by the token's own gate, with the options that both layer forms share.
+
+T tokens, D hidden size, G gates, E experts.
+Source: "Sparsely Activated MoE are Robust Multi-Task Learners", eq. 3-6.
+"""
+
+import math
+from dataclasses import dataclass
+
+import moe_kernels
+import torch
+
+GATE_INIT_STD = 0.001
+"""Standard deviation of new gates; same paper, sec. 4.4."""
+
+DISPATCHES = ("dropless", "capacity")
+
+
+@dataclass(frozen=True)
+class RoutingOptions:
+    """How tokens are sent to experts.
+
+    capacity_factor: with dispatch "capacity" an expert takes at most
+    ceil(routed tokens / experts * capacity_factor) tokens of a call, in token order; the rest get 0.
+    load_balance_loss, router_z_loss: weights of the auxiliary losses (0: off).
+    jitter: in training, gate inputs are multiplied by U(1 - jitter, 1 + jitter).
+    """
+
+    num_experts: int = 4
+    num_gates: int = 1
+    gate_scale: str = "paper"
+    dispatch: str = "dropless"
+    capacity_factor: float = 1.25
+    load_balance_loss: float = 0.0
+    router_z_loss: float = 0.0
+    jitter: float = 0.0
+    impl: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.num_experts < 1 or self.num_gates < 1:
+            raise ValueError(
+                f"num_experts and num_gates must be at least 1, "
+                f"got {self.num_experts} and {self.num_gates}"
+            )
+        if self.gate_scale not in moe_kernels.GATE_SCALES:
+            raise ValueError(f"gate_scale is one of {moe_kernels.GATE_SCALES}, got {self.gate_scale!r}")
+        if self.dispatch not in DISPATCHES:
+            raise ValueError(f"dispatch is one of {DISPATCHES}, got {self.dispatch!r}")
+        if self.capacity_factor <= 0:
+            raise ValueError(f"capacity_factor must be positive, got {self.capacity_factor}")
+
+
+def route_tokens(
+    x: torch.Tensor,
+    gate_weight: torch.Tensor,
+    gate_ids: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    options: RoutingOptions,
+    training: bool,
+) -> tuple[moe_kernels.Routing, torch.Tensor]:
+    """Return each token's expert and gate value, and the weighted auxiliary loss (a scalar).
+
+    x [batch, seq, D]; gate_weight [G * E, D]; gate_ids [batch] or [batch, seq], None for one gate;
+    mask [batch, seq]: 1 = real token; the others are neither routed nor counted. Raises ValueError
+    for gate ids that are missing, of another shape or outside the gates.
+    """
+    if training and options.jitter > 0:
+        x = x * torch.empty_like(x).uniform_(1 - options.jitter, 1 + options.jitter)
+    wants_aux = options.load_balance_loss > 0 or options.router_z_loss > 0
+    routing = moe_kernels.route(
+        x,
+        gate_weight,
+        gate_ids,
+        options.num_experts,
+        mask,
+        with_logits=wants_aux,
+        impl=options.impl,
+    )
+    if wants_aux:
+        aux_loss = auxiliary_loss(routing, options)
+    else:
+        aux_loss = torch.zeros((), dtype=torch.float32, device=x.device)
+    if options.dispatch == "capacity":
+        routed = int(routing.counts_E.sum())
+        capacity = math.ceil(routed / options.num_experts * options.capacity_factor)
+        routing = moe_kernels.limit_capacity(routing, capacity)
+    return routing, aux_loss
+
+
+def auxiliary_loss(routing: moe_kernels.Routing, options: RoutingOptions) -> torch.Tensor:
+    """Return load_balance_loss * L_balance + router_z_loss * L_z over the routed tokens.
+
+    L_balance = E * sum_e (share of tokens sent to e) * (mean probability of e); 1 when even.
+    Source: Fedus et al. 2021, eq. 4-6. L_z = mean of logsumexp(logits)^2; Zoph et al. 2022, eq. 5.
+    """
+    routed_T = routing.expert_T >= 0
+    logits_RE = routing.logits_TE[routed_T]
+    rows = max(logits_RE.shape[0], 1)
+    loss = logits_RE.new_zeros(())
+    if options.load_balance_loss > 0:
+        mean_prob_E = torch.softmax(logits_RE, dim=-1).sum(dim=0) / rows
+        share_E = routing.counts_E.to(mean_prob_E.dtype) / rows
+        balance = options.num_experts * (share_E * mean_prob_E).sum()
+        loss = loss + options.load_balance_loss * balance
+    if options.router_z_loss > 0:
+        z = torch.logsumexp(logits_RE, dim=-1).square().sum() / rows
+        loss = loss + options.router_z_loss * z
+    return loss

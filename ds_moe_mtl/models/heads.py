@@ -1,0 +1,98 @@
+"""Task heads: all tasks' outputs in one product, so that every head gets a gradient on every rank.
+
+B sequences, D hidden size, C outputs of the widest task, K outputs of all tasks together.
+Source: "Sparsely Activated MoE are Robust Multi-Task Learners", eq. 7-8 and sec. 4.4.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+HEAD_INIT_STD = 0.02
+"""Same paper, sec. 4.4."""
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a head needs to know of its task. `spans`: reads [CLS] and the task's two words."""
+
+    name: str
+    outputs: int
+    spans: bool = False
+
+
+class TaskHeads(nn.Module):
+    """One linear head a task."""
+
+    def __init__(self, hidden_size: int, specs: Sequence[HeadSpec], dropout: float) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        self.dropout = nn.Dropout(dropout)
+        self.tasks = nn.ModuleDict()
+        for spec in specs:
+            head = nn.Linear(hidden_size * (3 if spec.spans else 1), spec.outputs)
+            nn.init.normal_(head.weight, std=HEAD_INIT_STD)
+            nn.init.zeros_(head.bias)
+            self.tasks[spec.name] = head
+        self.register_buffer("column", self._columns(), persistent=False)
+
+    def _columns(self) -> torch.Tensor:
+        """Return [tasks, C]: the column of each task's outputs in the joint product; -1: none."""
+        widest = max(spec.outputs for spec in self.specs)
+        column = torch.full((len(self.specs), widest), -1, dtype=torch.long)
+        first = 0
+        for spans in (False, True):
+            for task, spec in enumerate(self.specs):
+                if spec.spans == spans:
+                    column[task, : spec.outputs] = torch.arange(first, first + spec.outputs)
+                    first += spec.outputs
+        return column
+
+    def forward(
+        self,
+        hidden_TD: torch.Tensor,
+        cls_BD: torch.Tensor,
+        starts_B: torch.Tensor,
+        task_ids_B: torch.Tensor,
+        spans_B22: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return float32 outputs [B, C], -inf beyond a task's own; cls_BD may be pooled."""
+        cls_BD = self.dropout(cls_BD)
+        outputs = [self._product(cls_BD, spans=False)]
+        if any(spec.spans for spec in self.specs):
+            words_BW = self.dropout(_word_states(hidden_TD, starts_B, spans_B22))
+            outputs.append(self._product(torch.cat([cls_BD, words_BW], dim=1), spans=True))
+        joint_BK = torch.cat(outputs, dim=1).float()
+        column_BC = self.column[task_ids_B]
+        return joint_BK.gather(1, column_BC.clamp(min=0)).masked_fill(column_BC < 0, -torch.inf)
+
+    def _product(self, x_BX: torch.Tensor, spans: bool) -> torch.Tensor:
+        heads = [self.tasks[spec.name] for spec in self.specs if spec.spans == spans]
+        if not heads:
+            return x_BX.new_zeros((x_BX.shape[0], 0))
+        weight = torch.cat([head.weight for head in heads])
+        bias = torch.cat([head.bias for head in heads])
+        return nn.functional.linear(x_BX, weight, bias)
+
+
+def _word_states(
+    hidden_TD: torch.Tensor, starts_B: torch.Tensor, spans_B22: torch.Tensor
+) -> torch.Tensor:
+    """Return [B, 2 * D]: each of the two words as the mean of its pieces (our choice).
+
+    spans_B22 holds [start, end) within the sequence, -1 where a sequence has no words; there the
+    first token stands in, whose output no loss reads.
+    """
+    if spans_B22.shape[0] == 0:
+        return hidden_TD.new_zeros((0, 2 * hidden_TD.shape[1]))
+    first_B2 = spans_B22[..., 0].clamp(min=0)
+    size_B2 = (spans_B22[..., 1] - spans_B22[..., 0]).clamp(min=1)
+    piece_W = torch.arange(int(size_B2.max()), device=hidden_TD.device)
+    within_B2W = piece_W < size_B2[..., None]
+    offset_B2W = torch.where(within_B2W, piece_W, torch.zeros_like(piece_W))
+    row_B2W = starts_B[:, None, None] + first_B2[..., None] + offset_B2W
+    states_B2WD = hidden_TD[row_B2W] * within_B2W[..., None]
+    mean_B2D = states_B2WD.sum(dim=2) / size_B2[..., None]
+    return mean_B2D.flatten(1).to(hidden_TD.dtype)

@@ -1,0 +1,108 @@
+"""The multi-task network: one packed encoder, dense or sparse, and a head for each task.
+
+T tokens, B sequences, C outputs of the widest task.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ds_moe_mtl.models.context import GateCall, LayerRoute
+from ds_moe_mtl.models.encoder import PackedEncoder
+from ds_moe_mtl.models.gating import RoutingOptions
+from ds_moe_mtl.models.heads import HeadSpec, TaskHeads
+from ds_moe_mtl.models.upcycle import gate_context, upcycle
+
+SPARSE_KINDS = ("mt_switch", "mt_tag")
+KINDS = ("single", "mt_dense", *SPARSE_KINDS)
+
+
+@dataclass
+class Outputs:
+    """logits_BC float32 (-inf beyond a task's own outputs), the auxiliary loss, and layer records.
+
+    counts: tokens an expert [E] a sparse layer; routes: filled where asked for.
+    """
+
+    logits_BC: torch.Tensor
+    aux_loss: torch.Tensor
+    counts: list[torch.Tensor] = field(default_factory=list)
+    routes: list[LayerRoute] = field(default_factory=list)
+
+
+class MultiTaskNetwork(nn.Module):
+    """Encoder and heads; gate_of_task maps a task's index to its gate."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        heads: Sequence[HeadSpec],
+        dropout: float,
+        gate_of_task: Sequence[int] | None,
+    ) -> None:
+        super().__init__()
+        self.encoder = PackedEncoder(transformer)
+        self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
+        gates = torch.zeros(len(heads), dtype=torch.long)
+        if gate_of_task is not None:
+            gates = torch.tensor(gate_of_task, dtype=torch.long)
+        self.register_buffer("gate_of_task", gates, persistent=False)
+        outputs = torch.tensor([spec.outputs for spec in heads])
+        self.register_buffer("num_outputs", outputs, persistent=False)
+
+    def forward(
+        self,
+        input_ids_T: torch.Tensor,
+        token_type_ids_T: torch.Tensor,
+        position_ids_T: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        groups: list[tuple[int, int]],
+        task_ids_B: torch.Tensor,
+        spans_B22: torch.Tensor,
+        keep_routes: bool = False,
+    ) -> Outputs:
+        """Return every sequence's outputs; the arguments are MultiTaskBatch's fields."""
+        inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups)
+        starts_B = cu_seqlens[:-1].long()
+        context = gate_context(self.encoder)
+        call = GateCall(gate_ids=None, keep_routes=keep_routes)
+        if context is None:
+            hidden_TD = self.encoder(*inputs)
+        else:
+            call.gate_ids = self.gate_of_task[task_ids_B].repeat_interleave(
+                cu_seqlens.diff().long(), output_size=input_ids_T.shape[0]
+            )[None]
+            with context.use(call):
+                hidden_TD = self.encoder(*inputs)
+        cls_BD = self.encoder.pool(hidden_TD[starts_B])
+        logits_BC = self.heads(hidden_TD, cls_BD, starts_B, task_ids_B, spans_B22)
+        aux_loss = sum(call.aux_losses, start=logits_BC.new_zeros(()))
+        return Outputs(logits_BC, aux_loss, call.counts, call.routes)
+
+
+def build_network(
+    transformer: nn.Module,
+    kind: str,
+    heads: Sequence[HeadSpec],
+    dropout: float,
+    routing: RoutingOptions | None = None,
+    expert_noise: float = 0.0,
+    gate_of_task: Sequence[int] | None = None,
+) -> MultiTaskNetwork:
+    """Return the network of one of the four kinds around a dense `transformer`.
+
+    mt_tag: `routing.num_gates` gates, task i using gate_of_task[i] (i where not given);
+    mt_switch: one gate for all; single and mt_dense: no MoE layer, `routing` is not read.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"model.kind is one of {KINDS}, got {kind!r}")
+    gates = None
+    if kind in SPARSE_KINDS:
+        upcycle(transformer, options=routing, expert_noise=expert_noise)
+    if kind == "mt_tag":
+        gates = list(range(len(heads))) if gate_of_task is None else list(gate_of_task)
+        if max(gates) >= routing.num_gates:
+            raise ValueError(f"gate_of_task {gates} needs more than {routing.num_gates} gates")
+    return MultiTaskNetwork(transformer, heads, dropout, gates)
