@@ -1,0 +1,130 @@
+"""Sequences of several tasks in one unpadded batch.
+
+B sequences, T real tokens in all. Nothing here is padded; `groups` says which sequences attention
+may pad together.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ds_moe_mtl.data.encode import EncodedSplit
+
+# Our choice: attention runs once a group (in Python), so a batch has the fewest groups that keep
+# its padding at or under this share of the tokens that attention sees.
+MAX_ATTENTION_PADDING = 0.2
+
+
+@dataclass(frozen=True)
+class MultiTaskBatch:
+    """B sequences, longest first, flat over T tokens. B = 0 is legal (a rank without work)."""
+
+    input_ids_T: Tensor  # int64
+    token_type_ids_T: Tensor  # int64
+    position_ids_T: Tensor  # int64, from 0 in every sequence
+    cu_seqlens: Tensor  # int32 [B + 1]
+    task_ids_B: Tensor  # int64
+    labels_B: Tensor  # float32, class number or score
+    weights_B: Tensor  # float32, sums to 1 over an example's sequences
+    questions_B: Tensor  # int64, the example of the task's split
+    spans_B22: Tensor  # int64, two words as tokens [start, end) of the sequence; -1 = none
+    example_ids_B: Tensor  # int64, the sequence's row in the task's EncodedSplit
+    groups: tuple[tuple[int, int], ...]  # sequences [first, last) that attention pads together
+    attention_padding: float  # share of the tokens attention sees in the groups that is padding
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids_T)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.task_ids_B)
+
+    def to(self, device: torch.device | str) -> "MultiTaskBatch":
+        """The batch with its tensors on that device."""
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+def collate(rows: Sequence[tuple[int, int]], encoded: Sequence[EncodedSplit]) -> MultiTaskBatch:
+    """The batch of these (task index, sequence of that task's split), sorted longest first."""
+    return collate_sequences((task, encoded[task], sequence) for task, sequence in rows)
+
+
+def collate_sequences(items: Iterable[tuple[int, EncodedSplit, int]]) -> MultiTaskBatch:
+    """The batch of these (task index, split, sequence of the split), sorted longest first."""
+    items = list(items)
+    lengths = np.array([s.offsets[n + 1] - s.offsets[n] for _, s, n in items], dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    items = [items[i] for i in order]
+    lengths = lengths[order]
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    total = int(lengths.sum())
+    positions_T = np.arange(total) - np.repeat(starts, lengths)
+    second_B = np.array([s.second_start[n] for _, s, n in items], dtype=np.int64)
+    pieces = [s.input_ids[s.offsets[n] : s.offsets[n + 1]] for _, s, n in items]
+    spans_B22 = np.full((len(items), 2, 2), -1, dtype=np.int64)
+    for row, (_, split, n) in enumerate(items):
+        if split.spans is not None:
+            spans_B22[row] = split.spans[n]
+    groups = attention_groups(lengths)
+    seen = sum((last - first) * int(lengths[first]) for first, last in groups)
+
+    def gathered(name: str, dtype: type) -> Tensor:
+        return torch.from_numpy(np.array([getattr(s, name)[n] for _, s, n in items], dtype=dtype))
+
+    return MultiTaskBatch(
+        input_ids_T=torch.from_numpy(np.concatenate([*pieces, []]).astype(np.int64)),
+        token_type_ids_T=torch.from_numpy(
+            (positions_T >= np.repeat(second_B, lengths)).astype(np.int64)
+        ),
+        position_ids_T=torch.from_numpy(positions_T),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+        task_ids_B=torch.tensor([task for task, _, _ in items], dtype=torch.int64),
+        labels_B=gathered("labels", np.float32),
+        weights_B=gathered("weights", np.float32),
+        questions_B=gathered("questions", np.int64),
+        spans_B22=torch.from_numpy(spans_B22),
+        example_ids_B=torch.tensor([int(n) for _, _, n in items], dtype=torch.int64),
+        groups=groups,
+        attention_padding=1 - total / seen if seen else 0.0,
+    )
+
+
+def attention_groups(
+    lengths_B: np.ndarray, max_padding: float = MAX_ATTENTION_PADDING
+) -> tuple[tuple[int, int], ...]:
+    """The fewest runs [first, last) of sequences whose padding is at most `max_padding`.
+
+    lengths_B: tokens, in descending order. Padding is the share of tokens that are not real when
+    every run is padded to its first (longest) sequence; for a number of runs it is the least
+    possible (dynamic programming over the distinct lengths).
+    """
+    if len(lengths_B) == 0:
+        return ()
+    firsts = np.concatenate([[0], np.flatnonzero(np.diff(lengths_B)) + 1])
+    edges = np.concatenate([firsts, [len(lengths_B)]])
+    # cost[i, j]: tokens of one run over the distinct lengths i to j - 1.
+    cost = (edges[None, :] - edges[:-1, None]) * lengths_B[firsts][:, None].astype(np.float64)
+    cost[edges[None, :] <= edges[:-1, None]] = np.inf
+    allowed = lengths_B.sum() / (1 - max_padding)
+    best = cost[0]
+    breaks = [np.zeros(len(edges), dtype=np.int64)]
+    while best[-1] > allowed:
+        totals = best[:-1, None] + cost
+        breaks.append(totals.argmin(axis=0))
+        best = totals.min(axis=0)
+    groups, end = [], len(edges) - 1
+    for previous in reversed(breaks):
+        groups.append((int(edges[previous[end]]), int(edges[end])))
+        end = previous[end]
+    return tuple(reversed(groups))

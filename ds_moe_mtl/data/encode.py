@@ -1,0 +1,175 @@
+"""A task's split as token sequences, made once and read from the cache afterwards."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.data.cache import default_cache, load_arrays, one_writer, save_arrays
+from ds_moe_mtl.data.rows import check_text, label_numbers
+from ds_moe_mtl.data.source import Source, find_split
+from ds_moe_mtl.data.tokens import Arrays, tokenise
+from ds_moe_mtl.tasks import TaskSpec
+
+CACHE_FORMAT = 1  # raise it when the arrays of a split change their meaning
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """N token sequences of one task's split; numpy arrays, mapped from the cache file."""
+
+    input_ids: np.ndarray  # int32 [all tokens], one sequence after the other
+    offsets: np.ndarray  # int64 [N + 1], where each begins
+    second_start: np.ndarray  # int32 [N], first token of segment 2; the length if there is none
+    labels: np.ndarray  # float32 [N], class number or score; ranking: 1 = the right choice
+    weights: np.ndarray  # float32 [N], what the sequence counts in the loss; sums to 1 an example
+    questions: np.ndarray  # int64 [N], the example it belongs to, non-decreasing from 0
+    parts: np.ndarray  # int8 [N], which of the task's dev splits
+    spans: np.ndarray | None = None  # int32 [N, 2, 2], two words as tokens [start, end)
+    cached: bool = False  # read from the cache, not made now
+    origin: str = ""  # the file or data set the rows are from
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples (a ranking example has one sequence a choice)."""
+        return int(self.questions[-1]) + 1 if len(self.questions) else 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int64 [N]."""
+        return np.diff(self.offsets)
+
+
+def encode_task(
+    spec: TaskSpec,
+    split: str,
+    tokenizer,
+    root: str | None,
+    cache: str | Path | None = None,
+    max_length: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> EncodedSplit:
+    """The task's "train" or "dev" as token sequences.
+
+    tokenizer: a fast Hugging Face tokenizer. root: see `data.source.read_split`. cache: folder
+    (None: the user's cache folder). max_length: tokens (None: the task's own). limit: a random
+    subset of at most that many examples, fixed by `seed`. The cache key is the content of the
+    rows, the tokenizer, the task's row, the length and the subset. Raises UserError for bad data.
+    """
+    length = _length(spec, tokenizer, max_length)
+    sources = [find_split(spec, name, root) for name in spec.splits(split)]
+    folder = Path(cache).expanduser() if cache is not None else default_cache()
+    key = {
+        "format": CACHE_FORMAT,
+        "spec": spec.to_dict(),
+        "rows": [source.content for source in sources],
+        "tokenizer": tokenizer_hash(tokenizer),
+        "max_length": length,
+        "subset": None if limit is None else [limit, seed],
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    file_name = re.sub(r"[^\w.-]", "_", f"{spec.name}-{split}-{digest[:20]}.safetensors")
+    path = folder / file_name
+    if (found := load_arrays(path)) is not None:
+        return _split_of(found, cached=True)
+    with one_writer(path):
+        if (found := load_arrays(path)) is not None:
+            return _split_of(found, cached=True)
+        arrays = _encode_sources(spec, sources, tokenizer, length, limit, seed)
+        save_arrays(path, arrays, {"origin": ", ".join(source.origin for source in sources)})
+    found = load_arrays(path)
+    assert found is not None, f"{path} was damaged while it was written"
+    return _split_of(found, cached=False)
+
+
+def encode_columns(
+    spec: TaskSpec, columns: dict[str, list], tokenizer, max_length: int | None, origin: str
+) -> EncodedSplit:
+    """Rows that are in memory as token sequences; without the label column, labels are 0."""
+    length = _length(spec, tokenizer, max_length)
+    return EncodedSplit(**_encode_rows(spec, columns, tokenizer, length, origin), origin=origin)
+
+
+def tokenizer_hash(tokenizer) -> str:
+    """A hash of everything that decides how the tokenizer splits text."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # left over from the call before; set anew by every call
+    backend.no_padding()
+    about = f"{tokenizer.truncation_side} {sorted(tokenizer.model_input_names)} {backend.to_str()}"
+    return hashlib.sha256(about.encode()).hexdigest()
+
+
+def _length(spec: TaskSpec, tokenizer, asked: int | None) -> int:
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"model.encoder: {type(tokenizer).__name__} is not a fast tokenizer")
+    longest = tokenizer.model_max_length
+    if asked is not None and asked > longest:
+        raise UserError(f"train.max_length: {asked} tokens; the encoder takes at most {longest}")
+    return min(spec.max_length, longest) if asked is None else asked
+
+
+def _encode_sources(
+    spec: TaskSpec, sources: list[Source], tokenizer, length: int, limit: int | None, seed: int
+) -> Arrays:
+    pieces, examples = [], 0
+    for part, source in enumerate(sources):
+        columns = source.read()
+        if limit is not None:
+            # As many of each dev split as of the other.
+            share = max(1, limit // len(sources) + (part < limit % len(sources)))
+            columns = _subset(columns, share, [seed, part])
+        arrays = _encode_rows(spec, columns, tokenizer, length, source.origin)
+        arrays["parts"] += part
+        arrays["questions"] += examples
+        examples = int(arrays["questions"][-1]) + 1
+        pieces.append(arrays)
+    if len(pieces) == 1:
+        return pieces[0]
+    tokens = np.cumsum([0, *(len(piece["input_ids"]) for piece in pieces)])
+    joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    starts = [piece["offsets"][:-1] + start for piece, start in zip(pieces, tokens, strict=False)]
+    joined["offsets"] = np.concatenate([*starts, tokens[-1:]]).astype(np.int64)
+    return joined
+
+
+def _encode_rows(
+    spec: TaskSpec, columns: dict[str, list], tokenizer, length: int, origin: str
+) -> Arrays:
+    texts = [*spec.text, *spec.choices, *((spec.joined,) if spec.joined else ())]
+    check_text(columns, texts, origin)
+    arrays = tokenise(spec, columns, tokenizer, length, origin)
+    rows = arrays["questions"]
+    numbers = np.zeros(rows[-1] + 1, dtype=np.float32)
+    if spec.label in columns:
+        numbers = label_numbers(spec, columns[spec.label], origin)
+    per_row = max(1, len(spec.choices))
+    if spec.choices:
+        choice = np.arange(len(rows)) % per_row
+        arrays["labels"] = (numbers[rows] == choice).astype(np.float32)
+    else:
+        arrays["labels"] = numbers
+    arrays["weights"] = np.full(len(rows), 1 / per_row, dtype=np.float32)
+    arrays["parts"] = np.zeros(len(rows), dtype=np.int8)
+    return arrays
+
+
+def _subset(columns: dict[str, list], count: int, seed: list[int]) -> dict[str, list]:
+    total = len(next(iter(columns.values())))
+    if count >= total:
+        return columns
+    rows = np.sort(np.random.default_rng(seed).permutation(total)[:count]).tolist()
+    return {name: [values[row] for row in rows] for name, values in columns.items()}
+
+
+def _split_of(found: tuple[Arrays, dict[str, str]], cached: bool) -> EncodedSplit:
+    arrays, notes = found
+    return EncodedSplit(**arrays, cached=cached, origin=notes["origin"])

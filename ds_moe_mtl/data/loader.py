@@ -1,0 +1,206 @@
+"""Super-batches for training, dealt to the ranks, and batches for evaluation."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.data.batch import MultiTaskBatch, collate, collate_sequences
+from ds_moe_mtl.data.encode import EncodedSplit
+from ds_moe_mtl.data.mixture import ExampleOrder, Mixture, Position
+from ds_moe_mtl.tasks import TaskSpec
+
+STEPS_AHEAD = 4  # super-batches built before they are asked for
+
+
+class SuperBatches:
+    """An endless iterator over this rank's part of the super-batches.
+
+    Each step gives the list of `accumulation` micro-batches of this rank and the number of
+    examples of the whole super-batch. Every rank gets as many micro-batches (some may be empty),
+    of sizes that differ by one example at most. What is in a super-batch depends on the seed
+    alone, not on the number of ranks.
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[EncodedSplit],
+        specs: Sequence[TaskSpec],
+        mixture: Mixture,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        total_steps: int = 0,
+    ) -> None:
+        """encoded and specs are in task order; batch_size: examples a step over all ranks."""
+        self.encoded = list(encoded)
+        counts = [split.num_examples for split in encoded]
+        self.order = ExampleOrder(mixture, specs, counts, batch_size, seed, total_steps)
+        self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
+        self.names = [spec.name for spec in specs]
+        self.stall_seconds = 0.0  # time the training waited for batches
+        self._position = self.order.start
+        self._firsts = [_first_sequences(split) for split in encoded]
+        self._real = self._seen = 0
+        self._stop: threading.Event | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which as many examples are drawn as are loaded."""
+        return self.order.steps_per_epoch
+
+    @property
+    def attention_padding(self) -> float:
+        """Share of padding in the tokens attention has seen so far, over the steps consumed."""
+        return 1 - self._real / self._seen if self._seen else 0.0
+
+    def state_dict(self) -> dict:
+        """The position after the steps consumed, plain JSON values."""
+        return {
+            "step": self._position.step,
+            "drawn": list(self._position.drawn),
+            "tasks": self.names,
+            "examples": list(self.order.num_examples),
+            "seed": self.order.seed,
+            "batch_size": self.order.batch_size,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on after the steps consumed then; iterate anew for it to take effect.
+
+        Raises UserError for a state of other tasks, data, seed or batch size.
+        """
+        now = self.state_dict()
+        for name in ("tasks", "examples", "seed", "batch_size"):
+            if state[name] != now[name]:
+                raise UserError(
+                    f"run.resume: the checkpoint's loader has {name} {state[name]}, "
+                    f"this run has {now[name]}"
+                )
+        self.close()
+        self._position = Position(state["step"], tuple(state["drawn"]))
+
+    def close(self) -> None:
+        """Stop building ahead."""
+        if self._stop is not None:
+            self._stop.set()
+            self._stop = None
+
+    def __iter__(self) -> Iterator[tuple[list[MultiTaskBatch], int]]:
+        self.close()
+        stop = self._stop = threading.Event()
+        ready: queue.Queue = queue.Queue(maxsize=STEPS_AHEAD)
+        builder = threading.Thread(
+            target=self._build_ahead, args=(self._position, ready, stop), daemon=True
+        )
+        builder.start()
+        try:
+            while not stop.is_set():
+                started = time.perf_counter()
+                built = ready.get()
+                self.stall_seconds += time.perf_counter() - started
+                if isinstance(built, Exception):
+                    raise built
+                micro_batches, examples, self._position = built
+                for batch in micro_batches:
+                    self._real += batch.num_tokens
+                    self._seen += round(batch.num_tokens / (1 - batch.attention_padding))
+                yield micro_batches, examples
+        finally:
+            stop.set()
+
+    def _build_ahead(self, position: Position, ready: queue.Queue, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                pairs, position = self.order.super_batch(position)
+                built = (self._my_part(pairs), len(pairs), position)
+            except Exception as error:  # handed to the thread that asked
+                built = error
+            while not stop.is_set():
+                try:
+                    ready.put(built, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(built, Exception):
+                return
+
+    def _my_part(self, pairs: list[tuple[int, int]]) -> list[MultiTaskBatch]:
+        tokens = [self._tokens(task, example) for task, example in pairs]
+        shares = deal(tokens, self.world_size * self.accumulation)
+        mine = shares[self.rank :: self.world_size]
+        return [collate(self._sequences([pairs[i] for i in share]), self.encoded) for share in mine]
+
+    def _tokens(self, task: int, example: int) -> int:
+        first = self._firsts[task]
+        offsets = self.encoded[task].offsets
+        return int(offsets[first[example + 1]] - offsets[first[example]])
+
+    def _sequences(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [
+            (task, sequence)
+            for task, example in pairs
+            for sequence in range(
+                int(self._firsts[task][example]), int(self._firsts[task][example + 1])
+            )
+        ]
+
+
+class EvaluationBatches(Sequence):
+    """This rank's batches of one task's split, each collated when it is asked for."""
+
+    def __init__(self, split: EncodedSplit, task: int, shares: list[list[int]]) -> None:
+        self.split, self.task, self.shares = split, task, shares
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def __getitem__(self, index: int) -> MultiTaskBatch:
+        return collate_sequences((self.task, self.split, n) for n in self.shares[index])
+
+
+def evaluation_batches(
+    split: EncodedSplit, task_index: int, tokens_per_batch: int, rank: int = 0, world_size: int = 1
+) -> EvaluationBatches:
+    """This rank's batches of a split: over the ranks every sequence comes exactly once.
+
+    tokens_per_batch: real tokens, exceeded only by a single example that is longer. Every rank
+    has the same number of batches, the last ones possibly empty; the sequences of an example
+    stay in one batch.
+    """
+    firsts = _first_sequences(split)
+    tokens = np.diff(split.offsets[firsts])
+    batches: list[list[int]] = []
+    room = 0
+    for example in np.argsort(-tokens, kind="stable").tolist():
+        if not batches or tokens[example] > room:
+            batches.append([])
+            room = tokens_per_batch
+        batches[-1].extend(range(int(firsts[example]), int(firsts[example + 1])))
+        room -= tokens[example]
+    while len(batches) % world_size:
+        batches.append([])
+    return EvaluationBatches(split, task_index, batches[rank::world_size])
+
+
+def deal(tokens: Sequence[int], hands: int) -> list[list[int]]:
+    """Indices of the examples in each hand: sizes differ by one at most, tokens nearly equal.
+
+    The longest go first, in turn from the first hand to the last and back.
+    """
+    order = sorted(range(len(tokens)), key=lambda i: -tokens[i])
+    shares: list[list[int]] = [[] for _ in range(hands)]
+    for place, index in enumerate(order):
+        turn, hand = divmod(place, hands)
+        shares[hand if turn % 2 == 0 else hands - 1 - hand].append(index)
+    return shares
+
+
+def _first_sequences(split: EncodedSplit) -> np.ndarray:
+    """The first sequence of every example, and the number of sequences; int64 [examples + 1]."""
+    return np.searchsorted(split.questions, np.arange(split.num_examples + 1))

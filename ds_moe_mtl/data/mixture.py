@@ -1,0 +1,167 @@
+"""Which examples make up each super-batch: a pure function of the seed and the step.
+
+Nothing here knows how many processes there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.tasks import TaskSpec
+
+SAMPLINGS = ("natural", "uniform", "temperature", "uniform_then_natural")
+BATCHINGS = ("per_example", "sub_batches", "homogeneous")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How examples are drawn; the fields of the configuration's `mixture` section.
+
+    sampling: rates proportional to the sizes ("natural", sec. 3.3 of "Sparsely Activated MoE are
+    Robust Multi-Task Learners"), equal ("uniform"), proportional to size ** (1 / temperature), or
+    uniform for the first `uniform_fraction` of the steps and natural after (A.4).
+    sizes: the published sizes or those of the loaded splits. batching: every example its own
+    task, `sub_batches` task-pure pieces a super-batch, or one task a super-batch.
+    """
+
+    sampling: str = "natural"
+    temperature: float = 1.0
+    uniform_fraction: float = 0.1
+    sizes: str = "loaded"
+    batching: str = "per_example"
+    sub_batches: int = 4
+
+    @property
+    def one_pass(self) -> bool:
+        """True where an epoch is one shuffled pass over every loaded example."""
+        return self.sampling == "natural" and self.sizes == "loaded"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the draw has come: steps made, and examples drawn of each task."""
+
+    step: int
+    drawn: tuple[int, ...]
+
+
+def sampling_rates(
+    mixture: Mixture, specs: Sequence[TaskSpec], num_examples: Sequence[int], progress: float = 1.0
+) -> np.ndarray:
+    """Each task's share of the examples drawn, float64 [tasks], sums to 1.
+
+    num_examples: loaded training examples. progress: share of the run's steps already made.
+    A task of unknown published size counts with its loaded one. Raises UserError for a task
+    without examples.
+    """
+    for spec, count in zip(specs, num_examples, strict=True):
+        if count < 1:
+            raise UserError(f"tasks: {spec.name!r} has no training examples")
+    loaded = np.array(num_examples, dtype=np.float64)
+    published = np.array([spec.published_size for spec in specs], dtype=np.float64)
+    sizes = np.where(published > 0, published, loaded) if mixture.sizes == "published" else loaded
+    if mixture.sampling == "uniform" or (
+        mixture.sampling == "uniform_then_natural" and progress < mixture.uniform_fraction
+    ):
+        sizes = np.ones_like(sizes)
+    elif mixture.sampling == "temperature":
+        if mixture.temperature <= 0:
+            raise UserError(f"mixture.temperature: {mixture.temperature}; must be above 0")
+        sizes = sizes ** (1 / mixture.temperature)
+    return sizes / sizes.sum()
+
+
+@dataclass
+class ExampleOrder:
+    """The super-batches of a run, one after the other from any position.
+
+    total_steps is needed by "uniform_then_natural" only. An epoch's last super-batch holds what
+    is left of the pass.
+    """
+
+    mixture: Mixture
+    specs: Sequence[TaskSpec]
+    num_examples: Sequence[int]
+    batch_size: int
+    seed: int
+    total_steps: int = 0
+    _passes: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        mixture = self.mixture
+        if mixture.batching == "sub_batches" and self.batch_size % mixture.sub_batches:
+            raise UserError(
+                f"mixture.sub_batches: {mixture.sub_batches} does not divide "
+                f"train.batch_size {self.batch_size}"
+            )
+        if mixture.sampling == "uniform_then_natural" and not self.total_steps:
+            raise UserError("mixture.sampling: uniform_then_natural needs the number of steps")
+        # Examples of one task that stay together, and how many such pieces a super-batch has.
+        per_piece = {
+            "per_example": 1,
+            "sub_batches": self.batch_size // mixture.sub_batches,
+            "homogeneous": self.batch_size,
+        }
+        self.piece = per_piece[mixture.batching]
+        self.pieces = self.batch_size // self.piece
+        sampling_rates(mixture, self.specs, self.num_examples)  # refuses a task without examples
+
+    @property
+    def start(self) -> Position:
+        return Position(0, (0,) * len(self.num_examples))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Super-batches that hold as many examples as are loaded (at least one)."""
+        if not self.mixture.one_pass:
+            return -(-sum(self.num_examples) // self.batch_size)
+        pieces = sum(-(-count // self.piece) for count in self.num_examples)
+        return -(-pieces // self.pieces)
+
+    def super_batch(self, position: Position) -> tuple[list[tuple[int, int]], Position]:
+        """The (task, example) pairs of the super-batch at this position, and the next position."""
+        if self.mixture.one_pass:
+            return self._of_the_pass(position.step), replace(position, step=position.step + 1)
+        return self._drawn(position)
+
+    def _of_the_pass(self, step: int) -> list[tuple[int, int]]:
+        epoch, index = divmod(step, self.steps_per_epoch)
+        pieces = self._shuffled("pieces", epoch, self._pieces)[
+            index * self.pieces : (index + 1) * self.pieces
+        ]
+        pairs = []
+        for task, start in pieces.tolist():
+            order = self._task_pass(task, epoch)[start : start + self.piece]
+            pairs.extend((task, example) for example in order.tolist())
+        return pairs
+
+    def _drawn(self, position: Position) -> tuple[list[tuple[int, int]], Position]:
+        progress = position.step / self.total_steps if self.total_steps else 1.0
+        rates = sampling_rates(self.mixture, self.specs, self.num_examples, progress)
+        chosen = self._random("tasks", position.step).choice(len(rates), self.pieces, p=rates)
+        drawn, pairs = list(position.drawn), []
+        for task in np.repeat(chosen, self.piece).tolist():
+            epoch, index = divmod(drawn[task], self.num_examples[task])
+            pairs.append((task, int(self._task_pass(task, epoch)[index])))
+            drawn[task] += 1
+        return pairs, Position(position.step + 1, tuple(drawn))
+
+    def _task_pass(self, task: int, epoch: int) -> np.ndarray:
+        return self._shuffled(f"task {task}", epoch, lambda: np.arange(self.num_examples[task]))
+
+    def _pieces(self) -> np.ndarray:
+        """(task, first place in the task's pass) of every piece, int64 [pieces, 2]."""
+        starts = [np.arange(0, count, self.piece) for count in self.num_examples]
+        tasks = np.repeat(np.arange(len(starts)), [len(start) for start in starts])
+        return np.stack([tasks, np.concatenate(starts)], axis=1)
+
+    def _shuffled(self, what: str, epoch: int, items) -> np.ndarray:
+        """The items in the order of this epoch; the latest epoch's order is kept."""
+        if self._passes.get(what, (None,))[0] != epoch:
+            self._passes[what] = (epoch, self._random(what, epoch).permutation(items()))
+        return self._passes[what][1]
+
+    def _random(self, what: str, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, number, *what.encode()])

@@ -1,0 +1,78 @@
+"""Checks on the values of a split's columns, and its labels as numbers."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.tasks import TaskSpec
+
+
+def check_text(columns: dict[str, list], names: Sequence[str], origin: str) -> None:
+    """Raise UserError unless each of these columns holds text in every row, and not only blanks."""
+    for name in names:
+        values = columns[name]
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise UserError(
+                    f"{origin}: row {row} (from 0): column {name!r} holds {_shown(value)}, not text"
+                )
+        if not any(value.strip() for value in values):
+            raise UserError(f"{origin}: every text of column {name!r} is empty")
+
+
+def label_numbers(spec: TaskSpec, values: Sequence, origin: str) -> np.ndarray:
+    """Class numbers, scores, or the number of the right choice, float32 [rows].
+
+    A published set's labels are names or class numbers; a user's own are names only.
+    Raises UserError that names the row of a label outside the label set.
+    """
+    if spec.kind == "regression":
+        return np.array(
+            [_score(spec, row, value, origin) for row, value in enumerate(values)], "f4"
+        )
+    names = spec.choices if spec.kind == "ranking" else spec.labels
+    number_of = {name: number for number, name in enumerate(names)}
+    numbers = np.empty(len(values), dtype=np.float32)
+    for row, value in enumerate(values):
+        if spec.is_own or isinstance(value, str):
+            number = number_of.get(label_name(value))
+        else:
+            is_number = isinstance(value, int) and 0 <= value < len(names)
+            number = int(value) if is_number else None
+        if number is None:
+            raise UserError(
+                f"{origin}: row {row} (from 0): label {_shown(value)} in column {spec.label!r} "
+                f"is not one of {_listed(names)}"
+            )
+        numbers[row] = number
+    return numbers
+
+
+def label_name(value) -> str:
+    """A label of a user's file as the class name it stands for."""
+    return value.strip() if isinstance(value, str) else str(value)
+
+
+def _score(spec: TaskSpec, row: int, value, origin: str) -> float:
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise UserError(
+            f"{origin}: row {row} (from 0): label {_shown(value)} in column {spec.label!r} "
+            "is not a number"
+        )
+    return score
+
+
+def _shown(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:10])
+    return shown if len(names) <= 10 else f"{shown}, ... ({len(names)} in all)"

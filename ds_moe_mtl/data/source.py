@@ -1,0 +1,116 @@
+"""Where the rows of a split come from: the Hub, a local folder, the embedded suite, own files."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.tasks import TaskSpec
+
+Columns = dict[str, list]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split, found but not yet read.
+
+    origin: what to call it in messages. content: a hash that changes with the rows.
+    read: gives the split's columns, each a list of one value a row.
+    """
+
+    origin: str
+    content: str
+    read: Callable[[], Columns]
+
+
+def read_split(spec: TaskSpec, split: str, root: str | None) -> Columns:
+    """The split's columns (those of `spec.columns`), one value a row.
+
+    root: a folder laid out as <set>[/<configuration>]/<split>.parquet, None for the Hub, or
+    "embedded". Raises UserError for a set, file or column that is not there and an empty split.
+    """
+    return find_split(spec, split, root).read()
+
+
+def find_split(spec: TaskSpec, split: str, root: str | None) -> Source:
+    """Where the split is, with a hash of its content; see `read_split`."""
+    if root is None:
+        return _hub(spec, split)
+    return _local(spec, split, Path(root).expanduser())
+
+
+def content_hash(paths: Iterable[str | Path]) -> str:
+    """A hash of the bytes of these files."""
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+def read_parquet(path: Path, columns: Iterable[str]) -> Columns:
+    """These columns of a parquet file. Raises UserError for a missing column or a broken file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        need_columns(columns, file.schema_arrow.names, str(path))
+        table = file.read(columns=list(columns))
+    except pyarrow.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable parquet file ({reason})") from None
+    return {name: table.column(name).to_pylist() for name in columns}
+
+
+def need_columns(wanted: Iterable[str], present: Iterable[str], origin: str) -> None:
+    """Raise UserError for a wanted column that is not present."""
+    present = list(present)
+    for name in wanted:
+        if name not in present:
+            raise UserError(f"{origin}: no column {name!r}; it has {', '.join(present)}")
+
+
+def _local(spec: TaskSpec, split: str, root: Path) -> Source:
+    if not root.is_dir():
+        raise UserError(f"data.root: no folder {root}; give a folder, nothing (Hub) or 'embedded'")
+    path = root / spec.folder / f"{split}.parquet"
+    origin = str(path)
+    if not path.is_file():
+        stand_in = dict(spec.stand_ins).get(split)
+        if stand_in is None or not (root / stand_in).is_file():
+            raise UserError(f"data.root: task {spec.name!r} needs {path}, which is not there")
+        path = root / stand_in
+        origin = f"{path} (not the published {split} split)"
+    return Source(
+        origin, content_hash([path]), lambda: _filled(read_parquet(path, spec.columns), origin)
+    )
+
+
+def _hub(spec: TaskSpec, split: str) -> Source:
+    import datasets
+
+    name, configuration = spec.hub
+    origin = f"{name} ({configuration}), {split}"
+    try:
+        rows = datasets.load_dataset(name, configuration, split=split)
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"data.root: task {spec.name!r}: cannot load {origin} from the Hub ({reason}); "
+            "set data.root to a local folder, or to 'embedded' for the tasks shipped here"
+        ) from None
+
+    def read() -> Columns:
+        need_columns(spec.columns, rows.column_names, origin)
+        return _filled({column: list(rows[column]) for column in spec.columns}, origin)
+
+    return Source(origin, content_hash(file["filename"] for file in rows.cache_files), read)
+
+
+def _filled(columns: Columns, origin: str) -> Columns:
+    if not next(iter(columns.values())):
+        raise UserError(f"{origin}: the split is empty; it needs at least one row")
+    return columns

@@ -1,0 +1,126 @@
+"""Rows of text as flat token sequences.
+
+N sequences; sequence n is input_ids[offsets[n] : offsets[n + 1]].
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.tasks import TaskSpec
+
+ROWS_AT_ONCE = 4096  # bounds the memory of the tokenizer's Python lists
+
+Arrays = dict[str, np.ndarray]
+
+
+def tokenise(
+    spec: TaskSpec, columns: dict[str, list], tokenizer, max_length: int, origin: str
+) -> Arrays:
+    """Arrays input_ids, offsets, second_start, questions (and spans for a span task).
+
+    The longer text of a pair is cut on the right first (longest_first). A ranking row gives one
+    sequence a choice. Raises UserError for a length below the tokenizer's own special tokens and
+    for a word span that is cut off or not found (names the row).
+    """
+    firsts, seconds, questions = _segments(spec, columns, tokenizer, max_length)
+    specials = tokenizer.num_special_tokens_to_add(pair=seconds is not None)
+    if max_length <= specials + (seconds is not None):
+        raise UserError(f"max_length: {max_length} tokens leave no room for {spec.name!r}'s text")
+    has_types = "token_type_ids" in tokenizer.model_input_names
+    ids, second_start, spans = [], [], []
+    for start in range(0, len(firsts), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        batch = tokenizer(
+            firsts[rows],
+            None if seconds is None else seconds[rows],
+            truncation="longest_first",
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=has_types,
+        )
+        ids.extend(np.array(sequence, dtype=np.int32) for sequence in batch["input_ids"])
+        if has_types:
+            second_start.extend(len(types) - sum(types) for types in batch["token_type_ids"])
+        else:
+            second_start.extend(len(sequence) for sequence in batch["input_ids"])
+        if spec.kind == "span":
+            for row in range(len(batch["input_ids"])):
+                spans.append(_word_spans(spec, columns, batch, row, start, max_length, origin))
+    arrays = {
+        "input_ids": np.concatenate(ids),
+        "offsets": np.cumsum([0, *(len(sequence) for sequence in ids)], dtype=np.int64),
+        "second_start": np.array(second_start, dtype=np.int32),
+        "questions": np.array(questions, dtype=np.int64),
+    }
+    if spec.kind == "span":
+        arrays["spans"] = np.array(spans, dtype=np.int32)
+    return arrays
+
+
+def _segments(spec: TaskSpec, columns: dict[str, list], tokenizer, max_length: int):
+    """First texts, second texts (None: there are none) and the row each comes from."""
+    firsts = columns[spec.text[0]]
+    seconds = columns[spec.text[1]] if len(spec.text) == 2 else None
+    rows = list(range(len(firsts)))
+    tails = None
+    if spec.joined:
+        phrases = dict(spec.phrases)
+        tails = [phrases.get(value, value) for value in columns[spec.joined]]
+    if spec.choices:
+        seconds = list(chain.from_iterable(zip(*(columns[c] for c in spec.choices), strict=True)))
+        rows = [row for row in rows for _ in spec.choices]
+        firsts = [firsts[row] for row in rows]
+        tails = tails and [tails[row] for row in rows]
+    if tails is not None:
+        firsts = _join(firsts, tails, seconds, tokenizer, max_length)
+    return firsts, seconds, rows
+
+
+def _join(
+    heads: Sequence[str], tails: Sequence[str], seconds: Sequence[str], tokenizer, max_length: int
+) -> list[str]:
+    """Each head with its tail, the head shortened where the sequence would be too long.
+
+    Cutting the joined text on the right would lose MultiRC's question: our choice is to cut the
+    paragraph before it.
+    """
+    joined = [f"{head} {tail}" for head, tail in zip(heads, tails, strict=True)]
+    for start in range(0, len(joined), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        batch = tokenizer(joined[rows], seconds[rows], return_offsets_mapping=True, verbose=False)
+        for row, offsets in enumerate(batch["offset_mapping"], start):
+            excess = len(offsets) - max_length
+            if excess <= 0:
+                continue
+            in_first = [i for i, part in enumerate(batch.sequence_ids(row - start)) if part == 0]
+            head_tokens = [i for i in in_first if offsets[i][0] < len(heads[row])]
+            kept = max(1, len(head_tokens) - excess)
+            end = offsets[head_tokens[kept]][0] if kept < len(head_tokens) else len(heads[row])
+            joined[row] = f"{heads[row][:end].rstrip()} {tails[row]}"
+    return joined
+
+
+def _word_spans(
+    spec: TaskSpec, columns: dict[str, list], batch, row: int, first: int, length: int, origin: str
+) -> list[list[int]]:
+    """The tokens [start, end) of the word in each of the two texts."""
+    spans = []
+    for part in (0, 1):
+        begin, end = (columns[name][first + row] for name in spec.spans[2 * part : 2 * part + 2])
+        text = columns[spec.text[part]][first + row]
+        tokens = None
+        if 0 <= begin < end <= len(text):
+            tokens = (
+                batch.char_to_token(row, begin, sequence_index=part),
+                batch.char_to_token(row, end - 1, sequence_index=part),
+            )
+        if tokens is None or None in tokens:
+            raise UserError(
+                f"{origin}: row {first + row} (from 0): no word at characters {begin} to {end} "
+                f"of column {spec.text[part]!r} within the first {length} tokens"
+            )
+        spans.append([tokens[0], tokens[1] + 1])
+    return spans

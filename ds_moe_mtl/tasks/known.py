@@ -1,0 +1,57 @@
+"""Every task known by name, and the names of groups of them."""
+
+import difflib
+from collections.abc import Iterable
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.tasks.glue import GLUE
+from ds_moe_mtl.tasks.spec import TaskSpec
+
+
+def known_tasks() -> dict[str, TaskSpec]:
+    """Every known task by its name."""
+    return {spec.name: spec for spec in GLUE}
+
+
+def task_groups() -> dict[str, tuple[str, ...]]:
+    """Task names of every group, in the order of the paper's tables (smallest first)."""
+    glue = tuple(spec.name for spec in GLUE)
+    return {
+        "glue": glue,
+        "glue_small": ("rte", "mrpc", "stsb", "cola"),
+        # Sec. 5.3: without the two tasks that are related to no other.
+        "c-glue": tuple(name for name in glue if name not in ("cola", "sst2")),
+    }
+
+
+def get_task(name: str) -> TaskSpec:
+    """The row of that name. Raises UserError with the nearest known name."""
+    tasks = known_tasks()
+    if name not in tasks:
+        raise UserError(_unknown(name, list(tasks)))
+    return tasks[name]
+
+
+def expand_tasks(names: Iterable[str]) -> list[str]:
+    """Task names with every group replaced by its members; a name given twice counts once.
+
+    Raises UserError for a name that is neither a task nor a group.
+    """
+    tasks, groups = known_tasks(), task_groups()
+    expanded: dict[str, None] = {}
+    for name in names:
+        if name in groups:
+            expanded.update(dict.fromkeys(groups[name]))
+        elif name in tasks:
+            expanded[name] = None
+        else:
+            raise UserError(_unknown(name, [*tasks, *groups]))
+    return list(expanded)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    folded = {other.replace("-", "").replace("_", ""): other for other in known}
+    plain = name.lower().replace("-", "").replace("_", "")
+    near = difflib.get_close_matches(plain, folded, n=1, cutoff=0.5)
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else ""
+    return f"tasks: unknown task {name!r}{hint} Known: {', '.join(sorted(known))}"

@@ -1,0 +1,80 @@
+"""A task is a row: what is read, how it is put to the encoder, how it is scored."""
+
+import dataclasses
+from dataclasses import dataclass
+
+KINDS = ("classification", "regression", "ranking", "span")
+
+# Sec. 4.2 of "Sparsely Activated MoE are Robust Multi-Task Learners": small tasks have at most
+# 10k training examples.
+SMALL_TASK_EXAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task: its columns, labels, metric, length and where its splits are found.
+
+    kind: "classification" (one of `labels`), "regression" (a number), "ranking" (which of the
+    `choices` columns; each is encoded by itself, label 1 = the right one), "span"
+    (classification of [CLS] together with one word in each of two texts).
+    """
+
+    name: str
+    kind: str
+    text: tuple[str, ...]  # one or two text columns
+    label: str = "label"
+    labels: tuple[str, ...] = ()  # class names in the order of their numbers
+    metric: str = "accuracy"
+    max_length: int = 128  # tokens, special ones included
+    published_size: int = 0  # training examples of the published split; 0 = unknown
+    hub: tuple[str, str] | None = None  # data set and configuration
+    folder: str = ""  # below a local data root
+    train_split: str = "train"
+    dev_splits: tuple[str, ...] = ("validation",)
+    joined: str = ""  # column whose text follows the first text, in the same segment
+    phrases: tuple[tuple[str, str], ...] = ()  # how a value of `joined` is put into words
+    choices: tuple[str, ...] = ()  # ranking: the columns of the candidates
+    spans: tuple[str, ...] = ()  # span: start1, end1, start2, end2 (characters, end exclusive)
+    stand_ins: tuple[tuple[str, str], ...] = ()  # split -> local file used where it is missing
+    generated: bool = False  # a task of the embedded suite
+    train_file: str = ""  # a user's own data
+    dev_file: str = ""
+    dev_fraction: float = 0.1  # cut from train_file where there is no dev_file
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers the task's head gives for a sequence: its classes, or 1 for a regression."""
+        return 1 if self.kind == "regression" else len(self.labels)
+
+    @property
+    def is_own(self) -> bool:
+        """True for a user's own files: their label values are names, never class numbers."""
+        return bool(self.train_file)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is read, the label last."""
+        joined = (self.joined,) if self.joined else ()
+        return (*self.text, *joined, *self.choices, *self.spans, self.label)
+
+    def splits(self, which: str) -> tuple[str, ...]:
+        """Names of the splits that make up "train" or "dev"."""
+        return (self.train_split,) if which == "train" else self.dev_splits
+
+    def to_dict(self) -> dict:
+        """The row as plain JSON values; `from_dict` gives the same row back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "TaskSpec":
+        """The row that `to_dict` wrote, also after a trip through JSON."""
+        return cls(**{key: _tuples(value) for key, value in values.items()})
+
+
+def is_small(spec: TaskSpec) -> bool:
+    """True for at most 10k PUBLISHED training examples, whatever subset is loaded."""
+    return spec.published_size <= SMALL_TASK_EXAMPLES
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
