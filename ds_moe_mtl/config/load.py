@@ -1,7 +1,7 @@
 """From a YAML path and `section.key=value` overrides to one RunConfig."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from ds_moe_mtl.config.complaint import complaint
 from ds_moe_mtl.config.document import dotted, parse_yaml
 from ds_moe_mtl.config.errors import UserError
+from ds_moe_mtl.config.files import REPOSITORY, displayed, locate, read_text
 from ds_moe_mtl.config.schema import OwnTask, RunConfig
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 EXPERIMENTS = REPOSITORY / "ds_configs" / "experiments"
 DEFAULT_EXPERIMENT = EXPERIMENTS / "embedded_mttag_minilm.yaml"
 COMMAND_LINE = "command line"
+Where = Callable[[str], str]  # from a dotted key to the place where it was written
 
 
 def load_config(
@@ -30,8 +31,8 @@ def load_config(
     Raises UserError, one line, for anything the user can mend.
     """
     file = DEFAULT_EXPERIMENT if path is None else _find_experiment(Path(path))
-    source = _displayed(file)
-    document = parse_yaml(_read(file), source)
+    source = displayed(file)
+    document = parse_yaml(read_text(file), source)
     if not isinstance(document.values, dict):
         what = "is empty" if document.values is None else "is not a mapping of sections"
         raise UserError(f"{source}: {what}; allowed: the sections {_sections()}")
@@ -46,7 +47,7 @@ def load_config(
     return _with_files(config, file.parent, lambda key: _place(key, places, source))
 
 
-def validate(values: Mapping[str, Any], where: Any) -> RunConfig:
+def validate(values: Mapping[str, Any], where: Where) -> RunConfig:
     """Return plain values as a RunConfig; `where` tells the place of a dotted key.
 
     Raises UserError.
@@ -86,23 +87,6 @@ def _find_experiment(path: Path) -> Path:
     hint = f"; nearest shipped one: ds_configs/experiments/{close[0]}.yaml" if close else ""
     what = "is a folder, not a file" if path.is_dir() else "no such file"
     raise UserError(f"{path}: {what}{hint or '; allowed: the YAML of a run'}")
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{_displayed(file)}: not UTF-8 text; allowed: the YAML of a run") from None
-    except OSError as error:
-        raise UserError(f"{_displayed(file)}: {error.strerror}") from None
-
-
-def _displayed(file: Path) -> str:
-    """Return a file's name as short as it can be followed: relative to here or absolute."""
-    resolved = file.resolve()
-    return (
-        str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(file)
-    )
 
 
 def _place(key: str, places: Mapping[str, str], source: str) -> str:
@@ -191,34 +175,28 @@ def _index(part: str, items: list[Any], here: str) -> int:
     return int(part)
 
 
-def _with_files(config: RunConfig, folder: Path, where: Any) -> RunConfig:
+def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
     """Return the configuration with the files it names found, as absolute paths."""
+    folders = (Path.cwd(), folder, REPOSITORY)
 
-    def found(key: str, name: str, is_folder: bool = False) -> str:
-        for base in (Path.cwd(), folder, REPOSITORY):
-            candidate = base / Path(name).expanduser()
-            if candidate.is_dir() if is_folder else candidate.is_file():
-                return str(candidate.resolve())
-        raise UserError(
-            f"{where(key)}: {key} = {name!r}: no such {'folder' if is_folder else 'file'}"
-            + ("; allowed: a folder, embedded, or null for the Hub" if is_folder else "")
-        )
+    def found(key: str, name: str, allowed: str) -> str:
+        path = locate(name, folders)
+        if path is None or path.is_dir() != allowed.startswith("a folder"):
+            what = "no such file or folder" if path is None else f"not {allowed.partition(',')[0]}"
+            raise UserError(f"{where(key)}: {key} = {name!r}: {what}; allowed: {allowed}")
+        return str(path)
 
     tasks = []
     for i, task in enumerate(config.tasks):
         if isinstance(task, OwnTask):
             files = {"train": task.train} | ({"dev": task.dev} if task.dev else {})
-            task = task.model_copy(
-                update={part: found(f"tasks.{i}.{part}", name) for part, name in files.items()}
-            )
+            kinds = "a file: csv, tsv, jsonl or parquet"
+            paths = {part: found(f"tasks.{i}.{part}", name, kinds) for part, name in files.items()}
+            task = task.model_copy(update=paths)
         tasks.append(task)
     data = config.data
     if data.root is not None and data.root != "embedded":
-        data = data.model_copy(update={"root": found("data.root", data.root, is_folder=True)})
-    return config.model_copy(
-        update={
-            "tasks": tuple(tasks),
-            "data": data,
-            "deepspeed": found("deepspeed", config.deepspeed),
-        }
-    )
+        root = found("data.root", data.root, "a folder, embedded, or null for the Hub")
+        data = data.model_copy(update={"root": root})
+    native = found("deepspeed", config.deepspeed, "a file, DeepSpeed's JSON")
+    return config.model_copy(update={"tasks": tuple(tasks), "data": data, "deepspeed": native})

@@ -1,0 +1,216 @@
+"""The native DeepSpeed JSON of a run: read as it is, its "auto" values filled from the YAML.
+
+What both files say must agree; where they contradict each other, nothing is guessed. Keys that
+this file does not name are DeepSpeed's business and pass through untouched.
+
+Examples are counted by the super-batch loader, which deals them to the ranks with sizes at most
+one apart. DeepSpeed only divides: it wants train_batch_size = micro x accumulation x ranks. It is
+given micro = ceil(batch_size / (ranks x accumulation)) and that product, which is above
+train.batch_size where the division leaves a rest.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ds_moe_mtl.config.errors import UserError
+from ds_moe_mtl.config.files import displayed, read_text
+from ds_moe_mtl.config.schema import RunConfig
+
+AUTO = "auto"
+SPARSE_KINDS = ("mt_switch", "mt_tag")
+STAGES = (0, 1, 2)
+PRECISIONS = ("bf16", "fp16")
+FILLED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "zero_optimization",
+    "optimizer",
+    "scheduler",
+)
+
+
+def resolve_deepspeed(
+    config: RunConfig, world_size: int, device: Literal["cpu", "cuda"] = "cpu"
+) -> dict[str, Any]:
+    """Return the JSON of `config.deepspeed` with nothing left to fill, for so many ranks.
+
+    Raises UserError, one line that names both files' keys and values, for a contradiction and
+    for what is known not to work.
+    """
+    file = Path(config.deepspeed)
+    resolved = read_deepspeed(file)
+    try:
+        _check_names(resolved)
+        _fill_batch(resolved, config, world_size)
+        _check_zero(resolved, config, world_size)
+        _fill_precision(resolved, config, device)
+        _fill_optimizer(resolved, config)
+        _check_scheduler(resolved)
+        clip = config.train.clip
+        _agree(resolved, "gradient_clipping", clip, f"train.clip = {clip}")
+        _check_nothing_left(resolved, ())
+    except UserError as error:
+        raise UserError(f"{displayed(file)}: {error}") from None
+    return resolved
+
+
+def read_deepspeed(file: Path) -> dict[str, Any]:
+    """Return the JSON's object as it stands. Raises UserError for what is not one."""
+    name = displayed(file)
+
+    def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"{name}: {key} is given twice")
+        return dict(pairs)
+
+    try:
+        values = json.loads(read_text(file), object_pairs_hook=no_doubles)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name}:{error.lineno}: not valid JSON: {error.msg}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: not a JSON object; allowed: DeepSpeed's own configuration")
+    return values
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
+    """Refuse a slip in a key that is filled here: DeepSpeed would ignore it in silence."""
+    for key in values:
+        close = difflib.get_close_matches(key, FILLED, n=1, cutoff=0.85)
+        if close and key not in FILLED:
+            raise UserError(f"unknown key {key}; nearest known key: {close[0]}")
+    if "bfloat16" in values:
+        raise UserError("bfloat16 is DeepSpeed's old name; allowed: bf16")
+
+
+def _fill_batch(values: dict[str, Any], config: RunConfig, world_size: int) -> None:
+    batch, accumulation = config.train.batch_size, config.train.accumulation
+    shares = world_size * accumulation
+    if batch < shares:
+        raise UserError(
+            f"train.batch_size = {batch} is smaller than {world_size} ranks x "
+            f"train.accumulation = {accumulation}; allowed: at least one example each"
+        )
+    micro = math.ceil(batch / shares)
+    _agree(values, "train_batch_size", batch, f"train.batch_size = {batch}")
+    _agree(
+        values, "gradient_accumulation_steps", accumulation, f"train.accumulation = {accumulation}"
+    )
+    division = f"{batch} over {world_size} ranks x train.accumulation = {accumulation}"
+    because = f"train.batch_size = {division}, which is {micro}"
+    _agree(values, "train_micro_batch_size_per_gpu", micro, because)
+    values["train_batch_size"] = micro * shares
+
+
+def _check_zero(values: dict[str, Any], config: RunConfig, world_size: int) -> None:
+    zero = _section(values, "zero_optimization", {"stage": 0})
+    stage = zero.setdefault("stage", 0)
+    if stage == 3 and type(stage) is int:
+        why = (
+            "DeepSpeed refuses it with native MoE layers"
+            if config.model.kind in SPARSE_KINDS
+            else "the dense model keeps to what the sparse ones train with"
+        )
+        raise UserError(
+            f"zero_optimization.stage = 3 with model.kind = {config.model.kind}: {why}; "
+            "allowed: 0, 1, 2"
+        )
+    if type(stage) is not int or stage not in STAGES:
+        raise UserError(f"zero_optimization.stage = {stage!r}; allowed: 0, 1, 2 (never auto)")
+    if stage == 0 and config.train.precision != "fp32":
+        # FP16_UnfusedOptimizer takes a zero-gradient step at init; the first update is 0.75 x lr.
+        raise UserError(
+            f"zero_optimization.stage = 0 with train.precision = {config.train.precision}: "
+            "DeepSpeed scales the first update wrongly there; allowed: stage 1 or 2, or fp32"
+        )
+    if config.model.kind in SPARSE_KINDS and world_size % config.moe.ep_size:
+        raise UserError(
+            f"moe.ep_size = {config.moe.ep_size} does not divide the {world_size} ranks; "
+            "allowed: an ep_size that divides the ranks and moe.num_experts"
+        )
+
+
+def _fill_precision(values: dict[str, Any], config: RunConfig, device: str) -> None:
+    precision = config.train.precision
+    if all(_section(values, name, {}).get("enabled") is True for name in PRECISIONS):
+        raise UserError("bf16.enabled and fp16.enabled are both true; allowed: one of them")
+    for name in PRECISIONS:
+        section = _section(values, name, {})
+        wanted = name == precision
+        enabled = section.get("enabled", AUTO)
+        if enabled != AUTO and enabled is not wanted:
+            raise UserError(
+                f"{name}.enabled = {json.dumps(enabled)} contradicts train.precision = "
+                f'{precision}; make them agree or write "auto"'
+            )
+        section["enabled"] = wanted
+    for name in ("amp", "torch_autocast"):
+        if name in values and _section(values, name, {}).get("enabled"):
+            raise UserError(
+                f"{name}.enabled = true contradicts train.precision = {precision}; "
+                f"allowed: no {name}, the precision is the YAML's"
+            )
+    if precision == "fp16" and device == "cpu":
+        raise UserError("train.precision = fp16 does not run on a CPU; allowed there: bf16 or fp32")
+
+
+def _fill_optimizer(values: dict[str, Any], config: RunConfig) -> None:
+    optimizer = _section(values, "optimizer", {})
+    kind = optimizer.setdefault("type", "AdamW")
+    if not isinstance(kind, str) or kind.lower() not in ("adam", "adamw"):
+        raise UserError(f"optimizer.type = {kind!r}; allowed: Adam, AdamW")
+    params = _section(optimizer, "params", {}, "optimizer.")
+    train = config.train
+    named = {"lr": train.lr, "betas": list(train.betas), "eps": train.eps}
+    for key, value in (named | {"weight_decay": train.weight_decay}).items():
+        _agree(params, key, value, f"train.{key} = {value}", "optimizer.params.")
+    # torch's own Adam needs no compiler; fused, 21M added weights cost it 34 ms, not 117 to 407.
+    if params.setdefault("torch_adam", True) and not params.get("foreach"):
+        params.setdefault("fused", True)
+
+
+def _check_scheduler(values: dict[str, Any]) -> None:
+    scheduler = values.pop("scheduler", AUTO)
+    if scheduler not in (AUTO, None):
+        kind = scheduler.get("type") if isinstance(scheduler, dict) else scheduler
+        raise UserError(
+            f"scheduler.type = {kind!r} contradicts train.warmup: the YAML sets warm-up and linear "
+            "decay; allowed: no scheduler section"
+        )
+
+
+def _check_nothing_left(value: Any, path: tuple[str, ...]) -> None:
+    """Refuse an "auto" that the YAML has no value for."""
+    if value == AUTO:
+        raise UserError(f'{".".join(path)} = "auto" has nothing to fill it; give its value')
+    children = value.items() if isinstance(value, dict) else ()
+    for key, child in children:
+        _check_nothing_left(child, (*path, key))
+
+
+def _section(
+    values: dict[str, Any], key: str, default: dict[str, Any], prefix: str = ""
+) -> dict[str, Any]:
+    """Return a sub-object, made from the default where there is none."""
+    section = values.setdefault(key, default)
+    if not isinstance(section, dict):
+        raise UserError(f"{prefix}{key} = {section!r}; allowed: a JSON object")
+    return section
+
+
+def _agree(values: dict[str, Any], key: str, wanted: Any, because: str, prefix: str = "") -> None:
+    """Fill a key that is absent or "auto"; refuse any other value than the wanted one."""
+    given = values.get(key, AUTO)
+    if given not in (AUTO, wanted) or type(given) is bool:
+        raise UserError(
+            f"{prefix}{key} = {json.dumps(given)} contradicts {because}; "
+            'make them agree or write "auto"'
+        )
+    values[key] = wanted

@@ -1,0 +1,30 @@
+"""Where a configuration's files lie, and how they are named in messages."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_moe_mtl.config.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def displayed(file: Path) -> str:
+    """Return a file's name as short as it can be followed: relative to here, or as it is."""
+    resolved, here = file.resolve(), Path.cwd()
+    return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(file)
+
+
+def read_text(file: Path) -> str:
+    """Return a file's text. Raises UserError where it cannot be read as UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{displayed(file)}: not a text file (UTF-8)") from None
+    except OSError as error:
+        raise UserError(f"{displayed(file)}: {error.strerror}") from None
+
+
+def locate(name: str, folders: Sequence[Path]) -> Path | None:
+    """Return the absolute path of the first folder's file or folder of that name."""
+    found = (folder / Path(name).expanduser() for folder in folders)
+    return next((path.resolve() for path in found if path.exists()), None)
