@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from moe_kernels.ffn import expert_ffn
-from moe_kernels.permutation import permute, unpermute
 from moe_kernels.routing import route
 
 GATE_SCALES = ("paper", "preserve")
@@ -37,9 +36,18 @@ def top1_moe_ffn(
     routing = route(x_TD, gate_weight, gate_ids_T, len(w1), mask_T, impl=impl)
     scale_T = gate_scale_of(routing.prob_T, gate_scale)
     rows_TD = x_TD.reshape(-1, x_TD.shape[-1])
-    x_RD = permute(rows_TD, routing, impl=impl)
-    y_RD = expert_ffn(x_RD, routing.counts_E, w1, b1, w2, b2, activation, impl=impl)
-    y_TD = unpermute(y_RD, routing, scale_T, impl=impl)
+    y_TD = expert_ffn(
+        rows_TD,
+        routing.counts_E,
+        w1,
+        b1,
+        w2,
+        b2,
+        activation,
+        order_R=routing.order_R,
+        scale_T=scale_T,
+        impl=impl,
+    )
     return y_TD.view(x_TD.shape), routing.expert_T, routing.prob_T, routing.counts_E
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moe_kernels.ffn.reference import ACTIVATIONS, expert_ffn_reference
+from moe_kernels.ffn.blocks import ffn_by_block
+from moe_kernels.ffn.reference import ACTIVATIONS
 from moe_kernels.implementation import resolve_impl
 
 
@@ -21,23 +22,36 @@ def expert_ffn(
     b2: Sequence[Tensor],
     activation: str = "gelu",
     *,
+    order_R: Tensor | None = None,
+    scale_T: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Return y_RD: rows sorted by expert, each through its expert's FFN.
+    """Return y_RD: each row through its expert's FFN.
 
-    counts_E: rows of each expert, in order; their sum is R.
+    counts_E: rows of each expert. Without order_R the rows are sorted by expert and counts_E sums
+    to R. With order_R (Routing.order_R, or received_order's) they lie in any order and order_R
+    lists them expert by expert: the result keeps the rows' own order, with 0 in rows not listed.
     w1, b1, w2, b2: E tensors each, in nn.Linear's layout ([F, D], [F], [D, F], [D]).
     activation: "gelu" (exact) or "gelu_tanh".
-    An expert without rows gets zero gradients, never None.
+    scale_T: what each row's result is multiplied by, float32, in the rows' own order.
+    An expert without rows gets zero gradients, never None. Under autocast x and the experts are
+    cast as torch's linear would. Raises ValueError for arguments that do not fit.
     """
     check_experts(x_RD, w1, b1, w2, b2, activation)
+    if torch.is_autocast_enabled(x_RD.device.type):
+        dtype = torch.get_autocast_dtype(x_RD.device.type)
+        x_RD = x_RD.to(dtype)
+        w1, b1, w2, b2 = ([tensor.to(dtype) for tensor in kind] for kind in (w1, b1, w2, b2))
     resolve_impl(impl, x_RD.device)
     counts = counts_E.tolist() if isinstance(counts_E, Tensor) else list(counts_E)
     if len(counts) != len(w1):
         raise ValueError(f"counts_E has {len(counts)} entries: must be the {len(w1)} experts")
-    if sum(counts) != x_RD.shape[0]:
-        raise ValueError(f"counts_E sums to {sum(counts)}: must be x_RD's {x_RD.shape[0]} rows")
-    return expert_ffn_reference(x_RD, counts, w1, b1, w2, b2, activation)
+    listed = x_RD.shape[0] if order_R is None else order_R.shape[0]
+    if sum(counts) != listed and x_RD.device.type == "cpu":
+        rows = "x_RD's rows" if order_R is None else "order_R's entries"
+        raise ValueError(f"counts_E sums to {sum(counts)}: must be {rows}, {listed}")
+    with torch.autocast(x_RD.device.type, enabled=False):
+        return ffn_by_block(x_RD, counts, w1, b1, w2, b2, activation, order_R, scale_T)
 
 
 def check_experts(x, w1, b1, w2, b2, activation: str) -> None:

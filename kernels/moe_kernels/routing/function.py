@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from moe_kernels.implementation import resolve_impl
-from moe_kernels.routing.reference import choose, gate_logits
+from moe_kernels.routing.blocks import gate_logits_by_run
+from moe_kernels.routing.reference import choose
 from moe_kernels.routing.types import Routing, sort_by_expert
 
 
@@ -55,7 +56,7 @@ def route(
     if gate_ids_T is not None and x_TD.device.type == "cpu":
         _check_range(gate_ids_T, num_gates)
     with torch.autocast(x_TD.device.type, enabled=False):
-        logits_TE = gate_logits(x_TD, gate_weight, gate_ids_T, num_experts)
+        logits_TE = gate_logits_by_run(x_TD, gate_weight, gate_ids_T, num_experts)
         expert_T, prob_T = choose(logits_TE, mask_T)
     counts_E, order_R = sort_by_expert(expert_T, num_experts)
     return Routing(expert_T, prob_T, counts_E, order_R, logits_TE if with_logits else None)
