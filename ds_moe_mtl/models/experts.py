@@ -5,9 +5,10 @@ R routed rows sorted by expert, D hidden size, F intermediate size, E experts.
 
 from collections.abc import Sequence
 
-import moe_kernels
 import torch
 from torch import nn
+
+import moe_kernels
 
 _APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activation names of moe_kernels, with torch's `approximate` argument."""

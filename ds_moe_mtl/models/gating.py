@@ -7,8 +7,9 @@ Source: "Sparsely Activated MoE are Robust Multi-Task Learners", eq. 3-6.
 import math
 from dataclasses import dataclass
 
-import moe_kernels
 import torch
+
+import moe_kernels
 
 GATE_INIT_STD = 0.001
 """Standard deviation of new gates; same paper, sec. 4.4."""
@@ -43,7 +44,9 @@ class RoutingOptions:
                 f"got {self.num_experts} and {self.num_gates}"
             )
         if self.gate_scale not in moe_kernels.GATE_SCALES:
-            raise ValueError(f"gate_scale is one of {moe_kernels.GATE_SCALES}, got {self.gate_scale!r}")
+            raise ValueError(
+                f"gate_scale is one of {moe_kernels.GATE_SCALES}, got {self.gate_scale!r}"
+            )
         if self.dispatch not in DISPATCHES:
             raise ValueError(f"dispatch is one of {DISPATCHES}, got {self.dispatch!r}")
         if self.capacity_factor <= 0:

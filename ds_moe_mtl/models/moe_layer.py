@@ -2,10 +2,10 @@
 
 import copy
 
-import moe_kernels
 import torch
 from torch import nn
 
+import moe_kernels
 from ds_moe_mtl.models.context import LayerRoute
 from ds_moe_mtl.models.experts import run_experts
 from ds_moe_mtl.models.gating import (

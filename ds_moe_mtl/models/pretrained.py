@@ -79,7 +79,7 @@ def _packaged_minilm() -> EncoderSource:
 def _hub_folder(hub_id: str) -> str | None:
     """Return the local folder of a Hub model's files, or None where it cannot be had."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
@@ -98,7 +98,9 @@ def load_transformer(source: EncoderSource, dropout: float, pooler: bool) -> nn.
     """
     import torch
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source.folder)
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout

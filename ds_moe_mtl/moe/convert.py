@@ -48,9 +48,7 @@ def plain_key(key: str, place: int = 0, num_local_experts: int = 0) -> str:
 
     The local expert index becomes the global one of the rank at `place` in its expert group.
     """
-    key = _EXPERT.sub(
-        lambda match: f".experts.{int(match[1]) + place * num_local_experts}.", key
-    )
+    key = _EXPERT.sub(lambda match: f".experts.{int(match[1]) + place * num_local_experts}.", key)
     return key.replace(".deepspeed_moe.gate.", ".gate.")
 
 
@@ -83,9 +81,7 @@ def load_plain_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Non
     layers = [layer for _, _, layer in _layers(model, TaskMoE)]
     ep_size = layers[0].ep_size if layers else 1
     local = layers[0].num_local_experts if layers else 0
-    own = {
-        key: state[plain_key(key, expert_place(ep_size), local)] for key in model.state_dict()
-    }
+    own = {key: state[plain_key(key, expert_place(ep_size), local)] for key in model.state_dict()}
     model.load_state_dict(own)
 
 

@@ -6,11 +6,11 @@ E = P * L experts. Rank p of the group holds experts p * L to (p + 1) * L.
 
 from collections.abc import Sequence
 
-import moe_kernels
 import torch
 from torch import distributed as dist
 from torch import nn
 
+import moe_kernels
 from ds_moe_mtl.models.experts import run_experts
 from ds_moe_mtl.models.gating import RoutingOptions
 

@@ -5,11 +5,11 @@ S tokens, D hidden size, G gates, E experts.
 
 import torch
 from deepspeed.moe.sharded_moe import TopKGate
-from moe_kernels import Routing, gate_scale_of
 from torch import distributed as dist
 from torch import nn
 
 from ds_moe_mtl.models.gating import GATE_INIT_STD, RoutingOptions, route_tokens
+from moe_kernels import Routing, gate_scale_of
 
 
 class TaskGate(TopKGate):

@@ -166,9 +166,7 @@ def _from_rank(environ: Mapping[str, str], find_port: Callable[[], int]) -> Rank
 
 def _is_hydra(environ: Mapping[str, str]) -> bool:
     # srun --mpi=pmi2 sets PMI_RANK too, but it is srun that knows the local ranks then.
-    return "PMI_RANK" in environ and (
-        "MPI_LOCALRANKID" in environ or not _is_slurm_step(environ)
-    )
+    return "PMI_RANK" in environ and ("MPI_LOCALRANKID" in environ or not _is_slurm_step(environ))
 
 
 def _from_mpi(
@@ -218,9 +216,7 @@ def _from_slurm(environ: Mapping[str, str], find_port: Callable[[], int]) -> Ran
     )
     nodes = expand_nodelist(nodelist)
     address = environ.get("MASTER_ADDR") or (LOOPBACK if len(nodes) == 1 else nodes[0])
-    port = (
-        _integer(environ, "MASTER_PORT") if "MASTER_PORT" in environ else slurm_port(environ)
-    )
+    port = _integer(environ, "MASTER_PORT") if "MASTER_PORT" in environ else slurm_port(environ)
     return Ranks(
         rank, world_size, local_rank, _slurm_local_world(environ, local_rank), address, port, "srun"
     )

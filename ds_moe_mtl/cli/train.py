@@ -1,0 +1,77 @@
+"""ds-moe-mtl train, and train.py: one YAML, then section.key=value overrides."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from ds_moe_mtl.config import DEFAULT_EXPERIMENT, UserError, load_config
+from ds_moe_mtl.training.rendezvous import Ranks, rendezvous
+
+USAGE = """usage: deepspeed --num_gpus N train.py [CONFIG.yaml] [section.key=value ...]
+       torchrun --nproc_per_node N train.py ..., mpirun -n N python train.py ...,
+       srun python train.py ..., python train.py ..., ds-moe-mtl train ...
+
+Trains what CONFIG.yaml describes; without one, ds_configs/experiments/embedded_mttag_minilm.yaml.
+Started again with the same configuration it continues where it was.
+
+example: python train.py ds_configs/experiments/glue_small_mttag_minilm.yaml data.root=DATA
+exit status: 0 complete, 2 a mistake to mend, 75 stopped on request after a checkpoint"""
+
+BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train and return the exit status; a user's mistake is one line on rank 0's stderr."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(USAGE)
+        return 0
+    ranks = None
+    try:
+        ranks = rendezvous(os.environ)
+        say = _speaker(ranks)
+        path, overrides = _split(arguments)
+        if path is None:
+            say(f"no YAML given: running {DEFAULT_EXPERIMENT.name}")
+        config = load_config(path, overrides)
+        from ds_moe_mtl.training.train import train
+
+        return train(config, ranks, say)
+    except UserError as error:
+        if ranks is None or ranks.rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+
+
+def _speaker(ranks: Ranks) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if ranks.rank == 0:
+            print(line, flush=True)
+
+    return say
+
+
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return (YAML path or None, overrides). Accepts a launcher's --local_rank.
+
+    Raises UserError for a second path or an unknown option.
+    """
+    paths, overrides = [], []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("--local_rank", "--local-rank"):
+            rest = rest[1:]
+        elif argument.startswith(("--local_rank=", "--local-rank=")):
+            continue
+        elif argument.startswith("-"):
+            raise UserError(f"command line: unknown option {argument}; allowed: --help")
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            paths.append(argument)
+    if len(paths) > 1:
+        raise UserError(
+            f"command line: two YAML files, {paths[0]} and {paths[1]}; allowed: one, then "
+            f"section.key=value"
+        )
+    return (paths[0] if paths else None), overrides

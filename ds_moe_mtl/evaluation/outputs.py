@@ -1,0 +1,50 @@
+"""From batches to each sequence's outputs, and from those to a task's score."""
+
+import numpy as np
+import torch
+
+from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch
+from ds_moe_mtl.tasks import TaskSpec
+
+INPUTS = (
+    "input_ids_T",
+    "token_type_ids_T",
+    "position_ids_T",
+    "cu_seqlens",
+    "groups",
+    "task_ids_B",
+    "spans_B22",
+)
+
+
+def network_inputs(batch: MultiTaskBatch) -> dict:
+    """Return the keywords of MultiTaskNetwork.forward for a batch."""
+    return {name: getattr(batch, name) for name in INPUTS}
+
+
+@torch.no_grad()
+def batch_outputs(
+    network: torch.nn.Module, batch: MultiTaskBatch, num_outputs: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rows [B] of the task's split, float32 outputs [B, num_outputs]) of one batch."""
+    logits_BC = network(**network_inputs(batch.to(device))).logits_BC
+    return batch.example_ids_B.numpy(), logits_BC[:, :num_outputs].float().cpu().numpy()
+
+
+def assemble(
+    pieces: list[tuple[np.ndarray, np.ndarray]], split: EncodedSplit, num_outputs: int
+) -> np.ndarray:
+    """Return the outputs of a whole split [N, C] in row order; every row must come exactly once."""
+    rows = np.concatenate([rows for rows, _ in pieces])
+    assert len(rows) == split.num_sequences and len(np.unique(rows)) == len(rows)
+    outputs_NC = np.empty((split.num_sequences, num_outputs), dtype=np.float32)
+    outputs_NC[rows] = np.concatenate([outputs for _, outputs in pieces])
+    return outputs_NC
+
+
+def task_result(spec: TaskSpec, outputs_NC: np.ndarray, split: EncodedSplit) -> dict:
+    """Return {"metric", "value" in percent, "examples"} of a task's outputs."""
+    from ds_moe_mtl.tasks.metrics import score
+
+    value = score(spec, outputs_NC, split.labels, split.questions, split.parts)
+    return {"metric": spec.metric, "value": value, "examples": split.num_examples}

@@ -1,0 +1,112 @@
+"""The canonical model folder: safetensors, config.json, tokenizer, task map. No pickle.
+
+config.json: {"format": 1, "kind", "encoder" (transformers' config), "encoder_class", "pooler",
+"heads", "routing", "gate_of_task", "tasks" (rows as plain values), "about" (free)}.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ds_moe_mtl.models.gating import RoutingOptions
+from ds_moe_mtl.models.heads import HeadSpec
+from ds_moe_mtl.models.multitask import SPARSE_KINDS, MultiTaskNetwork, build_network
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def describe_network(
+    network: MultiTaskNetwork,
+    kind: str,
+    routing: RoutingOptions | None,
+    tasks: list[dict],
+    about: Mapping,
+) -> dict:
+    """Return what config.json says of a network, enough to build it again."""
+    transformer = network.encoder.transformer
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "encoder": transformer.config.to_dict(),
+        "encoder_class": type(transformer).__name__,
+        "pooler": getattr(transformer, "pooler", None) is not None,
+        "heads": [asdict(spec) for spec in network.heads.specs],
+        "routing": asdict(routing) if kind in SPARSE_KINDS else None,
+        "gate_of_task": network.gate_of_task.tolist(),
+        "tasks": tasks,
+        "about": dict(about),
+    }
+
+
+def save_folder(
+    folder: Path, description: dict, state: Mapping[str, torch.Tensor], tokenizer
+) -> None:
+    """Write a model folder from a network's description and its plain state."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    temporary = folder / (WEIGHTS + ".tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / WEIGHTS)
+    tokenizer.save_pretrained(folder)
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_description(folder: Path) -> dict:
+    """Return a model folder's config.json. Raises ValueError, one line, for what is none."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a model folder (no {CONFIG}); allowed: the model/ of a finished run"
+        )
+    try:
+        description = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if description.get("format") != FORMAT or "heads" not in description:
+        raise ValueError(f"{path} is not a ds_moe_mtl model (format {FORMAT})")
+    return description
+
+
+def load_folder(
+    folder: Path, dtype: torch.dtype | None = torch.float32
+) -> tuple[MultiTaskNetwork, dict]:
+    """Return (network in eval mode, description) of a model folder.
+
+    dtype None keeps the stored one. Raises ValueError, one line, for a folder that does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModel
+
+    folder = Path(folder)
+    description = read_description(folder)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    encoder = dict(description["encoder"])
+    config = AutoConfig.for_model(encoder.pop("model_type"), **encoder)
+    transformer = AutoModel.from_config(config)
+    if not description["pooler"] and hasattr(transformer, "pooler"):
+        transformer.pooler = None
+    network = build_network(
+        transformer,
+        description["kind"],
+        [HeadSpec(**head) for head in description["heads"]],
+        config.hidden_dropout_prob,
+        RoutingOptions(**description["routing"]) if description["routing"] else None,
+        gate_of_task=description["gate_of_task"],
+    )
+    stored = next(iter(state.values())).dtype
+    try:
+        network.to(dtype or stored).load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
+    return network.eval(), description

@@ -1,0 +1,236 @@
+"""Checkpoints that are whole or not there: written aside, checksummed, renamed.
+
+checkpoints/step_00000100/    DeepSpeed's own files and manifest.json
+checkpoints/.saving/          one that is being written; never read
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import distributed as dist
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.training.run_folder import read_json, write_json
+
+MANIFEST = "manifest.json"
+SAVING = ".saving"
+BYTES_PER_WEIGHT = 18
+"""At most: 16-bit or fp32 weights, an fp32 copy and Adam's two fp32 moments."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint and a run must share for an exact continuation."""
+
+    world_size: int
+    ep_size: int
+    zero_stage: int
+    precision: str
+    model_kind: str
+    tasks: list[str]
+    encoder_sha256: str
+
+    def difference(self, stored: dict) -> str:
+        """Return in words what differs from a manifest's identity; "" if nothing."""
+        mine = asdict(self)
+        return "; ".join(
+            f"{key} is {stored.get(key)} there and {value} here"
+            for key, value in mine.items()
+            if stored.get(key) != value
+        )
+
+
+def save_checkpoint(
+    engine, folder: Path, step: int, identity: Identity, loader_state: dict, keep: int
+) -> Path:
+    """Save after `step` steps and return the checkpoint's folder; a collective call.
+
+    The newest `keep` stay; one more is on disk while writing. Raises UserError where the disk has
+    no room: the checkpoints before stay whole.
+    """
+    name = f"step_{step:08d}"
+    saving, final = folder / SAVING, folder / name
+    first = dist.get_rank() == 0
+    if first:
+        shutil.rmtree(saving, ignore_errors=True)
+        saving.mkdir(parents=True)
+    _agree_on_room(engine, folder)
+    try:
+        engine.save_checkpoint(str(saving), tag=name, save_latest=False)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(saving, ignore_errors=True)
+        raise UserError(
+            f"run.dir: cannot write a checkpoint into {folder} at step {step}: "
+            f"{_reason(error)}; the checkpoints before it are whole"
+        ) from error
+    if first:
+        files = {}
+        for path in sorted((saving / name).rglob("*")):
+            if path.is_file():
+                files[str(path.relative_to(saving / name))] = _checksum(path, sync=True)
+        manifest = {
+            "step": step,
+            "identity": asdict(identity),
+            "loader": loader_state,
+            "files": files,
+        }
+        write_json(saving / name / MANIFEST, manifest)
+        if final.exists():
+            shutil.rmtree(final)
+        (saving / name).rename(final)
+        _sync_folder(folder)
+        shutil.rmtree(saving, ignore_errors=True)
+        for old in list_checkpoints(folder)[keep:]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the finished checkpoints of a folder, newest first."""
+    found = [path.parent for path in folder.glob(f"step_*/{MANIFEST}")]
+    return sorted(found, reverse=True)
+
+
+def find_resume(resume: str, folder: Path, identity: Identity) -> list[Path]:
+    """Return the checkpoints a run may continue from, newest first; empty to start afresh.
+
+    Raises UserError where run.resume names no checkpoint, or the newest one is of another run:
+    it says what differs.
+    """
+    if resume == "never":
+        return []
+    if resume == "auto":
+        found = list_checkpoints(folder)
+    else:
+        found = [Path(resume)]
+        if read_manifest(found[0]) is None:
+            raise UserError(
+                f"run.resume: {resume} is not a checkpoint folder (no {MANIFEST}); allowed: auto, "
+                f"never, or a folder such as <run>/checkpoints/step_00000100"
+            )
+    for path in found:
+        manifest = read_manifest(path)
+        if manifest is None:
+            continue
+        difference = identity.difference(manifest["identity"])
+        if difference:
+            raise UserError(f"run.resume: {path} is of another run: {difference}")
+        break
+    return found
+
+
+def choose_whole(found: list[Path], say: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint whose files match their checksums; None to start afresh.
+
+    A collective call: rank 0 looks, all ranks get its answer. Says which ones are damaged.
+    Raises UserError where there are checkpoints but none is whole.
+    """
+    answer = [None, ""]
+    if dist.get_rank() == 0:
+        for path in found:
+            fault = damage(path)
+            if not fault:
+                answer[0] = str(path)
+                break
+            say(f"checkpoint {path.name} is damaged ({fault}); trying the one before")
+        if found and answer[0] is None:
+            answer[1] = (
+                f"run.resume: no checkpoint in {found[0].parent} is whole; set run.resume=never "
+                f"to start afresh (the damaged ones are kept aside)"
+            )
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1]:
+        raise UserError(answer[1])
+    return None if answer[0] is None else Path(answer[0])
+
+
+def load_checkpoint(engine, path: Path) -> tuple[int, dict]:
+    """Load weights and optimizer; return the step and the loader's state. A collective call.
+
+    DeepSpeed unpickles its files: only checkpoints whose checksums match their manifest, in the
+    run's own folder or one the user named, come this far.
+    """
+    manifest = read_manifest(path)
+    loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+    if loaded is None:
+        raise UserError(f"run.resume: DeepSpeed finds nothing to load in {path}")
+    return manifest["step"], manifest["loader"]
+
+
+def read_manifest(path: Path) -> dict | None:
+    """Return a checkpoint's manifest, or None where it is missing or cut off."""
+    try:
+        return read_json(path / MANIFEST)
+    except json.JSONDecodeError:
+        return None
+
+
+def damage(path: Path) -> str:
+    """Return what is wrong with a checkpoint's files, "" if they match their checksums."""
+    manifest = read_manifest(path)
+    if manifest is None:
+        return f"{MANIFEST} is missing or cut off"
+    for name, stored in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != stored["bytes"]:
+            return f"{name} has {file.stat().st_size:,} of {stored['bytes']:,} bytes"
+        if _checksum(file)["sha256"] != stored["sha256"]:
+            return f"{name} does not match its checksum"
+    return ""
+
+
+def _checksum(path: Path, sync: bool = False) -> dict:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        if sync:
+            os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _agree_on_room(engine, folder: Path) -> None:
+    """Raise UserError on every rank where the disk has too little room for one checkpoint."""
+    answer = [""]
+    if dist.get_rank() == 0:
+        before = list_checkpoints(folder)
+        if before:
+            sizes = [entry["bytes"] for entry in read_manifest(before[0])["files"].values()]
+            needed = sum(sizes)
+        else:
+            weights = sum(p.numel() for p in engine.module.parameters())
+            needed = weights * BYTES_PER_WEIGHT
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            answer[0] = (
+                f"run.dir: no room for a checkpoint in {folder}: about {needed / 1e6:,.0f} MB "
+                f"needed, {free / 1e6:,.0f} MB free; the checkpoints before it are whole"
+            )
+    dist.broadcast_object_list(answer, src=0)
+    if answer[0]:
+        raise UserError(answer[0])
+
+
+def _reason(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).strip().splitlines()[0]

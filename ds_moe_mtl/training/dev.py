@@ -1,0 +1,28 @@
+"""Scores on the dev splits over all ranks: each example once, the same calls on every rank."""
+
+import torch
+from torch import distributed as dist
+
+from ds_moe_mtl.data import evaluation_batches
+from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, task_result
+from ds_moe_mtl.training.plan import RunPlan
+
+TOKENS_PER_BATCH = 8192
+
+
+def evaluate(network: torch.nn.Module, plan: RunPlan, device: torch.device) -> dict[str, dict]:
+    """Return every task's {"metric", "value", "examples"} on its dev split; a collective call."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    training = network.training
+    network.eval()
+    results = {}
+    for task, (spec, split) in enumerate(zip(plan.specs, plan.dev, strict=True)):
+        batches = evaluation_batches(split, task, TOKENS_PER_BATCH, rank, world_size)
+        mine = [batch_outputs(network, batch, spec.num_outputs, device) for batch in batches]
+        everyones = [None] * world_size
+        dist.all_gather_object(everyones, mine)
+        pieces = [piece for rank_pieces in everyones for piece in rank_pieces]
+        outputs_NC = assemble(pieces, split, spec.num_outputs)
+        results[spec.name] = task_result(spec, outputs_NC, split)
+    network.train(training)
+    return results

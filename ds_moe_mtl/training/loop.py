@@ -1,0 +1,180 @@
+"""The training loop: super-batches in, steps, logged rows, dev scores, checkpoints.
+
+Examples are counted by the loader: a micro-batch's loss is the sum over its examples divided by
+the examples of the whole super-batch, times what DeepSpeed divides by afterwards.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import distributed as dist
+
+from ds_moe_mtl.data import MultiTaskBatch, SuperBatches
+from ds_moe_mtl.evaluation.outputs import network_inputs
+from ds_moe_mtl.models.losses import sequence_losses, task_sums
+from ds_moe_mtl.training.dev import evaluate
+from ds_moe_mtl.training.engine import set_learning_rate
+from ds_moe_mtl.training.metrics_log import MetricsLog
+from ds_moe_mtl.training.plan import RunPlan
+from ds_moe_mtl.training.schedule import learning_rate
+from ds_moe_mtl.training.stop import StopRequest
+
+AGREE_EVERY_ON_GPU = 8
+"""Steps between two agreements on a stop request; each makes the host wait for the GPU."""
+
+
+class TrainingLoop:
+    """Runs steps `first_step` to plan.total_steps of one engine."""
+
+    def __init__(
+        self,
+        engine,
+        plan: RunPlan,
+        loader: SuperBatches,
+        device: torch.device,
+        stop: StopRequest,
+        log: MetricsLog | None,
+        save: Callable[[int], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """log is None on all ranks but rank 0; save(step) is a collective call."""
+        self.engine, self.plan, self.loader, self.device = engine, plan, loader, device
+        self.stop, self.log, self.save, self.say = stop, log, save, say
+        self.train = plan.config.train
+        self.results: dict[str, dict] = {}
+        self._window = _Window(len(plan.specs), device)
+
+    def run(self, first_step: int) -> bool:
+        """Return True when all steps are done, False when stopped after a checkpoint."""
+        total = self.plan.total_steps
+        self._saved = first_step
+        self.engine.train()
+        batches = iter(self.loader)
+        self._window.start(first_step, self.loader.stall_seconds)
+        for step in range(first_step, total):
+            micro_batches, num_examples = next(batches)
+            self._step(step, micro_batches, num_examples)
+            done = step + 1
+            last = done == total
+            row = {"step": done}
+            if last or done % self.train.log_every == 0:
+                row.update(self._training_row(done))
+            if last or (self.train.eval_every and done % self.train.eval_every == 0):
+                row.update(self._dev_row(done))
+            if self.log is not None and len(row) > 1:
+                self.log.write(row)
+            if self.train.save_every and done % self.train.save_every == 0 and not last:
+                self._save(done)
+            if not last and self._stop_agreed(done):
+                self._save(done)
+                self.loader.close()
+                return False
+        self._save(total)
+        self.loader.close()
+        return True
+
+    def _step(self, step: int, micro_batches: list[MultiTaskBatch], num_examples: int) -> None:
+        # Dropout depends on seed, step and rank alone: nothing to store, resumes are exact.
+        torch.manual_seed(_step_seed(self.plan.config.run.seed, step, dist.get_rank()))
+        set_learning_rate(
+            self.engine,
+            learning_rate(step, self.plan.total_steps, self.plan.warmup_steps, self.train.lr),
+        )
+        divided_by = dist.get_world_size() * len(micro_batches)
+        for batch in micro_batches:
+            batch = batch.to(self.device)
+            outputs = self.engine(**network_inputs(batch))
+            num_outputs_B = self.engine.module.num_outputs[batch.task_ids_B]
+            losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B)
+            loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
+            self.engine.backward(loss + outputs.aux_loss)
+            self.engine.step()
+            self._window.add(losses_B, batch)
+
+    def _training_row(self, step: int) -> dict:
+        """Return losses, rates and norm since the last row, and print them."""
+        row = self._window.row(step, [spec.name for spec in self.plan.specs])
+        row["lr"] = self.engine.optimizer.param_groups[0]["lr"]
+        norm = self.engine.get_global_grad_norm()
+        row["grad_norm"] = float(norm) if norm is not None else float("nan")
+        row["stall"] = self._window.stall(self.loader.stall_seconds)
+        row["attention_padding"] = self.loader.attention_padding
+        self.say(_progress(row, self.plan.total_steps))
+        self._window.start(step, self.loader.stall_seconds)
+        return row
+
+    def _dev_row(self, step: int) -> dict:
+        """Return the dev scores, and print them."""
+        self.results = evaluate(self.engine.module, self.plan, self.device)
+        scores = "  ".join(f"{name} {result['value']:.1f}" for name, result in self.results.items())
+        self.say(f"step {step}: dev  {scores}")
+        self._window.start(step, self.loader.stall_seconds)
+        return {f"dev/{name}": result["value"] for name, result in self.results.items()}
+
+    def _save(self, step: int) -> None:
+        if step != self._saved:
+            self.save(step)
+            self._saved = step
+            self._window.start(step, self.loader.stall_seconds)
+
+    def _stop_agreed(self, step: int) -> bool:
+        if self.device.type == "cuda" and step % AGREE_EVERY_ON_GPU:
+            return False
+        return self.stop.agreed(self.device)
+
+
+class _Window:
+    """What is summed between two logged rows, over this rank until `row` adds the others."""
+
+    def __init__(self, num_tasks: int, device: torch.device) -> None:
+        self.num_tasks, self.device = num_tasks, device
+
+    def start(self, step: int, stalled: float) -> None:
+        self._step, self._stalled, self._began = step, stalled, time.perf_counter()
+        self._sums = torch.zeros((2, self.num_tasks), device=self.device)
+        self._tokens = 0
+
+    def add(self, losses_B: torch.Tensor, batch: MultiTaskBatch) -> None:
+        self._sums += task_sums(losses_B, batch.weights_B, batch.task_ids_B, self.num_tasks)
+        self._tokens += batch.num_tokens
+
+    def stall(self, stalled: float) -> float:
+        """Return the share of the window that the step waited for its batch."""
+        return (stalled - self._stalled) / max(time.perf_counter() - self._began, 1e-9)
+
+    def row(self, step: int, names: list[str]) -> dict:
+        """Return the logged row of the window; a collective call."""
+        tokens = torch.tensor([float(self._tokens)], dtype=torch.float64, device=self.device)
+        dist.all_reduce(self._sums)
+        dist.all_reduce(tokens)
+        seconds = time.perf_counter() - self._began
+        self.steps_per_s = (step - self._step) / seconds
+        loss_sum, examples = self._sums.double().tolist()
+        row = {"step": step, "loss": sum(loss_sum) / max(sum(examples), 1)}
+        for name, task_loss, count in zip(names, loss_sum, examples, strict=True):
+            if count:
+                row[f"loss/{name}"] = task_loss / count
+        row["tokens_per_s"] = tokens.item() / seconds
+        row["examples_per_s"] = sum(examples) / seconds
+        row["steps_per_s"] = self.steps_per_s
+        return row
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Return a seed for one step of one rank, different for all of them."""
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % (1 << 63)
+
+
+def _progress(row: dict, total: int) -> str:
+    """Return the line a person reads: step, losses, rate, time left."""
+    losses = " ".join(
+        f"{key[5:]} {value:.3f}" for key, value in row.items() if key.startswith("loss/")
+    )
+    left = int((total - row["step"]) / row["steps_per_s"])
+    clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+    return (
+        f"step {row['step']:>{len(str(total))}}/{total}  loss {row['loss']:.3f} ({losses})  "
+        f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2f}  {row['examples_per_s']:.0f} ex/s "
+        f"{row['tokens_per_s']:,.0f} tok/s  wait {100 * row['stall']:.1f}%  {clock} left"
+    )

@@ -1,0 +1,79 @@
+"""results.json: the proof of a finished run, and the table a person reads."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
+from ds_moe_mtl.tasks import TaskSpec, is_small
+from ds_moe_mtl.training.plan import RunPlan
+
+
+def run_results(plan: RunPlan, scores: Mapping[str, dict], encoder_sha256: str) -> dict:
+    """Return results.json of one run: scores in percent, averages, and what they stand on."""
+    config = plan.config
+    return {
+        "tasks": dict(scores),
+        **averages(scores, plan.specs),
+        "steps": plan.total_steps,
+        "model_kind": config.model.kind,
+        "gate_scale": config.moe.gate_scale if config.model.kind in SPARSE_KINDS else None,
+        "seed": config.run.seed,
+        "encoder": {"name": plan.source.resolved, "sha256": encoder_sha256},
+        "notes": data_notes(plan),
+    }
+
+
+def gather_results(parts: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
+    """Return one results.json for single-task runs, from theirs by task name."""
+    scores = {name: part["tasks"][name] for name, part in parts.items()}
+    first = next(iter(parts.values()))
+    return {
+        **first,
+        "tasks": scores,
+        **averages(scores, specs),
+        "steps": sum(part["steps"] for part in parts.values()),
+        "notes": [note for part in parts.values() for note in part["notes"]],
+    }
+
+
+def averages(scores: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
+    """Return the means over small tasks (None where there is none) and over all tasks."""
+    small = [scores[spec.name]["value"] for spec in specs if is_small(spec)]
+    every = [result["value"] for result in scores.values()]
+    return {
+        "small_tasks": math.fsum(small) / len(small) if small else None,
+        "all_tasks": math.fsum(every) / len(every),
+    }
+
+
+def data_notes(plan: RunPlan) -> list[str]:
+    """Return what a reader of the scores must know: subsets and contaminated tasks."""
+    notes = []
+    for spec, split in zip(plan.specs, plan.train, strict=True):
+        if spec.published_size and split.num_examples < spec.published_size:
+            notes.append(
+                f"{spec.name}: trained on {split.num_examples:,} of "
+                f"{spec.published_size:,} published examples"
+            )
+    if plan.contaminated:
+        notes.append(
+            f"{plan.source.resolved} has seen, or may have seen, data of: "
+            f"{', '.join(plan.contaminated)}"
+        )
+    return notes
+
+
+def print_results(results: Mapping, say: Callable[[str], None]) -> None:
+    """Say the table of a finished run; averages and values are rounded half up."""
+    from ds_moe_mtl.tasks.metrics import average_half_up
+
+    say("")
+    say(f"{'task':<16}{'metric':<12}{'dev':>8}{'examples':>10}")
+    for name, result in results["tasks"].items():
+        value = average_half_up([result["value"]], 1)
+        say(f"{name:<16}{result['metric']:<12}{value:>8}{result['examples']:>10,}")
+    for key, title in (("small_tasks", "small tasks"), ("all_tasks", "all tasks")):
+        if results[key] is not None:
+            say(f"{title:<28}{average_half_up([results[key]], 1):>8}")
+    for note in results["notes"]:
+        say(f"note: {note}")

@@ -1,0 +1,160 @@
+"""A run's folder: who holds it, which configuration it belongs to, whether it is finished."""
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from ds_moe_mtl.config import RunConfig, UserError, differing_keys, dump_config, load_config
+
+# What may differ between the start of a run and its continuation: none of it changes a number.
+_FREE_KEYS = (
+    "run.dir",
+    "run.resume",
+    "data.cache",
+    "train.log_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.threads",
+)
+_PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "triton", "numpy", "ds_moe_mtl")
+
+
+class RunFolder:
+    """run.dir of one run. Only rank 0 writes into it (checkpoints excepted)."""
+
+    def __init__(self, config: RunConfig, say: Callable[[str], None]) -> None:
+        self.config = config
+        self._say = say
+        self.path = Path(config.run.dir)
+        self._lock = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def finished(self) -> dict | None:
+        """Return results.json of a finished run of this configuration, or None.
+
+        Raises UserError where the folder belongs to another configuration.
+        """
+        if self.config.run.resume == "never" or not (self.path / "config.yaml").exists():
+            return None
+        self._check_config()
+        return read_json(self.path / "results.json")
+
+    def claim(self) -> None:
+        """Hold the folder for this process; the lock ends with the process, however it ends.
+
+        Raises UserError where a live process holds it, where it belongs to another
+        configuration, or where it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise UserError(f"run.dir: {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise UserError(
+                f"run.dir: {self.path} is in use by {holder}; wait for it or set another run.dir"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+        if (self.path / "config.yaml").exists():
+            if self.config.run.resume == "never":
+                self._put_aside()
+            else:
+                self._check_config()
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_start(self, deepspeed_config: dict, environment: dict) -> None:
+        """Write config.yaml, deepspeed.json and environment.json."""
+        (self.path / "config.yaml").write_text(dump_config(self.config))
+        write_json(self.path / "deepspeed.json", deepspeed_config)
+        write_json(self.path / "environment.json", environment)
+
+    def _put_aside(self) -> None:
+        """Move an earlier run's files into previous-<n>/, so that nothing is lost."""
+        taken = [int(folder.name.split("-")[1]) for folder in self.path.glob("previous-*")]
+        aside = self.path / f"previous-{max(taken, default=0) + 1}"
+        aside.mkdir()
+        for item in self.path.iterdir():
+            if item.name != "lock" and not item.name.startswith("previous-"):
+                item.rename(aside / item.name)
+        self._say(f"run.resume is never: the earlier run is now in {aside}")
+
+    def _check_config(self) -> None:
+        before = load_config(self.path / "config.yaml", check_files=False)
+        keys = [
+            key
+            for key in differing_keys(before, self.config)
+            if not any(key == free or key.startswith(free + ".") for free in _FREE_KEYS)
+        ]
+        if keys:
+            raise UserError(
+                f"run.dir: {self.path} holds a run with another configuration; "
+                f"different: {', '.join(keys)}; set another run.dir"
+            )
+
+
+def environment(ranks, device, extra: dict) -> dict:
+    """Return what a reader needs to judge or repeat the run: command, versions, machine."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "command": sys.argv,
+        "launcher": ranks.launcher,
+        "world_size": ranks.world_size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "host": socket.gethostname(),
+        "versions": versions,
+        **extra,
+    }
+
+
+def read_json(path: Path) -> dict | None:
+    """Return a JSON file's object, or None where there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} ({os.cpu_count()} CPUs)"
+    return platform.processor() or platform.machine()

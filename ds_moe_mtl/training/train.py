@@ -1,0 +1,268 @@
+"""One command's work: plan, claim the folder, start the ranks, train, write what a run leaves."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import distributed as dist
+
+import moe_kernels
+from ds_moe_mtl.config import RunConfig, UserError
+from ds_moe_mtl.config.deepspeed import resolve_deepspeed
+from ds_moe_mtl.data import SuperBatches
+from ds_moe_mtl.models.attention import packed_attention
+from ds_moe_mtl.models.folder import describe_network, save_folder
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
+from ds_moe_mtl.training.checkpoint import (
+    Identity,
+    choose_whole,
+    find_resume,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ds_moe_mtl.training.engine import (
+    check_devices,
+    device_type,
+    start_engine,
+    start_process_group,
+    stop_process_group,
+)
+from ds_moe_mtl.training.loop import TrainingLoop
+from ds_moe_mtl.training.metrics_log import MetricsLog
+from ds_moe_mtl.training.network import new_network
+from ds_moe_mtl.training.plan import (
+    RunPlan,
+    make_plan,
+    routing_options,
+    single_plans,
+    task_specs,
+)
+from ds_moe_mtl.training.rendezvous import Ranks
+from ds_moe_mtl.training.results import gather_results, print_results, run_results
+from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
+from ds_moe_mtl.training.stop import STOPPED, StopRequest
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class _Run:
+    """A run before its ranks meet: its plan and its folder."""
+
+    plan: RunPlan
+    folder: RunFolder
+
+
+def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
+    """Train what `config` describes and return the exit status: 0 complete, 75 stopped.
+
+    `say` prints on rank 0 and is silent elsewhere. Raises UserError, on every rank, for what the
+    user can mend.
+    """
+    _set_threads(config, ranks)
+    check_devices(ranks)
+    folder = RunFolder(config, say)
+    done = folder.finished()
+    if done is not None:
+        say(f"{folder.path} is complete already ({done['steps']} steps): nothing to do")
+        print_results(done, say)
+        return 0
+    deepspeed = resolve_deepspeed(config, ranks.world_size, device_type())
+    plan = make_plan(config, task_specs(config), say)
+    if config.model.kind == "single":
+        runs = [_Run(part, RunFolder(part.config, say)) for part in single_plans(plan)]
+    else:
+        runs = [_Run(plan, folder)]
+    network = _first_network(runs, deepspeed, ranks)
+    device = _meet([folder, *(run.folder for run in runs)], ranks)
+    try:
+        stop = StopRequest(say)
+        parts = {}
+        for run in runs:
+            part = run.folder.finished()
+            if part is None:
+                part = _train_one(run, network, deepspeed, device, ranks, stop, say)
+                network = None
+            if part is None:
+                return STOPPED
+            parts[run.plan.specs[0].name] = part
+        results = part
+        if config.model.kind == "single":
+            results = gather_results(parts, plan.specs)
+            if ranks.rank == 0:
+                write_json(folder.path / "results.json", results)
+    finally:
+        for each in (folder, *(run.folder for run in runs)):
+            each.release()
+        stop_process_group()
+    print_results(results, say)
+    for run in runs:
+        say(f"model: {run.folder.path / 'model'}")
+    return 0
+
+
+def _set_threads(config: RunConfig, ranks: Ranks) -> None:
+    """Give each rank its share of the machine's cores, unless it was told otherwise."""
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // ranks.local_world_size))
+
+
+def _first_network(runs: list[_Run], deepspeed: dict, ranks: Ranks):
+    """Return the first unfinished run's (network, encoder hash); bad checkpoints show here."""
+    for run in runs:
+        if run.folder.finished() is None:
+            network = new_network(run.plan)
+            identity = _identity(run.plan, network[1], ranks.world_size, deepspeed)
+            find_resume(run.plan.config.run.resume, run.folder.checkpoints, identity)
+            return network
+    return None
+
+
+def _meet(folders: list[RunFolder], ranks: Ranks) -> torch.device:
+    """Claim the folders on rank 0, start the process group, and tell every rank how it went.
+
+    Raises UserError on every rank where a folder cannot be had.
+    """
+    fault = ""
+    if ranks.rank == 0:
+        try:
+            for folder in dict.fromkeys(folders):
+                folder.claim()
+        except UserError as error:
+            if ranks.world_size == 1:
+                raise
+            fault = str(error)
+    device = start_process_group(ranks)
+    answer = [fault]
+    dist.broadcast_object_list(answer, src=0)
+    if answer[0]:
+        stop_process_group()
+        raise UserError(answer[0])
+    return device
+
+
+def _train_one(
+    run: _Run, network, deepspeed: dict, device: torch.device, ranks: Ranks, stop, say: Say
+) -> dict | None:
+    """Return results.json of one run, or None when it was stopped; a collective call."""
+    began = time.perf_counter()
+    plan, folder, config = run.plan, run.folder, run.plan.config
+    network, sha256 = network or new_network(plan)
+    identity = _identity(plan, sha256, ranks.world_size, deepspeed)
+    found = find_resume(config.run.resume, folder.checkpoints, identity)
+    about = _about(network, plan, deepspeed, device, ranks)
+    engine = start_engine(network, config, deepspeed)
+    loader = SuperBatches(
+        plan.train,
+        plan.specs,
+        plan.mixture,
+        config.train.batch_size,
+        config.run.seed,
+        ranks.rank,
+        ranks.world_size,
+        config.train.accumulation,
+        plan.total_steps,
+    )
+    first_step = 0
+    chosen = choose_whole(found, say)
+    if chosen is not None:
+        first_step, loader_state = load_checkpoint(engine, chosen)
+        loader.load_state_dict(loader_state)
+        say(f"continuing {chosen} after step {first_step}")
+    log = None
+    if ranks.rank == 0:
+        folder.write_start(deepspeed, environment(ranks, device, about))
+        log = MetricsLog(folder.path, first_step)
+    for line in _banner(about, plan):
+        say(line)
+
+    def save(step: int) -> None:
+        path = save_checkpoint(
+            engine,
+            folder.checkpoints,
+            step,
+            identity,
+            loader.state_dict(),
+            config.train.keep_checkpoints,
+        )
+        say(f"checkpoint: {path}")
+
+    say(f"ready in {time.perf_counter() - began:.1f} s")
+    loop = TrainingLoop(engine, plan, loader, device, stop, log, save, say)
+    try:
+        if not loop.run(first_step):
+            say(f"stopped by {stop.signal_name or 'another rank'}; start it again to continue")
+            return None
+    finally:
+        loader.close()
+        if log is not None:
+            log.close()
+    results = run_results(plan, loop.results, sha256)
+    _write_model(engine.module, run, results)
+    if ranks.rank == 0:
+        write_json(folder.path / "results.json", results)
+    dist.barrier()
+    return results
+
+
+def _identity(plan: RunPlan, sha256: str, world_size: int, deepspeed: dict) -> Identity:
+    config = plan.config
+    return Identity(
+        world_size=world_size,
+        ep_size=config.moe.ep_size,
+        zero_stage=deepspeed["zero_optimization"]["stage"],
+        precision=config.train.precision,
+        model_kind=config.model.kind,
+        tasks=[spec.name for spec in plan.specs],
+        encoder_sha256=sha256,
+    )
+
+
+def _write_model(network, run: _Run, results: dict) -> None:
+    """Write the canonical model folder from all ranks' experts; a collective call."""
+    from ds_moe_mtl.moe.convert import plain_state
+
+    state = plain_state(network)
+    if state is None:
+        return
+    plan = run.plan
+    routing = routing_options(plan.config, len(plan.specs))
+    tasks = [spec.to_dict() for spec in plan.specs]
+    about = {"results": results["tasks"], "encoder": results["encoder"], "notes": results["notes"]}
+    description = describe_network(network, plan.config.model.kind, routing, tasks, about)
+    save_folder(run.folder.path / "model", description, state, plan.tokenizer)
+
+
+def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks: Ranks) -> dict:
+    """Return what is in use: kernel, backend, precision, dispatch, sizes; nothing falls back."""
+    config = plan.config
+    sparse = config.model.kind in SPARSE_KINDS
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    attention = packed_attention(device, dtype[config.train.precision])
+    return {
+        "encoder": plan.source.resolved,
+        "weights": sum(parameter.numel() for parameter in network.parameters()),
+        "backend": dist.get_backend(),
+        "precision": config.train.precision,
+        "zero_stage": deepspeed["zero_optimization"]["stage"],
+        "ep_size": config.moe.ep_size if sparse else None,
+        "dispatch": config.moe.dispatch if sparse else None,
+        "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
+        "gate_scale": config.moe.gate_scale if sparse else None,
+        "attention": attention,
+    }
+
+
+def _banner(about: dict, plan: RunPlan) -> list[str]:
+    config = plan.config
+    used = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    return [
+        f"{config.model.kind}: {used}",
+        f"{plan.total_steps} steps of {config.train.batch_size} examples, "
+        f"{plan.warmup_steps} of warm-up, lr {config.train.lr:g}",
+    ]

@@ -1,0 +1,12 @@
+"""Entry point of every launcher: `deepspeed --num_gpus 4 train.py CONFIG [section.key=value ...]`."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+from ds_moe_mtl.cli.train import main  # noqa: E402  (the paths above come first)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
