@@ -19,7 +19,7 @@ _SHOWN = 60  # characters of a bad value
 def complaint(error: ValidationError, model: type[BaseModel], where: Callable[[str], str]) -> str:
     """Return one line about the first thing wrong; `where` tells the place of a dotted key."""
     # A key that is not known explains a missing one beside it, so it is told first.
-    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+    details = sorted(_innermost(error), key=lambda detail: detail["type"] != "extra_forbidden")
     detail = details[0]
     path = tuple(part for part in detail["loc"] if part not in _UNION_TAGS)
     name = dotted(path)
@@ -35,6 +35,13 @@ def complaint(error: ValidationError, model: type[BaseModel], where: Callable[[s
         line = f"{name} = {value}; allowed: {describe(_node(path, schema), schema)}"
     more = len(details) - 1
     return f"{where(name)}: {line}" + (f" (and {more} more)" if more else "")
+
+
+def _innermost(error: ValidationError) -> list[Any]:
+    """Return what is wrong without a list's complaint that its bad item does not count."""
+    details = error.errors()
+    inner = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
+    return [detail for detail in details if detail["loc"] not in inner]
 
 
 def shown(value: Any) -> str:

@@ -57,8 +57,8 @@ def parse_yaml(text: str, source: str) -> Document:
     for what is not YAML, a key given twice, a key that is not text, and a tag beyond YAML's own.
     """
     document = Document()
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:
             document.values = _Builder(loader, source, document.lines).build(node, ())
@@ -70,8 +70,6 @@ def parse_yaml(text: str, source: str) -> Document:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{source}: not valid YAML: {_one_line(error)}") from None
-    finally:
-        loader.dispose()
     return document
 
 

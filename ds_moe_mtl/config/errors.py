@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """A user's mistake, told in one line: what is wrong, where, and what is allowed."""
+
+    def __init__(self, line: str):
+        # What a user typed may stand in it; it must not break the line or the terminal.
+        super().__init__("".join(part if part.isprintable() else " " for part in line))

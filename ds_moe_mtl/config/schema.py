@@ -6,7 +6,15 @@ section is checked in that section; what needs several sections is checked in Ru
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+)
 from pydantic import model_validator as _model_validator
 
 Text = Annotated[str, Field(min_length=1)]
@@ -68,6 +76,15 @@ TaskEntry = Annotated[
     Annotated[Name, Tag("known")] | Annotated[OwnTask, Tag("own")],
     Discriminator(lambda entry: "own" if isinstance(entry, dict | OwnTask) else "known"),
 ]
+
+
+def _distinct_tasks(tasks: tuple[str | OwnTask, ...]) -> tuple[str | OwnTask, ...]:
+    """Return the tasks; their names lead to gates, folders and results, so they differ."""
+    names = [task if isinstance(task, str) else task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"tasks names {name!r} twice; allowed: each task once")
+    return tasks
 
 
 class MixtureSection(Section):
@@ -174,17 +191,14 @@ class RunConfig(Section):
 
     run: RunSection
     data: DataSection = DataSection()
-    tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+    tasks: Annotated[
+        tuple[TaskEntry, ...],
+        Field(min_length=1),
+        BeforeValidator(_as_tuple),
+        AfterValidator(_distinct_tasks),
+    ]
     mixture: MixtureSection = MixtureSection()
     model: ModelSection = ModelSection()
     moe: MoeSection = MoeSection()
     train: TrainSection
     deepspeed: Text = "ds_configs/deepspeed/zero1.json"
-
-    @_model_validator(mode="after")
-    def _distinct_tasks(self) -> "RunConfig":
-        names = [task if isinstance(task, str) else task.name for task in self.tasks]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"tasks names {name!r} twice; allowed: each task once")
-        return self
