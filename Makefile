@@ -13,6 +13,7 @@ ARGS ?=
 export DS_BUILD_OPS = 0
 OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1
 
+.DEFAULT_GOAL := help
 .PHONY: run test install lint format bench bench-gpu help
 
 run: install
