@@ -1,20 +1,23 @@
 """Rows of text become token sequences, sequences become super-batches."""
 
 from ds_moe_mtl.data.batch import MultiTaskBatch, collate
+from ds_moe_mtl.data.describe import describe
 from ds_moe_mtl.data.encode import EncodedSplit, encode_columns, encode_task
 from ds_moe_mtl.data.loader import SuperBatches, evaluation_batches
-from ds_moe_mtl.data.mixture import Mixture, sampling_rates
+from ds_moe_mtl.data.mixture import sampling_rates
+from ds_moe_mtl.data.own import own_spec
 from ds_moe_mtl.data.source import read_split
 
 __all__ = [
     "EncodedSplit",
-    "Mixture",
     "MultiTaskBatch",
     "SuperBatches",
     "collate",
     "encode_columns",
+    "describe",
     "encode_task",
     "evaluation_batches",
+    "own_spec",
     "read_split",
     "sampling_rates",
 ]

@@ -71,6 +71,7 @@ def encode_task(
     key = {
         "format": CACHE_FORMAT,
         "spec": spec.to_dict(),
+        "split": split,
         "rows": [source.content for source in sources],
         "tokenizer": tokenizer_hash(tokenizer),
         "max_length": length,

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.schema import MixtureSection
 from ds_moe_mtl.data.batch import MultiTaskBatch, collate, collate_sequences
 from ds_moe_mtl.data.encode import EncodedSplit
-from ds_moe_mtl.data.mixture import ExampleOrder, Mixture, Position
+from ds_moe_mtl.data.mixture import ExampleOrder, Position
 from ds_moe_mtl.tasks import TaskSpec
 
 STEPS_AHEAD = 4  # super-batches built before they are asked for
@@ -29,7 +30,7 @@ class SuperBatches:
         self,
         encoded: Sequence[EncodedSplit],
         specs: Sequence[TaskSpec],
-        mixture: Mixture,
+        mixture: MixtureSection,
         batch_size: int,
         seed: int = 0,
         rank: int = 0,

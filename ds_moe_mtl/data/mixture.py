@@ -9,34 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.schema import MixtureSection
 from ds_moe_mtl.tasks import TaskSpec
-
-SAMPLINGS = ("natural", "uniform", "temperature", "uniform_then_natural")
-BATCHINGS = ("per_example", "sub_batches", "homogeneous")
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How examples are drawn; the fields of the configuration's `mixture` section.
-
-    sampling: rates proportional to the sizes ("natural", sec. 3.3 of "Sparsely Activated MoE are
-    Robust Multi-Task Learners"), equal ("uniform"), proportional to size ** (1 / temperature), or
-    uniform for the first `uniform_fraction` of the steps and natural after (A.4).
-    sizes: the published sizes or those of the loaded splits. batching: every example its own
-    task, `sub_batches` task-pure pieces a super-batch, or one task a super-batch.
-    """
-
-    sampling: str = "natural"
-    temperature: float = 1.0
-    uniform_fraction: float = 0.1
-    sizes: str = "loaded"
-    batching: str = "per_example"
-    sub_batches: int = 4
-
-    @property
-    def one_pass(self) -> bool:
-        """True where an epoch is one shuffled pass over every loaded example."""
-        return self.sampling == "natural" and self.sizes == "loaded"
 
 
 @dataclass(frozen=True)
@@ -48,10 +22,16 @@ class Position:
 
 
 def sampling_rates(
-    mixture: Mixture, specs: Sequence[TaskSpec], num_examples: Sequence[int], progress: float = 1.0
+    mixture: MixtureSection,
+    specs: Sequence[TaskSpec],
+    num_examples: Sequence[int],
+    progress: float = 1.0,
 ) -> np.ndarray:
     """Each task's share of the examples drawn, float64 [tasks], sums to 1.
 
+    sampling: proportional to the sizes ("natural", sec. 3.3 of "Sparsely Activated MoE are Robust
+    Multi-Task Learners"), equal ("uniform"), proportional to size ** (1 / temperature), or
+    uniform for the first `uniform_fraction` of the steps and natural after (A.4).
     num_examples: loaded training examples. progress: share of the run's steps already made.
     A task of unknown published size counts with its loaded one. Raises UserError for a task
     without examples.
@@ -67,8 +47,6 @@ def sampling_rates(
     ):
         sizes = np.ones_like(sizes)
     elif mixture.sampling == "temperature":
-        if mixture.temperature <= 0:
-            raise UserError(f"mixture.temperature: {mixture.temperature}; must be above 0")
         sizes = sizes ** (1 / mixture.temperature)
     return sizes / sizes.sum()
 
@@ -77,11 +55,13 @@ def sampling_rates(
 class ExampleOrder:
     """The super-batches of a run, one after the other from any position.
 
-    total_steps is needed by "uniform_then_natural" only. An epoch's last super-batch holds what
-    is left of the pass.
+    With natural sampling by loaded sizes an epoch is one shuffled pass over every example, and
+    its last super-batch holds what is left of the pass. Otherwise tasks are drawn by their rates,
+    and each task's examples come in passes of their own. total_steps is needed by
+    "uniform_then_natural" only.
     """
 
-    mixture: Mixture
+    mixture: MixtureSection
     specs: Sequence[TaskSpec]
     num_examples: Sequence[int]
     batch_size: int
@@ -91,6 +71,7 @@ class ExampleOrder:
 
     def __post_init__(self) -> None:
         mixture = self.mixture
+        self.one_pass = mixture.sampling == "natural" and mixture.sizes == "loaded"
         if mixture.batching == "sub_batches" and self.batch_size % mixture.sub_batches:
             raise UserError(
                 f"mixture.sub_batches: {mixture.sub_batches} does not divide "
@@ -115,14 +96,14 @@ class ExampleOrder:
     @property
     def steps_per_epoch(self) -> int:
         """Super-batches that hold as many examples as are loaded (at least one)."""
-        if not self.mixture.one_pass:
+        if not self.one_pass:
             return -(-sum(self.num_examples) // self.batch_size)
         pieces = sum(-(-count // self.piece) for count in self.num_examples)
         return -(-pieces // self.pieces)
 
     def super_batch(self, position: Position) -> tuple[list[tuple[int, int]], Position]:
         """The (task, example) pairs of the super-batch at this position, and the next position."""
-        if self.mixture.one_pass:
+        if self.one_pass:
             return self._of_the_pass(position.step), replace(position, step=position.step + 1)
         return self._drawn(position)
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.data.own import own_columns
+from ds_moe_mtl.data.tables import Columns, need_columns, read_table
+from ds_moe_mtl.tasks import TaskSpec, lexicon, synthetic, task_groups
 
-Columns = dict[str, list]
+EMBEDDED_ROOT = "embedded"
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,16 @@ def read_split(spec: TaskSpec, split: str, root: str | None) -> Columns:
 
 def find_split(spec: TaskSpec, split: str, root: str | None) -> Source:
     """Where the split is, with a hash of its content; see `read_split`."""
-    if root is None:
-        return _hub(spec, split)
-    return _local(spec, split, Path(root).expanduser())
+    if spec.is_own:
+        return _own(spec, split)
+    if spec.generated:
+        return _generated(spec, split)
+    if root == EMBEDDED_ROOT:
+        raise UserError(
+            f"data.root: task {spec.name!r} is not in the embedded suite "
+            f"({', '.join(task_groups()['embedded'])}); give a folder, or nothing for the Hub"
+        )
+    return _hub(spec, split) if root is None else _local(spec, split, Path(root).expanduser())
 
 
 def content_hash(paths: Iterable[str | Path]) -> str:
@@ -50,27 +59,23 @@ def content_hash(paths: Iterable[str | Path]) -> str:
     return total.hexdigest()
 
 
-def read_parquet(path: Path, columns: Iterable[str]) -> Columns:
-    """These columns of a parquet file. Raises UserError for a missing column or a broken file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        need_columns(columns, file.schema_arrow.names, str(path))
-        table = file.read(columns=list(columns))
-    except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a readable parquet file ({reason})") from None
-    return {name: table.column(name).to_pylist() for name in columns}
+def _own(spec: TaskSpec, split: str) -> Source:
+    is_dev = split != spec.train_split
+    path = Path(spec.dev_file if spec.dev_file and is_dev else spec.train_file)
+    if not path.is_file():
+        raise UserError(f"tasks: {spec.name!r}: no file {path}")
+    origin = str(path) if spec.dev_file or not is_dev else f"{path} (held out)"
+    return Source(
+        origin, content_hash([path]), lambda: _filled(own_columns(spec, split), str(path))
+    )
 
 
-def need_columns(wanted: Iterable[str], present: Iterable[str], origin: str) -> None:
-    """Raise UserError for a wanted column that is not present."""
-    present = list(present)
-    for name in wanted:
-        if name not in present:
-            raise UserError(f"{origin}: no column {name!r}; it has {', '.join(present)}")
+def _generated(spec: TaskSpec, split: str) -> Source:
+    return Source(
+        "the embedded suite",
+        content_hash([synthetic.__file__, lexicon.__file__]),
+        lambda: synthetic.generate(spec.name, split),
+    )
 
 
 def _local(spec: TaskSpec, split: str, root: Path) -> Source:
@@ -85,7 +90,7 @@ def _local(spec: TaskSpec, split: str, root: Path) -> Source:
         path = root / stand_in
         origin = f"{path} (not the published {split} split)"
     return Source(
-        origin, content_hash([path]), lambda: _filled(read_parquet(path, spec.columns), origin)
+        origin, content_hash([path]), lambda: _filled(read_table(path, spec.columns), origin)
     )
 
 

@@ -25,10 +25,14 @@ def tokenise(
     sequence a choice. Raises UserError for a length below the tokenizer's own special tokens and
     for a word span that is cut off or not found (names the row).
     """
-    firsts, seconds, questions = _segments(spec, columns, tokenizer, max_length)
+    heads, tails, seconds, questions = _segments(spec, columns)
     specials = tokenizer.num_special_tokens_to_add(pair=seconds is not None)
     if max_length <= specials + (seconds is not None):
         raise UserError(f"max_length: {max_length} tokens leave no room for {spec.name!r}'s text")
+    if tails is None:
+        firsts = heads
+    else:
+        firsts = _join(heads, tails, seconds, tokenizer, max_length - specials)
     has_types = "token_type_ids" in tokenizer.model_input_names
     ids, second_start, spans = [], [], []
     for start in range(0, len(firsts), ROWS_AT_ONCE):
@@ -60,11 +64,11 @@ def tokenise(
     return arrays
 
 
-def _segments(spec: TaskSpec, columns: dict[str, list], tokenizer, max_length: int):
-    """First texts, second texts (None: there are none) and the row each comes from."""
-    firsts = columns[spec.text[0]]
+def _segments(spec: TaskSpec, columns: dict[str, list]):
+    """First texts, what is joined to them, second texts (each None: there are none), their rows."""
+    heads = columns[spec.text[0]]
     seconds = columns[spec.text[1]] if len(spec.text) == 2 else None
-    rows = list(range(len(firsts)))
+    rows = list(range(len(heads)))
     tails = None
     if spec.joined:
         phrases = dict(spec.phrases)
@@ -72,34 +76,32 @@ def _segments(spec: TaskSpec, columns: dict[str, list], tokenizer, max_length: i
     if spec.choices:
         seconds = list(chain.from_iterable(zip(*(columns[c] for c in spec.choices), strict=True)))
         rows = [row for row in rows for _ in spec.choices]
-        firsts = [firsts[row] for row in rows]
+        heads = [heads[row] for row in rows]
         tails = tails and [tails[row] for row in rows]
-    if tails is not None:
-        firsts = _join(firsts, tails, seconds, tokenizer, max_length)
-    return firsts, seconds, rows
+    return heads, tails, seconds, rows
 
 
 def _join(
-    heads: Sequence[str], tails: Sequence[str], seconds: Sequence[str], tokenizer, max_length: int
+    heads: Sequence[str], tails: Sequence[str], seconds: Sequence[str], tokenizer, room: int
 ) -> list[str]:
-    """Each head with its tail, the head shortened where the sequence would be too long.
+    """Each head with its tail, the head shortened where the sequence has more tokens than `room`.
 
     Cutting the joined text on the right would lose MultiRC's question: our choice is to cut the
     paragraph before it.
     """
-    joined = [f"{head} {tail}" for head, tail in zip(heads, tails, strict=True)]
-    for start in range(0, len(joined), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        batch = tokenizer(joined[rows], seconds[rows], return_offsets_mapping=True, verbose=False)
-        for row, offsets in enumerate(batch["offset_mapping"], start):
-            excess = len(offsets) - max_length
-            if excess <= 0:
-                continue
-            in_first = [i for i, part in enumerate(batch.sequence_ids(row - start)) if part == 0]
-            head_tokens = [i for i in in_first if offsets[i][0] < len(heads[row])]
-            kept = max(1, len(head_tokens) - excess)
-            end = offsets[head_tokens[kept]][0] if kept < len(head_tokens) else len(heads[row])
-            joined[row] = f"{heads[row][:end].rstrip()} {tails[row]}"
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    # The same paragraph stands in many rows. The blank belongs to the first token of a tail.
+    texts = list({*heads, *seconds, *(f" {tail}" for tail in tails)})
+    pieces = dict(zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True))
+    joined = []
+    for head, tail, second in zip(heads, tails, seconds, strict=True):
+        tokens = len(pieces[head])
+        excess = tokens + len(pieces[f" {tail}"]) + len(pieces[second]) - room
+        if 0 < excess < tokens:
+            head = head[: pieces[head].offsets[tokens - excess][0]].rstrip()
+        joined.append(f"{head} {tail}")
     return joined
 
 

@@ -1,0 +1,107 @@
+"""Files of rows: parquet, JSON lines, comma- and tab-separated text."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ds_moe_mtl.config import UserError
+
+Columns = dict[str, list]
+
+
+def read_table(path: Path, columns: Iterable[str]) -> Columns:
+    """These columns of a file, one value a row; the suffix says how it is read.
+
+    .parquet and .jsonl keep their types, .csv and .tsv give text; a .tsv has no quoting. Text is
+    UTF-8, the first line of .csv and .tsv names the columns.
+    Raises UserError for a missing file or column, another suffix, and what cannot be read.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: the file must be one of {', '.join(READERS)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return reader(path, list(columns))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+
+
+def need_columns(wanted: Iterable[str], present: Iterable[str], origin: str) -> None:
+    """Raise UserError for a wanted column that is not present."""
+    present = list(present)
+    for name in wanted:
+        if name not in present:
+            raise UserError(f"{origin}: no column {name!r}; it has {', '.join(present)}")
+
+
+def _parquet(path: Path, columns: list[str]) -> Columns:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        need_columns(columns, file.schema_arrow.names, str(path))
+        table = file.read(columns=columns)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable parquet file ({reason})") from None
+    return {name: table.column(name).to_pylist() for name in columns}
+
+
+def _json_lines(path: Path, columns: list[str]) -> Columns:
+    table: Columns = {name: [] for name in columns}
+    with open(path, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}: line {number} is not a JSON object")
+            need_columns(columns, row, f"{path}: line {number}")
+            for name in columns:
+                table[name].append(row[name])
+    return table
+
+
+def _separated(path: Path, columns: list[str], **dialect) -> Columns:
+    table: Columns = {name: [] for name in columns}
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, strict=True, **dialect)
+        try:
+            header = next(rows, [])
+            need_columns(columns, header, str(path))
+            places = [(table[name], header.index(name)) for name in columns]
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise UserError(
+                        f"{path}: line {rows.line_num} has {len(row)} fields, "
+                        f"the first line has {len(header)}"
+                    )
+                for values, place in places:
+                    values.append(row[place])
+        except csv.Error as error:
+            raise UserError(f"{path}: line {rows.line_num}: {error}") from None
+    return table
+
+
+def _commas(path: Path, columns: list[str]) -> Columns:
+    return _separated(path, columns)
+
+
+def _tabs(path: Path, columns: list[str]) -> Columns:
+    return _separated(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+READERS: dict[str, Callable[[Path, list[str]], Columns]] = {
+    ".csv": _commas,
+    ".tsv": _tabs,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}
