@@ -42,6 +42,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that also quotes text which the loader above would take for something else."""
+
+
+for _first, _resolvers in _Loader.yaml_implicit_resolvers.items():
+    for _tag, _pattern in _resolvers:
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
+
+
 @dataclass
 class Document:
     """What a YAML text holds: plain values, and the line (from 1) of each dotted key."""
@@ -71,6 +80,11 @@ def parse_yaml(text: str, source: str) -> Document:
             raise
         raise UserError(f"{source}: not valid YAML: {_one_line(error)}") from None
     return document
+
+
+def dump_yaml(values: Any) -> str:
+    """Return the YAML text that parse_yaml reads back as these very values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def dotted(path: tuple[str | int, ...]) -> str:

@@ -26,5 +26,8 @@ def read_text(file: Path) -> str:
 
 def locate(name: str, folders: Sequence[Path]) -> Path | None:
     """Return the absolute path of the first folder's file or folder of that name."""
-    found = (folder / Path(name).expanduser() for folder in folders)
-    return next((path.resolve() for path in found if path.exists()), None)
+    try:
+        found = (folder / Path(name).expanduser() for folder in folders)
+        return next((path.resolve() for path in found if path.exists()), None)
+    except (OSError, RuntimeError):  # a name too long for a file, a home that nobody has
+        return None

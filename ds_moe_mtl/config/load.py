@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from ds_moe_mtl.config.complaint import complaint
-from ds_moe_mtl.config.document import dotted, parse_yaml
+from ds_moe_mtl.config.document import dotted, dump_yaml, parse_yaml
 from ds_moe_mtl.config.errors import UserError
 from ds_moe_mtl.config.files import REPOSITORY, displayed, locate, read_text
 from ds_moe_mtl.config.schema import OwnTask, RunConfig
@@ -41,17 +40,14 @@ def load_config(
         key = _apply(document.values, override)
         places = {k: v for k, v in places.items() if not k.startswith(f"{key}.")}
         places[key] = COMMAND_LINE
-    config = validate(document.values, lambda key: _place(key, places, source))
+    config = _validate(document.values, lambda key: _place(key, places, source))
     if not check_files:
         return config
     return _with_files(config, file.parent, lambda key: _place(key, places, source))
 
 
-def validate(values: Mapping[str, Any], where: Where) -> RunConfig:
-    """Return plain values as a RunConfig; `where` tells the place of a dotted key.
-
-    Raises UserError.
-    """
+def _validate(values: Mapping[str, Any], where: Where) -> RunConfig:
+    """Return plain values as a RunConfig; `where` tells the place of a dotted key."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -60,12 +56,12 @@ def validate(values: Mapping[str, Any], where: Where) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """Return the YAML that loads to this very configuration, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def differing_keys(one: RunConfig, other: RunConfig) -> list[str]:
     """Return the dotted keys whose values differ, in the schema's order."""
-    return list(_differences(one.model_dump(mode="json"), other.model_dump(mode="json"), ()))
+    return _differences(one.model_dump(mode="json"), other.model_dump(mode="json"), ())
 
 
 def _differences(one: Any, other: Any, path: tuple[str, ...]) -> list[str]:
@@ -78,14 +74,15 @@ def _differences(one: Any, other: Any, path: tuple[str, ...]) -> list[str]:
 
 def _find_experiment(path: Path) -> Path:
     """Return the YAML in the current folder, else in the repository or among the shipped."""
-    tried = [path, REPOSITORY / path, EXPERIMENTS / f"{path.name}.yaml"]
-    for candidate in tried[: 3 if path.parent == Path() else 2]:
-        if candidate.is_file():
-            return candidate
+    found = locate(str(path), (Path.cwd(), REPOSITORY))
+    if path.parent == Path() and found is None:
+        found = locate(f"{path.name}.yaml", (EXPERIMENTS,))
+    if found is not None and found.is_file():
+        return found
     shipped = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
     close = difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f"; nearest shipped one: ds_configs/experiments/{close[0]}.yaml" if close else ""
-    what = "is a folder, not a file" if path.is_dir() else "no such file"
+    what = "no such file" if found is None else "is a folder, not a file"
     raise UserError(f"{path}: {what}{hint or '; allowed: the YAML of a run'}")
 
 

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ds_moe_mtl.config import UserError, differing_keys, load_config
-from ds_moe_mtl.config.document import parse_yaml
+from ds_moe_mtl.config.document import dump_yaml, parse_yaml
 
 VALID = {
     "run.seed": st.integers(0, 2**63),
@@ -35,7 +35,7 @@ def value_of(config, key):
 
 def typed(value):
     """Return a value as a user types it after `key=`: YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -74,6 +74,11 @@ def test_any_text_is_taken_or_told_in_one_line(text):
             load_config(None, [override], check_files=False)
         except UserError as error:
             assert len(str(error).splitlines()) == 1
+
+
+@given(st.text() | st.sampled_from(["1e-4", "yes", "~", "010", "2024-01-01", ".5e3", "1_0"]))
+def test_any_text_survives_a_dumped_configuration(text):
+    assert parse_yaml(dump_yaml({"a": [text]}), "here").values == {"a": [text]}
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ BAD_OVERRIDES = {
     "allowed: a file, DeepSpeed's JSON",
     "data.root=run.yaml": LINE + "data.root = 'run.yaml': not a folder; "
     "allowed: a folder, embedded, or null for the Hub",
+    "data.root=~nobody_at_all/x": LINE + "data.root = '~nobody_at_all/x': no such file or folder; "
+    "allowed: a folder, embedded, or null for the Hub",
     "data.root=nowhere": LINE + "data.root = 'nowhere': no such file or folder; "
     "allowed: a folder, embedded, or null for the Hub",
     "train.lr": LINE + "'train.lr' sets nothing; allowed: section.key=value, as in train.lr=1e-4",
@@ -144,6 +146,7 @@ def test_a_bad_file_is_told_in_one_line(here, text):
         "glue_small_mtag_minilm.yaml": "glue_small_mtag_minilm.yaml: no such file; nearest shipped "
         "one: ds_configs/experiments/glue_small_mttag_minilm.yaml",
         "qqqqqqqq": "qqqqqqqq: no such file; allowed: the YAML of a run",
+        "x" * 5000: "x" * 5000 + ": no such file; allowed: the YAML of a run",
         ".": ".: is a folder, not a file; allowed: the YAML of a run",
         "bytes.yaml": "bytes.yaml: not a text file (UTF-8)",
     }.items(),
