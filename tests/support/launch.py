@@ -1,5 +1,6 @@
 """Starts N gloo ranks on this machine, for every test that needs more than one process.
 
+Used so:
     results = run_ranks(losses_of_three_steps, "paper", ranks=2)   # a function of a test file
     run = launch([ROOT / "train.py", config], ranks=2, launcher="mpirun")
     assert run.returncode == 0, run.text
@@ -14,7 +15,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,42 +51,38 @@ class Running:
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], cwd: Path):
         self.mark = uuid.uuid4().hex
-        self._open = ExitStack()
-        self._files = [self._open.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
+        self._folder = tempfile.TemporaryDirectory()
+        self._texts = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
         self._started = time.monotonic()
-        self.process = subprocess.Popen(
-            list(command),
-            env={**environ, MARK: self.mark},
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=self._files[0],
-            stderr=self._files[1],
-            start_new_session=True,
-        )
+        with self._texts[0].open("wb") as out, self._texts[1].open("wb") as err:
+            self.process = subprocess.Popen(
+                list(command),
+                env={**environ, MARK: self.mark},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
 
     def __enter__(self) -> "Running":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.kill()
-        self._open.close()
+        self._folder.cleanup()
 
     def output(self) -> tuple[str, str]:
         """Return what the run has written so far: (stdout, stderr)."""
-        texts = []
-        for file in self._files:
-            # A descriptor's position is shared with the child: read without moving it.
-            size = os.fstat(file.fileno()).st_size
-            texts.append(os.pread(file.fileno(), size, 0).decode(errors="replace"))
-        return texts[0], texts[1]
+        out, err = (path.read_text(errors="replace") for path in self._texts)
+        return out, err
 
-    def wait_for(self, text: str, time_limit: float = 60.0) -> None:
-        """Return once stdout or stderr contains `text`; AssertionError if it ends or is late."""
+    def wait_until(self, happened: Callable[[], bool], time_limit: float = 60.0) -> None:
+        """Return once `happened()`; AssertionError with the output if the run ends or is late."""
         until = time.monotonic() + time_limit
-        while not any(text in output for output in self.output()):
+        while not happened():
             ended = self.process.poll() is not None
-            if (ended or time.monotonic() > until) and not any(text in o for o in self.output()):
-                raise AssertionError(f"{text!r} never appeared\n" + "\n".join(self.output()))
+            assert not ended and time.monotonic() < until, "\n".join(self.output())
             time.sleep(0.05)
 
     def wait(self, time_limit: float = 60.0) -> Launched:

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# torchrun, one machine:
+#   launchers/torchrun.sh ds_configs/experiments/glue_small_mttag_minilm.yaml [section.key=value ...]
+# RANKS: processes to start on this machine (4). Many machines: on each of them with NODES (how
+# many there are), NODE (0, 1, ...) and MASTER (node 0's name); MASTER_PORT if 29500 is taken.
+set -eu
+cd "$(dirname "$0")/.."
+exec torchrun --nproc-per-node "${RANKS:-4}" \
+    --nnodes "${NODES:-1}" --node-rank "${NODE:-0}" \
+    --master-addr "${MASTER:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" \
+    train.py "$@"

@@ -1,0 +1,131 @@
+"""Every launch line starts ranks that find each other, stop when asked, and go on afterwards.
+
+The launchers are copied beside a two-second run of train.py's shape (tests/support/stoppable.py).
+"""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.launch import ROOT, Running, free_port, launch, rank_environ
+
+STOPPABLE = ROOT / "tests" / "support" / "stoppable.py"
+MPICH_ONE_RANK_A_HOST = "127.0.0.1:1\nlocalhost:1\n"  # two host names, so two nodes to mpirun
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Return a folder with launchers/ and a train.py to launch."""
+    shutil.copytree(ROOT / "launchers", tmp_path / "launchers")
+    shutil.copy(STOPPABLE, tmp_path / "train.py")
+    (tmp_path / "run").mkdir()
+    return tmp_path
+
+
+def started(checkout: Path, script: str, *words: str, **variables: str) -> Running:
+    """Return launchers/`script` running two ranks of the checkout's train.py on run/."""
+    environ = rank_environ({"RANKS": "2", "MASTER_PORT": str(free_port()), **variables})
+    if script == "mpirun.sh":
+        del environ["MASTER_PORT"]
+    command = [str(checkout / "launchers" / script), str(checkout / "run"), *words]
+    return Running(command, environ, Path("/"))
+
+
+def log_of(checkout: Path) -> list[dict]:
+    """Return what the ranks logged at their start, by rank."""
+    lines = (checkout / "run" / "log.jsonl").read_text().splitlines()
+    return sorted(map(json.loads, lines), key=lambda line: line["rank"])
+
+
+def result_of(checkout: Path) -> dict:
+    return json.loads((checkout / "run" / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("script", "launcher"), [("torchrun.sh", "torchrun"), ("mpirun.sh", "mpirun")]
+)
+def test_launch_line_starts_ranks_that_meet(checkout, script, launcher):
+    with started(checkout, script, "3", "0") as running:
+        run = running.wait()
+    assert run.returncode == 0, run.text
+    assert result_of(checkout) == {"step": 3, "sum": 6}
+    ranks = log_of(checkout)
+    assert [line["launcher"] for line in ranks] == [launcher] * 2
+    assert [line["LOCAL_RANK"] for line in ranks] == ["0", "1"]
+    assert {line["LOCAL_WORLD_SIZE"] for line in ranks} == {"2"}
+    assert len({line["MASTER_PORT"] for line in ranks}) == 1
+
+
+def test_plain_python_is_a_world_of_one(checkout):
+    run = launch([checkout / "train.py", checkout / "run", "2", "0"], 1, "python")
+    assert run.returncode == 0, run.text
+    assert result_of(checkout) == {"step": 2, "sum": 2}
+
+
+def test_mpirun_over_two_hosts_learns_the_address_of_rank_0(checkout):
+    hosts = checkout / "hosts"
+    hosts.write_text(MPICH_ONE_RANK_A_HOST)
+    with started(checkout, "mpirun.sh", "2", "0", HOSTFILE=str(hosts)) as running:
+        run = running.wait()
+    assert run.returncode == 0, run.text
+    ranks = log_of(checkout)
+    assert [line["LOCAL_RANK"] for line in ranks] == ["0", "0"]
+    assert [line["LOCAL_WORLD_SIZE"] for line in ranks] == ["1", "1"]
+    addresses = {line["MASTER_ADDR"] for line in ranks}
+    assert len(addresses) == 1 and "127.0.0.1" not in addresses
+
+
+def test_mpirun_passes_sigterm_on_and_status_75_back(checkout):
+    with started(checkout, "mpirun.sh", "200", "0.05") as running:
+        wait_for_ranks(running, checkout)
+        running.process.send_signal(signal.SIGTERM)
+        run = running.wait()
+    assert run.returncode == 75, run.text
+    with started(checkout, "mpirun.sh", "200", "0") as running:
+        again = running.wait()
+    assert again.returncode == 0, again.text
+    assert log_of(checkout)[-1]["start"]["step"] > 0
+    assert result_of(checkout) == {"step": 200, "sum": 400}
+
+
+def test_deepspeed_line_passes_sigterm_on_and_leaves_no_rank_behind(checkout):
+    with started(checkout, "local_deepspeed.sh", "1000", "0.05") as running:
+        wait_for_ranks(running, checkout)
+        running.process.send_signal(signal.SIGTERM)
+        running.process.wait(30)
+        left = running.processes()
+        run = running.wait()
+    assert run.returncode == 1, run.text
+    assert left == []
+    with started(checkout, "local_deepspeed.sh", "1000", "0") as running:
+        again = running.wait()
+    assert again.returncode == 0, again.text
+    assert {line["launcher"] for line in log_of(checkout)} == {"deepspeed"}
+    assert log_of(checkout)[-1]["start"]["step"] > 0
+    assert result_of(checkout) == {"step": 1000, "sum": 2000}
+
+
+def test_users_mistake_is_status_2_under_mpirun(checkout):
+    with started(checkout, "mpirun.sh", "1", "0", "2") as running:
+        run = running.wait()
+    assert run.returncode == 2, run.text
+
+
+def test_no_process_outlives_the_time_limit(checkout):
+    # torchrun's workers are sessions of their own: killing its process group alone misses them.
+    with started(checkout, "torchrun.sh", "1000", "0.1") as running:
+        wait_for_ranks(running, checkout)
+        assert len(running.ranks()) == 2
+        run = running.wait(time_limit=0.1)
+        assert run.timed_out
+        assert running.processes() == []
+
+
+def wait_for_ranks(running: Running, checkout: Path) -> None:
+    """Return once both ranks have their signal handlers and have logged their start."""
+    running.wait_until(
+        lambda: (checkout / "run" / "log.jsonl").exists() and len(log_of(checkout)) == 2
+    )

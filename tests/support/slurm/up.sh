@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Brings up a real two-node Slurm on this machine, from Debian's packages, and waits until it idles.
+#
+#   tests/support/slurm/up.sh FOLDER       then   export SLURM_CONF=FOLDER/slurm.conf
+#   tests/support/slurm/down.sh FOLDER     stops it and removes what it left outside FOLDER
+#
+# Needs root: slurmd starts jobs as their users, and the nodes' names go to /etc/hosts. munge,
+# slurmctld and two slurmd (node0 and node1, one port each) run beside any Slurm already there.
+# Partitions: "batch", and "urgent", which preempts it (requeue after 20 s of grace).
+# Exit status 3: cannot be had here, with the reason on stderr.
+set -euo pipefail
+
+folder=$(mkdir -p "${1:?folder}" && cd "$1" && pwd)
+[ "$(id -u)" = 0 ] || { echo "Slurm: not root" >&2; exit 3; }
+
+if ! command -v slurmctld slurmd munged sbatch >/dev/null; then
+    command -v apt-get >/dev/null || { echo "Slurm: not installed, and no apt-get" >&2; exit 3; }
+    export DEBIAN_FRONTEND=noninteractive
+    { timeout 60 apt-get update -q && timeout 180 apt-get install -q -y --no-install-recommends \
+        slurm-wlm munge; } >"$folder/apt.log" 2>&1 </dev/null ||
+        { echo "Slurm: apt-get cannot install slurm-wlm ($folder/apt.log)" >&2; exit 3; }
+fi
+
+host=$(hostname -s)
+read -r control_port port0 port1 < <(python3 - <<'PORTS'
+import socket
+held = [socket.create_server(("", 0)) for _ in range(3)]
+print(*(s.getsockname()[1] for s in held))
+PORTS
+)
+mkdir -p "$folder"/{state,spool/node0,spool/node1,log,munge}
+chmod 700 "$folder/munge"
+for name in node0 node1; do
+    getent hosts $name >/dev/null || echo "127.0.0.1 $name # ds_moe_mtl test cluster" >>/etc/hosts
+done
+
+cat >"$folder/slurm.conf" <<CONF
+ClusterName=ds_moe_mtl
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$control_port
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge/socket,cred_expire=5
+CryptoType=crypto/munge
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool/%n
+SlurmctldLogFile=$folder/log/slurmctld.log
+SlurmdLogFile=$folder/log/%n.log
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/%n.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+KillWait=20
+MinJobAge=3600
+SlurmdTimeout=30
+JobCompType=jobcomp/none
+AccountingStorageType=accounting_storage/none
+NodeName=node0 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port0 CPUs=2 State=UNKNOWN
+NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port1 CPUs=2 State=UNKNOWN
+PartitionName=batch Nodes=node[0-1] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=node[0-1] MaxTime=INFINITE State=UP PriorityTier=10
+CONF
+export SLURM_CONF=$folder/slurm.conf
+
+head -c 1024 /dev/urandom >"$folder/munge/key"
+chmod 600 "$folder/munge/key"
+munged --force --socket="$folder/munge/socket" --key-file="$folder/munge/key" \
+    --pid-file="$folder/munge.pid" --log-file="$folder/log/munged.log" \
+    --seed-file="$folder/munge/seed"
+slurmctld -c
+slurmd -N node0
+slurmd -N node1
+
+for _ in $(seq 100); do
+    idle=$(sinfo -h -p batch -t idle -o %D 2>/dev/null || true)
+    [ "$idle" = 2 ] && { echo "SLURM_CONF=$SLURM_CONF"; exit 0; }
+    sleep 0.2
+done
+echo "Slurm: two nodes did not become idle; $folder/log has why" >&2
+sinfo >&2 || true
+tail -n 5 "$folder"/log/*.log >&2
+exit 1
