@@ -1,4 +1,4 @@
-"""Entry point of every launcher: `deepspeed --num_gpus 4 train.py CONFIG [section.key=value ...]`."""
+"""What every launcher starts: `deepspeed --num_gpus 4 train.py CONFIG [section.key=value ...]`."""
 
 import sys
 from pathlib import Path

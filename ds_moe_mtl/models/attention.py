@@ -1,4 +1,4 @@
-"""Attention over packed sequences: pads exist inside attention only, group by group of like lengths.
+"""Attention over packed sequences: pads exist inside attention only, in groups of like lengths.
 
 Registered with transformers' attention interface, so that the encoder's own weights and code run.
 T real tokens, H heads, d head size; a group has n sequences padded to its longest, L tokens.

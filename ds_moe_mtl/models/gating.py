@@ -22,7 +22,7 @@ class RoutingOptions:
     """How tokens are sent to experts.
 
     capacity_factor: with dispatch "capacity" an expert takes at most
-    ceil(routed tokens / experts * capacity_factor) tokens of a call, in token order; the rest get 0.
+    ceil(routed tokens / experts * capacity_factor) tokens of a call, in token order; others get 0.
     load_balance_loss, router_z_loss: weights of the auxiliary losses (0: off).
     jitter: in training, gate inputs are multiplied by U(1 - jitter, 1 + jitter).
     """

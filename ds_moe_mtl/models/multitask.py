@@ -66,20 +66,38 @@ class MultiTaskNetwork(nn.Module):
         """Return every sequence's outputs; the arguments are MultiTaskBatch's fields."""
         inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups)
         starts_B = cu_seqlens[:-1].long()
-        context = gate_context(self.encoder)
         call = GateCall(gate_ids=None, keep_routes=keep_routes)
-        if context is None:
-            hidden_TD = self.encoder(*inputs)
+        if len(input_ids_T) == 0:
+            hidden_TD = self._run_stand_in(call, input_ids_T)
         else:
+            lengths_B = cu_seqlens.diff().long()
             call.gate_ids = self.gate_of_task[task_ids_B].repeat_interleave(
-                cu_seqlens.diff().long(), output_size=input_ids_T.shape[0]
+                lengths_B, output_size=len(input_ids_T)
             )[None]
-            with context.use(call):
-                hidden_TD = self.encoder(*inputs)
+            hidden_TD = self._run_encoder(call, inputs)
         cls_BD = self.encoder.pool(hidden_TD[starts_B])
         logits_BC = self.heads(hidden_TD, cls_BD, starts_B, task_ids_B, spans_B22)
         aux_loss = sum(call.aux_losses, start=logits_BC.new_zeros(()))
         return Outputs(logits_BC, aux_loss, call.counts, call.routes)
+
+    def _run_encoder(self, call: GateCall, inputs: tuple) -> torch.Tensor:
+        context = gate_context(self.encoder)
+        if context is None:
+            return self.encoder(*inputs)
+        with context.use(call):
+            return self.encoder(*inputs)
+
+    def _run_stand_in(self, call: GateCall, empty: torch.Tensor) -> torch.Tensor:
+        """Return hidden states [0, D] of a batch without tokens, connected to every parameter.
+
+        One token that is not routed passes through the encoder: transformers cannot run none, and
+        every rank has to make the same collective calls.
+        """
+        token = empty.new_zeros(1)
+        call.gate_ids = token[None]
+        call.mask = token[None]
+        ends = torch.tensor([0, 1], dtype=torch.int32, device=empty.device)
+        return self._run_encoder(call, (token, token, token, ends, ((0, 1),)))[:0]
 
 
 def build_network(

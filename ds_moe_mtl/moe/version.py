@@ -4,7 +4,7 @@ import deepspeed
 from packaging.version import Version
 
 FIRST, BELOW = Version("0.19.4"), Version("0.20")
-"""0.19.4 brought the sparse gate contract (indices, locations, gates) that TaskGate answers with."""
+"""0.19.4 brought the sparse gate contract (indices, locations, gates) that TaskGate answers in."""
 
 
 def check_deepspeed_version() -> None:

@@ -1,11 +1,11 @@
-"""What a run will train: tasks, encoder and tokenised data, found before any process group starts."""
+"""What a run will train: tasks, encoder, tokenised data; made before any process group starts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, RunConfig, UserError
-from ds_moe_mtl.data import EncodedSplit, Mixture, encode_task
+from ds_moe_mtl.data import EncodedSplit, describe, encode_task, own_spec
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
 from ds_moe_mtl.models.pretrained import EncoderSource, find_encoder
@@ -24,7 +24,6 @@ class RunPlan:
     tokenizer: object
     train: list[EncodedSplit]
     dev: list[EncodedSplit]
-    mixture: Mixture
     total_steps: int
 
     @property
@@ -73,18 +72,9 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         ]
         train.append(splits[0])
         dev.append(splits[1])
-        say(f"data: {_about(spec, *splits)}")
-    mixture = Mixture(**config.mixture.model_dump())
-    return RunPlan(
-        config,
-        specs,
-        source,
-        tokenizer,
-        train,
-        dev,
-        mixture,
-        _total_steps(config, train, mixture, specs),
-    )
+        say(f"data: {describe(spec, *splits)}")
+    steps = _total_steps(config, train, specs)
+    return RunPlan(config, specs, source, tokenizer, train, dev, steps)
 
 
 def task_specs(config: RunConfig) -> list[TaskSpec]:
@@ -92,7 +82,7 @@ def task_specs(config: RunConfig) -> list[TaskSpec]:
     specs: dict[str, TaskSpec] = {}
     for entry in config.tasks:
         if isinstance(entry, OwnTask):
-            specs[entry.name] = own_task(entry)
+            specs[entry.name] = own_spec(entry)
         else:
             specs.update((name, get_task(name)) for name in expand_tasks([entry]))
     return list(specs.values())
@@ -111,7 +101,7 @@ def single_plans(plan: RunPlan) -> list[RunPlan]:
             }
         )
         train, dev = [plan.train[i]], [plan.dev[i]]
-        steps = _total_steps(config, train, plan.mixture, [spec])
+        steps = _total_steps(config, train, [spec])
         plans.append(
             replace(plan, config=config, specs=[spec], train=train, dev=dev, total_steps=steps)
         )
@@ -139,26 +129,9 @@ def routing_options(config: RunConfig, num_tasks: int) -> RoutingOptions:
     )
 
 
-def _total_steps(
-    config: RunConfig, train: list[EncodedSplit], mixture: Mixture, specs: list[TaskSpec]
-) -> int:
+def _total_steps(config: RunConfig, train: list[EncodedSplit], specs: list[TaskSpec]) -> int:
     if config.train.steps is not None:
         return config.train.steps
     counts = [split.num_examples for split in train]
-    order = ExampleOrder(mixture, specs, counts, config.train.batch_size, config.run.seed, 0)
+    order = ExampleOrder(config.mixture, specs, counts, config.train.batch_size, config.run.seed)
     return max(1, round(config.train.epochs * order.steps_per_epoch))
-
-
-def _about(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> str:
-    """Return one line on a task: sizes, mean length, class balance, whether it was cached."""
-    counts = f"{train.num_examples:,} train"
-    if spec.published_size and train.num_examples < spec.published_size:
-        counts += f" of {spec.published_size:,} published"
-    line = f"{spec.name}: {counts}, {dev.num_examples:,} dev, {train.lengths.mean():.0f} tokens"
-    if spec.labels and spec.kind != "ranking":
-        share = [float((train.labels == i).mean()) for i in range(len(spec.labels))]
-        balance = ", ".join(
-            f"{label} {100 * part:.0f}%" for label, part in zip(spec.labels, share, strict=True)
-        )
-        line += f" ({balance})"
-    return f"{line}; {'cached' if train.cached and dev.cached else 'tokenised now'}"

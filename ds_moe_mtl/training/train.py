@@ -160,7 +160,7 @@ def _train_one(
     loader = SuperBatches(
         plan.train,
         plan.specs,
-        plan.mixture,
+        config.mixture,
         config.train.batch_size,
         config.run.seed,
         ranks.rank,
