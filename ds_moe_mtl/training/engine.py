@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import warnings
 
 import torch
 
@@ -34,6 +35,8 @@ def start_process_group(ranks: Ranks) -> torch.device:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed's business, repeated by every rank.
+    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
     if kind == "cpu":
         # Compiled inside init_distributed on CPU (24 s, and it needs a compiler); gloo does
         # without it.
