@@ -32,6 +32,17 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def check_kernel_dtype(name: str, tensor: torch.Tensor) -> None:
+    """Raise ValueError if the GPU kernels cannot compute with the tensor's type."""
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"{name} is {tensor.dtype}: kernels take float32, float16 or bfloat16")
+
+
+def contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the tensor in one piece of memory; None stays None."""
+    return None if tensor is None else tensor.contiguous()
+
+
 def _why_not_triton(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
@@ -47,4 +58,4 @@ def _why_not_cuda(device: torch.device) -> str | None:
         return f"the tensors are on {device.type}, CUDA C++ needs a CUDA GPU"
     if not torch.cuda.is_available():
         return "no GPU driver is active"
-    return "the CUDA C++ routing is not built yet"
+    return _why_not_triton(device)  # the experts' products stay in Triton

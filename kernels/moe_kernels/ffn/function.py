@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_kernels.ffn.blocks import ffn_by_block
 from moe_kernels.ffn.reference import ACTIVATIONS
-from moe_kernels.implementation import resolve_impl
+from moe_kernels.implementation import check_kernel_dtype, contiguous, resolve_impl
 
 
 def expert_ffn(
@@ -42,16 +42,35 @@ def expert_ffn(
         dtype = torch.get_autocast_dtype(x_RD.device.type)
         x_RD = x_RD.to(dtype)
         w1, b1, w2, b2 = ([tensor.to(dtype) for tensor in kind] for kind in (w1, b1, w2, b2))
-    resolve_impl(impl, x_RD.device)
-    counts = counts_E.tolist() if isinstance(counts_E, Tensor) else list(counts_E)
-    if len(counts) != len(w1):
-        raise ValueError(f"counts_E has {len(counts)} entries: must be the {len(w1)} experts")
-    listed = x_RD.shape[0] if order_R is None else order_R.shape[0]
-    if sum(counts) != listed and x_RD.device.type == "cpu":
-        rows = "x_RD's rows" if order_R is None else "order_R's entries"
-        raise ValueError(f"counts_E sums to {sum(counts)}: must be {rows}, {listed}")
+    if len(counts_E) != len(w1):
+        raise ValueError(f"counts_E has {len(counts_E)} entries: must be the {len(w1)} experts")
     with torch.autocast(x_RD.device.type, enabled=False):
+        if resolve_impl(impl, x_RD.device) != "torch":
+            return _ffn_on_gpu(x_RD, counts_E, (*w1, *b1, *w2, *b2), activation, order_R, scale_T)
+        counts = counts_E.tolist() if isinstance(counts_E, Tensor) else list(counts_E)
+        listed = x_RD.shape[0] if order_R is None else order_R.shape[0]
+        if sum(counts) != listed and x_RD.device.type == "cpu":
+            rows = "x_RD's rows" if order_R is None else "order_R's entries"
+            raise ValueError(f"counts_E sums to {sum(counts)}: must be {rows}, {listed}")
         return ffn_by_block(x_RD, counts, w1, b1, w2, b2, activation, order_R, scale_T)
+
+
+def _ffn_on_gpu(x_RD, counts_E, weights, activation, order_R, scale_T) -> Tensor:
+    from moe_kernels.ffn.launch import TritonFFN
+
+    check_kernel_dtype("x_RD", x_RD)
+    if not isinstance(counts_E, Tensor):
+        counts_E = torch.tensor(list(counts_E))
+    counts = counts_E.to(device=x_RD.device, dtype=torch.int32, non_blocking=True)
+    scale = None if scale_T is None else scale_T.float().contiguous()
+    return TritonFFN.apply(
+        x_RD.contiguous(),
+        contiguous(order_R),
+        counts.contiguous(),
+        scale,
+        activation == "gelu_tanh",
+        *(weight.contiguous() for weight in weights),
+    )
 
 
 def check_experts(x, w1, b1, w2, b2, activation: str) -> None:

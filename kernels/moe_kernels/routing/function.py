@@ -6,7 +6,7 @@ T tokens, D hidden size, G gates, E experts.
 import torch
 from torch import Tensor
 
-from moe_kernels.implementation import resolve_impl
+from moe_kernels.implementation import check_kernel_dtype, contiguous, resolve_impl
 from moe_kernels.routing.blocks import gate_logits_by_run
 from moe_kernels.routing.reference import choose
 from moe_kernels.routing.types import Routing, sort_by_expert
@@ -32,6 +32,36 @@ def route(
     Products and softmax are in float32. Raises ValueError for arguments that do not fit; gate ids
     out of range are refused on a CPU, and on a GPU (where looking would wait) left unrouted.
     """
+    arguments = route_arguments(x_TD, gate_weight, gate_ids_T, num_experts, mask_T)
+    x_TD, gate_weight, gate_ids_T, mask_T = arguments
+    name = resolve_impl(impl, x_TD.device)
+    if name != "torch":
+        return _route_on_gpu(*arguments, num_experts, with_logits, name)
+    with torch.autocast(x_TD.device.type, enabled=False):
+        logits_TE = gate_logits_by_run(x_TD, gate_weight, gate_ids_T, num_experts)
+        expert_T, prob_T = choose(logits_TE, mask_T)
+    counts_E, order_R = sort_by_expert(expert_T, num_experts)
+    return Routing(expert_T, prob_T, counts_E, order_R, logits_TE if with_logits else None)
+
+
+def _route_on_gpu(x_TD, gate_weight, gate_ids_T, mask_T, num_experts, with_logits, name) -> Routing:
+    from moe_kernels.routing.launch import TritonRoute, route_launcher
+
+    check_kernel_dtype("x_TD", x_TD)
+    check_kernel_dtype("gate_weight", gate_weight)
+    expert_T, prob_T, logits_TE, counts_E, order_T = TritonRoute.apply(
+        x_TD.contiguous(),
+        gate_weight.contiguous(),
+        contiguous(gate_ids_T),
+        contiguous(mask_T),
+        num_experts,
+        route_launcher(name),
+    )
+    return Routing(expert_T, prob_T, counts_E, order_T, logits_TE if with_logits else None)
+
+
+def route_arguments(x_TD, gate_weight, gate_ids_T, num_experts: int, mask_T):
+    """Return (x_TD, gate_weight, gate_ids_T, mask_T) checked, flat, the mask as booleans."""
     hidden = x_TD.shape[-1]
     if gate_weight.dim() != 2 or gate_weight.shape[1] != hidden:
         raise ValueError(
@@ -51,15 +81,9 @@ def route(
         )
     if mask_T is not None and mask_T.dtype != torch.bool:
         mask_T = mask_T != 0
-    x_TD = x_TD.reshape(-1, hidden)
-    resolve_impl(impl, x_TD.device)
-    if gate_ids_T is not None and x_TD.device.type == "cpu":
+    if x_TD.device.type == "cpu" and gate_ids_T is not None:
         _check_range(gate_ids_T, num_gates)
-    with torch.autocast(x_TD.device.type, enabled=False):
-        logits_TE = gate_logits_by_run(x_TD, gate_weight, gate_ids_T, num_experts)
-        expert_T, prob_T = choose(logits_TE, mask_T)
-    counts_E, order_R = sort_by_expert(expert_T, num_experts)
-    return Routing(expert_T, prob_T, counts_E, order_R, logits_TE if with_logits else None)
+    return x_TD.reshape(-1, hidden), gate_weight, gate_ids_T, mask_T
 
 
 def _per_token(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:

@@ -1,0 +1,34 @@
+"""The experts' separate parameters as the kernels see them: one table of addresses.
+
+DeepSpeed's checkpoints need every expert's tensors to be parameters of their own, so the kernels
+get E addresses of each kind instead of one stacked tensor. The table is made from the addresses of
+the moment: when ZeRO moves a parameter's storage, the next call makes another.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# Bytes a vectorised load takes; tables whose entries are all multiples allow 16-byte loads.
+VECTOR_BYTES = 16
+
+
+def address_table(weights: Sequence[Tensor]) -> Tensor:
+    """Return the addresses of contiguous tensors on one device, int64, in their order."""
+    return _table(tuple(tensor.data_ptr() for tensor in weights), weights[0].device)
+
+
+def alignment(weights: Sequence[Tensor]) -> int:
+    """Return 16 if every row of every tensor starts at a multiple of 16 bytes, else 1."""
+    row_bytes = {tensor.shape[-1] * tensor.element_size() for tensor in weights}
+    starts = {tensor.data_ptr() for tensor in weights}
+    return VECTOR_BYTES if all(n % VECTOR_BYTES == 0 for n in row_bytes | starts) else 1
+
+
+@lru_cache(maxsize=4096)
+def _table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    # A function of the addresses alone, so a remembered table cannot be stale. Copying it waits for
+    # the device once; later calls do not, which CUDA graphs need (they are warmed up first).
+    return torch.tensor(addresses, dtype=torch.int64, device=device)

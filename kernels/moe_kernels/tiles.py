@@ -1,0 +1,83 @@
+"""Device code shared by the Triton kernels: row tiles, products, GELU, the columns of gates.
+
+Rows are listed expert by expert: segments 0..E-1 are the experts, segment E holds the rows that are
+not routed (they are written as zeros, never computed).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def locate_tile(
+    counts_ptr, tile, num_rows, E: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Return (segment, first row, the segment's end row) of a row tile; segment > E: past the end.
+
+    Every segment starts a tile of its own. E counts are read and summed by each program: that is
+    cheaper than a launch that writes a tile-to-expert map, and needs no agreed tile size.
+    """
+    segment = tl.arange(0, SEGMENTS)
+    count = tl.load(counts_ptr + segment, mask=segment < E, other=0)
+    count = tl.where(segment == E, num_rows - tl.sum(count, 0), count)
+    tiles = (count + BLOCK_M - 1) // BLOCK_M
+    tile_end = tl.cumsum(tiles, 0)
+    row_end = tl.cumsum(count, 0)
+    here = tl.sum((tile_end <= tile).to(tl.int32), 0)
+    chosen = segment == here
+    first_tile = tl.sum(tl.where(chosen, tile_end - tiles, 0), 0)
+    first_row = tl.sum(tl.where(chosen, row_end - count, 0), 0) + (tile - first_tile) * BLOCK_M
+    return here, first_row, tl.sum(tl.where(chosen, row_end, 0), 0)
+
+
+@triton.jit
+def segment_rows(counts_ptr, expert, E: tl.constexpr, SEGMENTS: tl.constexpr):
+    """Return (first row, number of rows) of an expert."""
+    segment = tl.arange(0, SEGMENTS)
+    count = tl.load(counts_ptr + segment, mask=segment < E, other=0)
+    first = tl.sum(tl.where(segment < expert, count, 0), 0)
+    return first, tl.sum(tl.where(segment == expert, count, 0), 0)
+
+
+@triton.jit
+def expert_pointer(table_ptr, expert, like_ptr):
+    """Return the address in an expert's entry of the pointer table, typed as like_ptr."""
+    return tl.load(table_ptr + expert).to(tl.pointer_type(like_ptr.dtype.element_ty))
+
+
+@triton.jit
+def dot(a, b, acc, UPCAST: tl.constexpr):
+    """Return acc + a @ b in float32. UPCAST: the interpreter has no product of bfloat16."""
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def gate_dot(a, b, acc, NARROW: tl.constexpr):
+    """Return acc + a @ b for gates: 16-bit as it is (exact products), else three TF32 products."""
+    if NARROW:
+        return tl.dot(a, b, acc)
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32x3")
+
+
+@triton.jit
+def gelu_and_slope(h, TANH: tl.constexpr):
+    """Return (GELU(h), its derivative) of float32 h, exact or with the tanh formula."""
+    if TANH:
+        z = 0.7978845608028654 * (h + 0.044715 * h * h * h)
+        half = tl.sigmoid(2.0 * z)  # (1 + tanh z) / 2
+        slope_z = 0.7978845608028654 * (1.0 + 0.134145 * h * h)
+        return h * half, half + 2.0 * h * half * (1.0 - half) * slope_z
+    cdf = 0.5 * (1.0 + tl.erf(h * 0.7071067811865476))
+    return h * cdf, cdf + h * 0.3989422804014327 * tl.exp(-0.5 * h * h)
+
+
+@triton.jit
+def gate_columns(chunk, G: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, CHUNK: tl.constexpr):
+    """Return (gate, expert, valid) of a chunk's columns: whole gates, E_PAD columns each."""
+    column = tl.arange(0, CHUNK)
+    gate = chunk * (CHUNK // E_PAD) + column // E_PAD
+    expert = column % E_PAD
+    return gate, expert, (gate < G) & (expert < E)
