@@ -43,13 +43,14 @@ def resolve_deepspeed(
     Raises UserError, one line that names both files' keys and values, for a contradiction and
     for what is known not to work.
     """
+    _check_ranks(config, world_size, device)
     file = Path(config.deepspeed)
     resolved = read_deepspeed(file)
     try:
         _check_names(resolved)
         _fill_batch(resolved, config, world_size)
-        _check_zero(resolved, config, world_size)
-        _fill_precision(resolved, config, device)
+        _check_zero(resolved, config)
+        _fill_precision(resolved, config)
         _fill_optimizer(resolved, config)
         _check_scheduler(resolved)
         clip = config.train.clip
@@ -80,6 +81,23 @@ def read_deepspeed(file: Path) -> dict[str, Any]:
     return values
 
 
+def _check_ranks(config: RunConfig, world_size: int, device: str) -> None:
+    """Refuse what the YAML asks of these ranks and they cannot do, whatever the JSON says."""
+    train, ep_size = config.train, config.moe.ep_size
+    if train.batch_size < world_size * train.accumulation:
+        raise UserError(
+            f"train.batch_size = {train.batch_size} is smaller than {world_size} ranks x "
+            f"train.accumulation = {train.accumulation}; allowed: at least one example each"
+        )
+    if config.model.kind in SPARSE_KINDS and world_size % ep_size:
+        raise UserError(
+            f"moe.ep_size = {ep_size} does not divide the number of ranks, {world_size}; "
+            "allowed: an ep_size that divides it and moe.num_experts"
+        )
+    if train.precision == "fp16" and device == "cpu":
+        raise UserError("train.precision = fp16 does not run on a CPU; allowed there: bf16, fp32")
+
+
 def _check_names(values: Mapping[str, Any]) -> None:
     """Refuse a slip in a key that is filled here: DeepSpeed would ignore it in silence."""
     for key in values:
@@ -93,11 +111,6 @@ def _check_names(values: Mapping[str, Any]) -> None:
 def _fill_batch(values: dict[str, Any], config: RunConfig, world_size: int) -> None:
     batch, accumulation = config.train.batch_size, config.train.accumulation
     shares = world_size * accumulation
-    if batch < shares:
-        raise UserError(
-            f"train.batch_size = {batch} is smaller than {world_size} ranks x "
-            f"train.accumulation = {accumulation}; allowed: at least one example each"
-        )
     micro = math.ceil(batch / shares)
     _agree(values, "train_batch_size", batch, f"train.batch_size = {batch}")
     _agree(
@@ -109,7 +122,7 @@ def _fill_batch(values: dict[str, Any], config: RunConfig, world_size: int) -> N
     values["train_batch_size"] = micro * shares
 
 
-def _check_zero(values: dict[str, Any], config: RunConfig, world_size: int) -> None:
+def _check_zero(values: dict[str, Any], config: RunConfig) -> None:
     zero = _section(values, "zero_optimization", {"stage": 0})
     stage = zero.setdefault("stage", 0)
     if stage == 3 and type(stage) is int:
@@ -130,14 +143,9 @@ def _check_zero(values: dict[str, Any], config: RunConfig, world_size: int) -> N
             f"zero_optimization.stage = 0 with train.precision = {config.train.precision}: "
             "DeepSpeed scales the first update wrongly there; allowed: stage 1 or 2, or fp32"
         )
-    if config.model.kind in SPARSE_KINDS and world_size % config.moe.ep_size:
-        raise UserError(
-            f"moe.ep_size = {config.moe.ep_size} does not divide the {world_size} ranks; "
-            "allowed: an ep_size that divides the ranks and moe.num_experts"
-        )
 
 
-def _fill_precision(values: dict[str, Any], config: RunConfig, device: str) -> None:
+def _fill_precision(values: dict[str, Any], config: RunConfig) -> None:
     precision = config.train.precision
     if all(_section(values, name, {}).get("enabled") is True for name in PRECISIONS):
         raise UserError("bf16.enabled and fp16.enabled are both true; allowed: one of them")
@@ -157,8 +165,6 @@ def _fill_precision(values: dict[str, Any], config: RunConfig, device: str) -> N
                 f"{name}.enabled = true contradicts train.precision = {precision}; "
                 f"allowed: no {name}, the precision is the YAML's"
             )
-    if precision == "fp16" and device == "cpu":
-        raise UserError("train.precision = fp16 does not run on a CPU; allowed there: bf16 or fp32")
 
 
 def _fill_optimizer(values: dict[str, Any], config: RunConfig) -> None:
