@@ -1,0 +1,36 @@
+"""What is declared can be installed: every range has a tested pin inside it."""
+
+import re
+
+import pytest
+from packaging.requirements import Requirement
+
+tomllib = pytest.importorskip("tomllib", reason="Python 3.10 brings no TOML reader")
+
+
+def canonical(name):
+    """Return a package's name as pip compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="module")
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def pins(root):
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonical(pin.name): str(pin.specifier).removeprefix("==") for pin in pinned}
+
+
+def test_every_range_admits_its_pin(project, pins):
+    declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    for requirement in map(Requirement, declared):
+        assert requirement.specifier.contains(pins[canonical(requirement.name)]), requirement
+
+
+def test_torch_is_pinned_without_a_local_version_so_that_the_cpu_build_fits(pins):
+    assert "+" not in pins["torch"]
+    assert Requirement(f"torch=={pins['torch']}").specifier.contains(pins["torch"] + "+cpu")
