@@ -1,1 +1,31 @@
-"""The ds-moe-mtl command: one file a command."""
+"""The `ds-moe-mtl` command: one file a subcommand, imported when it is called."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a run from a YAML",
+    "evaluate": "score a trained model on dev splits",
+    "predict": "label texts with a trained model",
+    "routes": "show which expert each task uses",
+    "tasks": "list the tasks that are known",
+    "doctor": "check what this machine can run",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand and return its exit status; without one, list them."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: ds-moe-mtl COMMAND ... (each has --help)\n")
+        for name, purpose in COMMANDS.items():
+            print(f"  {name:<10}{purpose}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        print(
+            f"error: unknown command {name!r}; allowed: {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    return import_module(f"ds_moe_mtl.cli.{name}").main(rest)

@@ -1,0 +1,107 @@
+"""Which expert each task's tokens take, layer by layer: counts, and a picture of them.
+
+K tasks, L layers, E experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ds_moe_mtl.data import encode_task
+from ds_moe_mtl.evaluation import MultiTaskModel
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Tokens by task, layer and expert."""
+
+    tasks: tuple[str, ...]
+    counts_KLE: np.ndarray
+
+    @property
+    def shares_KLE(self) -> np.ndarray:
+        """Each task's share of tokens an expert takes in a layer; sums to 1 over experts."""
+        return self.counts_KLE / self.counts_KLE.sum(axis=2, keepdims=True)
+
+    def to_json(self) -> dict:
+        """Plain values: {"tasks", "shares": {task: [layer][expert]}, "tokens": {task: ..}}."""
+        return {
+            "tasks": list(self.tasks),
+            "shares": {
+                task: share.round(4).tolist()
+                for task, share in zip(self.tasks, self.shares_KLE, strict=True)
+            },
+            "tokens": {
+                task: int(counts[0].sum())
+                for task, counts in zip(self.tasks, self.counts_KLE, strict=True)
+            },
+        }
+
+
+def collect_routes(
+    model: MultiTaskModel,
+    root: str | None,
+    cache: str | None = None,
+    limit: int = 200,
+    tasks: Sequence[str] | None = None,
+) -> Routes:
+    """Return the routes of `limit` dev examples a task. Raises UserError for a dense model."""
+    names = tuple(tasks or model.specs)
+    counts = [
+        model.route_counts(
+            name,
+            encode_task(model.task(name), "dev", model.tokenizer, root, cache, limit=limit),
+        )
+        for name in names
+    ]
+    return Routes(names, np.stack(counts))
+
+
+def draw_routes(routes: Routes, path: Path) -> None:
+    """Write a PNG: one panel a layer, tasks down, experts across, the share of tokens in a cell."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shares_KLE = routes.shares_KLE
+    tasks, layers, experts = shares_KLE.shape
+    columns = min(layers, 6)
+    rows = -(-layers // columns)
+    figure, axes = pyplot.subplots(
+        rows,
+        columns,
+        figsize=(1.2 + columns * (0.5 * experts + 0.35), rows * (0.36 * tasks + 0.9) + 0.5),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    for layer, axis in enumerate(axes.flat):
+        if layer >= layers:
+            axis.axis("off")
+            continue
+        image = axis.imshow(shares_KLE[:, layer], vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_title(f"layer {layer + 1}", fontsize=9)
+        axis.set_xticks(range(experts), [str(expert + 1) for expert in range(experts)], fontsize=8)
+        axis.set_yticks(range(tasks), routes.tasks, fontsize=8)
+        if experts <= 8:
+            for task in range(tasks):
+                for expert in range(experts):
+                    share = shares_KLE[task, layer, expert]
+                    axis.text(
+                        expert,
+                        task,
+                        f"{100 * share:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="black" if share > 0.6 else "white",
+                    )
+    figure.supxlabel("expert", fontsize=9)
+    figure.suptitle("Share of each task's tokens an expert takes, in percent", fontsize=10)
+    figure.colorbar(image, ax=axes, fraction=0.02, label="share of tokens")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,50 @@
+"""What the subcommands share: a parser whose mistakes are one line, and a user's mistakes."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ds_moe_mtl.config import RunConfig, UserError, load_config
+
+BAD_INPUT = 2
+"""Exit status of a user's mistake."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, status 2, and an example at the end of --help."""
+
+    def __init__(self, command: str, purpose: str, example: str) -> None:
+        super().__init__(
+            prog=f"ds-moe-mtl {command}", description=purpose, epilog=f"example: {example}"
+        )
+
+    def error(self, message: str) -> None:
+        """Print one line and leave with status 2."""
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def answer(work: Callable[[], int]) -> int:
+    """Return `work`'s exit status; a user's mistake becomes one line on stderr and status 2."""
+    try:
+        return work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def run_config(folder: Path) -> RunConfig | None:
+    """Return the configuration of the run whose folder (or model/ in it) this is, or None."""
+    for candidate in (folder / "config.yaml", folder.parent / "config.yaml"):
+        if candidate.is_file():
+            return load_config(candidate, check_files=False)
+    return None
+
+
+def data_root(given: str | None, folder: Path) -> str | None:
+    """Return --data-root, or the root of the run that the folder belongs to (None: the Hub)."""
+    if given is not None:
+        return given
+    config = run_config(folder)
+    return config.data.root if config is not None else None

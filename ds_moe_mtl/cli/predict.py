@@ -1,0 +1,44 @@
+"""ds-moe-mtl predict: label lines of text with a trained model."""
+
+import json
+import sys
+from pathlib import Path
+
+from ds_moe_mtl.cli.arguments import Parser, answer
+from ds_moe_mtl.config import UserError
+
+
+def main(arguments: list[str]) -> int:
+    """Print a prediction a line and return the exit status."""
+    parser = Parser(
+        "predict",
+        "Labels texts, one example a line; the values of a pair are separated by a tab.",
+        "printf 'A man sleeps.\\tA man is awake.\\n' | ds-moe-mtl predict RUN --task rte",
+    )
+    parser.add_argument("folder", type=Path, help="a run's folder or a model folder")
+    parser.add_argument("--task", required=True, help="which of the model's tasks")
+    parser.add_argument("--input", type=Path, help="a text file; default: standard input")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    options = parser.parse_args(arguments)
+    return answer(lambda: _predict(options))
+
+
+def _predict(options) -> int:
+    from ds_moe_mtl.evaluation import MultiTaskModel
+
+    model = MultiTaskModel.from_pretrained(options.folder)
+    model.task(options.task)
+    if options.input is None:
+        text = sys.stdin.read()
+    elif options.input.is_file():
+        text = options.input.read_text()
+    else:
+        raise UserError(f"--input: {options.input}: no such file")
+    rows = [tuple(line.split("\t")) for line in text.splitlines() if line.strip()]
+    answers = model.predict(options.task, rows)
+    if options.json:
+        print(json.dumps(answers))
+        return 0
+    for value in answers:
+        print(f"{value:.3f}" if isinstance(value, float) else value)
+    return 0

@@ -1,0 +1,46 @@
+"""ds-moe-mtl routes: which expert each task's tokens take, as a picture and as numbers."""
+
+import json
+from pathlib import Path
+
+from ds_moe_mtl.cli.arguments import Parser, answer, data_root
+
+PICTURE = "routes.png"
+NUMBERS = "routes.json"
+
+
+def main(arguments: list[str]) -> int:
+    """Write routes.png and routes.json and return the exit status."""
+    parser = Parser(
+        "routes",
+        "Shows which expert each task's tokens take, layer by layer.",
+        "ds-moe-mtl routes runs/embedded_mttag_minilm",
+    )
+    parser.add_argument("folder", type=Path, help="a run's folder or a model folder")
+    parser.add_argument("--data-root", help="a local data root; default: the run's own")
+    parser.add_argument("--limit", type=int, default=200, help="dev examples a task (200)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    options = parser.parse_args(arguments)
+    return answer(lambda: _routes(options))
+
+
+def _routes(options) -> int:
+    root = data_root(options.data_root, options.folder)
+    numbers = write_routes(options.folder, root, options.limit)
+    if options.json:
+        print(json.dumps(numbers))
+    else:
+        print(f"routes: {options.folder / PICTURE}, {options.folder / NUMBERS}")
+    return 0
+
+
+def write_routes(folder: Path, root: str | None, limit: int = 200) -> dict:
+    """Write both files into `folder` and return the numbers. Raises UserError for a dense model."""
+    from ds_moe_mtl.analysis.routes import collect_routes, draw_routes
+    from ds_moe_mtl.evaluation import MultiTaskModel
+
+    routes = collect_routes(MultiTaskModel.from_pretrained(folder), root, limit=limit)
+    draw_routes(routes, folder / PICTURE)
+    numbers = routes.to_json()
+    (folder / NUMBERS).write_text(json.dumps(numbers, indent=2) + "\n")
+    return numbers

@@ -1,0 +1,31 @@
+"""ds-moe-mtl tasks: what is known by name."""
+
+import json
+
+from ds_moe_mtl.cli.arguments import Parser, answer
+
+
+def main(arguments: list[str]) -> int:
+    """Print the known tasks and groups and return the exit status."""
+    parser = Parser("tasks", "Lists the tasks and groups known by name.", "ds-moe-mtl tasks --json")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    return answer(lambda: _tasks(options.json))
+
+
+def _tasks(as_json: bool) -> int:
+    from ds_moe_mtl.tasks import known_tasks, task_groups
+
+    tasks, groups = known_tasks(), task_groups()
+    if as_json:
+        rows = {name: spec.to_dict() for name, spec in tasks.items()}
+        print(json.dumps({"tasks": rows, "groups": groups}))
+        return 0
+    print(f"{'task':<18}{'kind':<16}{'metric':<12}{'train':>9}  labels")
+    for name, spec in tasks.items():
+        size = f"{spec.published_size:,}" if spec.published_size else "-"
+        print(f"{name:<18}{spec.kind:<16}{spec.metric:<12}{size:>9}  {', '.join(spec.labels)}")
+    print()
+    for name, members in groups.items():
+        print(f"group {name}: {', '.join(members)}")
+    return 0
