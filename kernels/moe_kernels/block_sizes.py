@@ -37,7 +37,7 @@ class Blocks(NamedTuple):
 def product_blocks(dtype: torch.dtype, rows: int, columns: int, heavy: bool = False) -> Blocks:
     """Return the tile of a grouped product with `rows` rows in all and `columns` columns.
 
-    heavy: the epilogue keeps several tiles in registers (the backward of GELU).
+    heavy: the epilogue does more than store (GELU, its derivative, routing's term).
     """
     if dtype == torch.float32:
         # Exact float32 products run on the plain cores, where registers are the limit. For tests.
@@ -46,10 +46,10 @@ def product_blocks(dtype: torch.dtype, rows: int, columns: int, heavy: bool = Fa
         # Few rows: small tiles make more programs, and waste less on each expert's last tile.
         return Blocks(64, 64 if columns <= 64 else 128, 64, 4, 4)
     if heavy or columns % 256 or (rows // 128) * (columns // 256) < MULTIPROCESSORS:
-        # 64 float32 results a thread leave room for an epilogue; three stages of 32 KiB, so two
-        # programs share a multiprocessor and one computes while the other stores.
+        # 64 results a thread leave registers for the epilogue, and three stages of 32 KiB leave
+        # room for a second program on the multiprocessor, which computes while the first stores.
         return Blocks(128, 128, 64, 8, 3)
-    # One tile of 128 x 256 reads a third less per product; three stages of 48 KiB.
+    # One tile of 128 x 256 reads a quarter less per product; 254 registers, no spills.
     return Blocks(128, 256, 64, 8, 3)
 
 

@@ -20,6 +20,12 @@ def caller_rows(order_ptr, row, in_range, HAS_ORDER: tl.constexpr):
     return row.to(tl.int64)
 
 
+@triton.jit
+def column_halves(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return the left and the right half of a tile: GELU on a whole one runs out of registers."""
+    return tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def up_kernel(
     x_ptr, order_ptr, counts_ptr, table_ptr, h_ptr, a_ptr, num_rows,
@@ -50,14 +56,19 @@ def up_kernel(
         spot = tl.multiple_of(w1 + n[None, :] * D + k[:, None], [ALIGN, 1])
         w = tl.load(spot, mask=(n < F)[None, :] & (k < D)[:, None], other=0.0)
         acc = dot(x, w, acc, UPCAST)
-    b1 = tl.load(expert_pointer(table_ptr + E, expert, x_ptr) + n, mask=n < F, other=0.0)
-    h = (acc + b1.to(tl.float32)[None, :]).to(h_ptr.dtype.element_ty)
-    out = row.to(tl.int64)[:, None] * F + n[None, :]
-    some = in_range[:, None] & (n < F)[None, :]
-    if KEEP_H:
-        tl.store(h_ptr + out, h, mask=some)
-    a, _ = gelu_and_slope(h.to(tl.float32), TANH)
-    tl.store(a_ptr + out, a.to(a_ptr.dtype.element_ty), mask=some)
+    b1_ptr = expert_pointer(table_ptr + E, expert, x_ptr)
+    left, right = column_halves(acc, BLOCK_M, BLOCK_N)
+    for half in tl.static_range(2):
+        part = left if half == 0 else right
+        n = (pid % TILES_N) * BLOCK_N + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        b1 = tl.load(b1_ptr + n, mask=n < F, other=0.0)
+        h = (part + b1.to(tl.float32)[None, :]).to(h_ptr.dtype.element_ty)
+        out = row.to(tl.int64)[:, None] * F + n[None, :]
+        some = in_range[:, None] & (n < F)[None, :]
+        if KEEP_H:
+            tl.store(h_ptr + out, h, mask=some)
+        a, _ = gelu_and_slope(h.to(tl.float32), TANH)
+        tl.store(a_ptr + out, a.to(a_ptr.dtype.element_ty), mask=some)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -150,18 +161,22 @@ def down_grad_kernel(
             bias = tl.load(b2 + k, mask=k < D, other=0.0).to(tl.float32)
             grad_scale += tl.sum(gy * bias[None, :], 1)
             tl.store(grad_b2_parts_ptr + tile_m * D + k, tl.sum(gy * scale[:, None], 0), mask=k < D)
-    spot_RF = row.to(tl.int64)[:, None] * F + n[None, :]
-    some = in_range[:, None] & (n < F)[None, :]
-    h = tl.load(h_ptr + spot_RF, mask=some, other=0.0).to(tl.float32)
-    a, slope = gelu_and_slope(h, TANH)
-    a = a.to(scaled_a_ptr.dtype.element_ty).to(tl.float32)
-    tl.store(scale_spot, grad_scale + tl.sum(u * a, 1), mask=in_range)
-    tl.store(
-        scaled_a_ptr + spot_RF, (a * scale[:, None]).to(scaled_a_ptr.dtype.element_ty), mask=some
-    )
-    gh = u * slope * scale[:, None]
-    tl.store(grad_h_ptr + spot_RF, gh.to(grad_h_ptr.dtype.element_ty), mask=some)
-    tl.store(grad_b1_parts_ptr + tile_m * F + n, tl.sum(gh, 0), mask=n < F)
+    left, right = column_halves(u, BLOCK_M, BLOCK_N)
+    for half in tl.static_range(2):
+        part = left if half == 0 else right
+        n = tile_n * BLOCK_N + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        spot_RF = row.to(tl.int64)[:, None] * F + n[None, :]
+        some = in_range[:, None] & (n < F)[None, :]
+        h = tl.load(h_ptr + spot_RF, mask=some, other=0.0).to(tl.float32)
+        a, slope = gelu_and_slope(h, TANH)
+        a = a.to(scaled_a_ptr.dtype.element_ty).to(tl.float32)
+        grad_scale += tl.sum(part * a, 1)
+        scaled = (a * scale[:, None]).to(scaled_a_ptr.dtype.element_ty)
+        tl.store(scaled_a_ptr + spot_RF, scaled, mask=some)
+        gh = part * slope * scale[:, None]
+        tl.store(grad_h_ptr + spot_RF, gh.to(grad_h_ptr.dtype.element_ty), mask=some)
+        tl.store(grad_b1_parts_ptr + tile_m * F + n, tl.sum(gh, 0), mask=n < F)
+    tl.store(scale_spot, grad_scale, mask=in_range)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -48,7 +48,7 @@ def launch_experts(
     h_RF = torch.empty_like(a_RF) if keep_h else None
     y_RD = torch.empty_like(x_RD)
     with torch.cuda.device_of(x_RD):
-        blocks = product_blocks(x_RD.dtype, num_rows, inner)
+        blocks = product_blocks(x_RD.dtype, num_rows, inner, heavy=True)
         kernel.up_kernel[_grid(num_rows, inner, shared["E"], blocks)](
             x_RD, order, counts, table, h_RF if keep_h else a_RF, a_RF, num_rows,
             KEEP_H=keep_h, TANH=tanh, **shared, **blocks.options(),
@@ -76,7 +76,7 @@ def launch_down_grad(
     def parts(*shape: int) -> Tensor:
         return grad_y_RD.new_empty(shape, dtype=torch.float32)
 
-    scale_parts, bias_parts = parts(tiles_n, num_rows), []
+    scale_parts = parts(tiles_n, num_rows)
     tiles_m = grid[0] // tiles_n
     bias_parts = (parts(tiles_m, inner), parts(tiles_m, hidden), blocks.m)
     kernel.down_grad_kernel[grid](
@@ -133,7 +133,7 @@ def launch_input_grad(
     hidden = weights[0].shape[1]
     grad_x_RD = grad_h_RF.new_empty(num_rows, hidden)
     shared = _constants(grad_x_RD, weights, order_R)
-    blocks = product_blocks(grad_h_RF.dtype, num_rows, hidden)
+    blocks = product_blocks(grad_h_RF.dtype, num_rows, hidden, heavy=True)
     shape = {"G": 0, "E_PAD": 1, "CHUNK": 16} if gate is None else dict(gate.shape)
     shape.pop("E", None)
     has_ids = gate is not None and gate.gate_ids_T is not None

@@ -157,7 +157,7 @@ def logits_grad_kernel(
 def gate_weight_grad_kernel(
     x_ptr, gate_ids_ptr, grad_logits_ptr, parts_ptr, num_tokens, tokens_per_split,
     D: tl.constexpr, G: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, CHUNK: tl.constexpr,
-    HAS_IDS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_IDS: tl.constexpr, ONE_CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write a split's part of the gates' weight gradient: sum over its tokens of dlogits x."""
     split = tl.program_id(0)
@@ -170,17 +170,30 @@ def gate_weight_grad_kernel(
         in_range = token < end
         gate, routed = load_gates(gate_ids_ptr, gate_ids_ptr, token, in_range, G, HAS_IDS, False)
         own = (column_gate[:, None] == gate[None, :]) & valid[:, None] & routed[None, :]
-        if tl.sum(own.to(tl.int32)) > 0:
-            row = token.to(tl.int64)
-            grad = tl.load(
-                grad_logits_ptr + row[None, :] * E + column_expert[:, None], mask=own, other=0.0
-            )
-            some = in_range[:, None] & (d < D)[None, :]
-            x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=some, other=0.0)
-            acc = gate_dot(grad, x, acc, False)
+        if ONE_CHUNK:  # no branch in the loop: its loads run ahead of the products
+            acc = add_outer_product(acc, own, x_ptr, grad_logits_ptr, token, in_range, d,
+                                    column_expert, D, E)  # fmt: skip
+        else:
+            if tl.sum(own.to(tl.int32)) > 0:
+                acc = add_outer_product(acc, own, x_ptr, grad_logits_ptr, token, in_range, d,
+                                        column_expert, D, E)  # fmt: skip
     column = column_gate * E + column_expert
     spot = parts_ptr + split * (G * E * D) + column[:, None] * D + d[None, :]
     tl.store(spot, acc, mask=valid[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def add_outer_product(
+    acc, own, x_ptr, grad_logits_ptr, token, in_range, d, column_expert,
+    D: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """Return acc + dlogits^T x over a block of tokens."""
+    row = token.to(tl.int64)
+    spot = grad_logits_ptr + row[None, :] * E + column_expert[:, None]
+    grad = tl.load(spot, mask=own, other=0.0)
+    some = in_range[:, None] & (d < D)[None, :]
+    x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=some, other=0.0)
+    return gate_dot(grad, x, acc, False)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

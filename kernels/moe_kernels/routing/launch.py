@@ -16,7 +16,7 @@ from moe_kernels.routing import kernel
 
 # The kernels hold E + 1 counts and a block's place among them in registers.
 MAX_EXPERTS = 256
-GRAD_BLOCK_T, GRAD_BLOCK_D = 64, 128
+GRAD_BLOCK_T, GRAD_BLOCK_D = 32, 128
 
 
 class Routed(NamedTuple):
@@ -136,7 +136,7 @@ def launch_gate_weight_grad(
     kernel.gate_weight_grad_kernel[(splits, tiles_d, chunks)](
         x_TD, x_TD if gate_ids_T is None else gate_ids_T, grad_logits_TE, parts, num_tokens,
         per_split, D=hidden, **shape, HAS_IDS=gate_ids_T is not None,
-        BLOCK_T=GRAD_BLOCK_T, BLOCK_D=GRAD_BLOCK_D, num_warps=4,
+        ONE_CHUNK=chunks == 1, BLOCK_T=GRAD_BLOCK_T, BLOCK_D=GRAD_BLOCK_D, num_warps=4,
     )  # fmt: skip
     return parts.sum(0).to(gate_weight.dtype)
 
