@@ -84,7 +84,7 @@ def parse_yaml(text: str, source: str) -> Document:
 
 def dump_yaml(values: Any) -> str:
     """Return the YAML text that parse_yaml reads back as these very values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=100)
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
