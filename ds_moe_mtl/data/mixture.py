@@ -77,8 +77,6 @@ class ExampleOrder:
                 f"mixture.sub_batches: {mixture.sub_batches} does not divide "
                 f"train.batch_size {self.batch_size}"
             )
-        if mixture.sampling == "uniform_then_natural" and not self.total_steps:
-            raise UserError("mixture.sampling: uniform_then_natural needs the number of steps")
         # Examples of one task that stay together, and how many such pieces a super-batch has.
         per_piece = {
             "per_example": 1,
@@ -119,6 +117,7 @@ class ExampleOrder:
         return pairs
 
     def _drawn(self, position: Position) -> tuple[list[tuple[int, int]], Position]:
+        assert self.total_steps or self.mixture.sampling != "uniform_then_natural"
         progress = position.step / self.total_steps if self.total_steps else 1.0
         rates = sampling_rates(self.mixture, self.specs, self.num_examples, progress)
         chosen = self._random("tasks", position.step).choice(len(rates), self.pieces, p=rates)

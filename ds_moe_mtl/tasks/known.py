@@ -60,8 +60,12 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    folded = {other.replace("-", "").replace("_", ""): other for other in known}
-    plain = name.lower().replace("-", "").replace("_", "")
-    near = difflib.get_close_matches(plain, folded, n=1, cutoff=0.5)
-    hint = f"; did you mean {folded[near[0]]!r}?" if near else ""
-    return f"tasks: unknown task {name!r}{hint} Known: {', '.join(sorted(known))}"
+    plain = {_plain(other): other for other in known}
+    near = [other for key, other in plain.items() if len(name) > 3 and key.startswith(_plain(name))]
+    near += [plain[key] for key in difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.5)]
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"tasks: unknown task {name!r}; {hint}known: {', '.join(sorted(known))}"
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum() or letter == "+")
