@@ -41,7 +41,7 @@ def product_blocks(dtype: torch.dtype, rows: int, columns: int, heavy: bool = Fa
     """
     if dtype == torch.float32:
         # Exact float32 products run on the plain cores, where registers are the limit. For tests.
-        return Blocks(32, 32, 32, 4, 2)
+        return Blocks(64, 64, 32, 4, 2)
     if rows <= 2048:
         # Few rows: small tiles make more programs, and waste less on each expert's last tile.
         return Blocks(64, 64 if columns <= 64 else 128, 64, 4, 4)
@@ -56,7 +56,7 @@ def product_blocks(dtype: torch.dtype, rows: int, columns: int, heavy: bool = Fa
 def weight_grad_blocks(dtype: torch.dtype, rows: int, columns: int, experts: int) -> Blocks:
     """Return the tile of all experts' weight gradients [rows, columns], summed over tokens."""
     if dtype == torch.float32:
-        return Blocks(32, 32, 32, 4, 2)
+        return Blocks(64, 64, 32, 4, 2)
     tiles = experts * (rows // 128) * (columns // 256)
     if columns % 256 or tiles < 2 * MULTIPROCESSORS:
         return Blocks(128, 128, 64, 8, 3)

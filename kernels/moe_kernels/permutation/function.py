@@ -5,35 +5,45 @@ T tokens, R routed tokens, D hidden size, E experts, S sources (ranks that sent 
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from moe_kernels.implementation import resolve_impl
+from moe_kernels.implementation import check_kernel_dtype, resolve_impl
 from moe_kernels.permutation.reference import gather_rows, scatter_rows
 from moe_kernels.routing.types import Routing
 
 
-def permute(x_TD: Tensor, routing: Routing, *, impl: str = "auto") -> Tensor:
+def permute(
+    x_TD: Tensor, routing: Routing, *, num_rows: int | None = None, impl: str = "auto"
+) -> Tensor:
     """Return x_RD: the routed tokens' rows sorted by expert, in token order within an expert.
 
     With experts spread over ranks in blocks, this is the send buffer: sorted by rank, then expert.
+    num_rows: the number of routed tokens, R, where the host knows it (it does once the counts have
+    been exchanged); without it a GPU's result has T rows, those of tokens not routed at the end.
     """
-    resolve_impl(impl, x_TD.device)
-    return _Permute.apply(x_TD, routing.order_R)
+    num_rows = routing.order_R.shape[0] if num_rows is None else num_rows
+    name = _checked("x_TD", x_TD, impl)
+    return _Permute.apply(x_TD.contiguous(), routing.order_R, num_rows, name)
 
 
 def unpermute(
     y_RD: Tensor, routing: Routing, scale_T: Tensor | None = None, *, impl: str = "auto"
 ) -> Tensor:
-    """Return y_TD: the rows of y_RD back in token order, times scale_T; 0 where not routed."""
-    resolve_impl(impl, y_RD.device)
-    scale_R = None if scale_T is None else scale_T[routing.order_R].to(y_RD.dtype)
-    return _Unpermute.apply(y_RD, routing.order_R, routing.expert_T.shape[0], scale_R)
+    """Return y_TD: the rows of y_RD back in token order, times scale_T; 0 where not routed.
+
+    scale_T: float32, one a token; its gradient is the product of y's row and y_TD's gradient.
+    """
+    name = _checked("y_RD", y_RD, impl)
+    num_tokens = routing.expert_T.shape[0]
+    return _Unpermute.apply(y_RD.contiguous(), routing.order_R, num_tokens, scale_T, name)
 
 
 def received_order(counts_SE: Tensor) -> tuple[Tensor, Tensor]:
     """Return (order_R int64, counts_E int32) that sort received rows by expert.
 
     Rows arrive source by source, each source's rows sorted by expert: counts_SE. order_R lists the
-    rows of expert 0 from every source, then expert 1's; hand both to expert_ffn.
+    rows of expert 0 from every source, then expert 1's; hand both to expert_ffn, which then needs
+    no copy of the rows on the way in or out.
     """
     num_sources, num_experts = counts_SE.shape
     expert_of_block = torch.arange(num_experts, device=counts_SE.device).repeat(num_sources)
@@ -43,33 +53,56 @@ def received_order(counts_SE: Tensor) -> tuple[Tensor, Tensor]:
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TD: Tensor, order_R: Tensor) -> Tensor:
-        ctx.save_for_backward(order_R)
-        ctx.num_rows = x_TD.shape[0]
-        return gather_rows(x_TD, order_R)
+    def forward(ctx, x_TD: Tensor, order: Tensor, num_rows: int, name: str) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.num_tokens, ctx.name = x_TD.shape[0], name
+        return _gather(name, x_TD, order, num_rows)[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_RD: Tensor):
-        (order_R,) = ctx.saved_tensors
-        return scatter_rows(grad_RD, order_R, ctx.num_rows), None
+        (order,) = ctx.saved_tensors
+        grad_TD = _scatter(ctx.name, grad_RD.contiguous(), order, ctx.num_tokens)
+        return grad_TD, None, None, None
 
 
 class _Unpermute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y_RD: Tensor, order_R: Tensor, num_rows: int, scale_R: Tensor | None):
-        ctx.save_for_backward(order_R, *(() if scale_R is None else (scale_R, y_RD)))
-        if scale_R is not None:
-            y_RD = y_RD * scale_R.unsqueeze(1)
-        return scatter_rows(y_RD, order_R, num_rows)
+    def forward(ctx, y_RD: Tensor, order: Tensor, num_tokens: int, scale_T, name: str):
+        wants_scale = scale_T is not None and ctx.needs_input_grad[3]
+        ctx.save_for_backward(order, scale_T, y_RD if wants_scale else None)
+        ctx.num_rows, ctx.name = y_RD.shape[0], name
+        return _scatter(name, y_RD, order, num_tokens, scale_T)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_TD: Tensor):
-        order_R, *scaled = ctx.saved_tensors
-        grad_RD = gather_rows(grad_TD, order_R)
-        if not scaled:
-            return grad_RD, None, None, None
-        scale_R, y_RD = scaled
-        grad_scale_R = (grad_RD * y_RD).sum(
-            1, dtype=torch.promote_types(grad_RD.dtype, torch.float32)
+        order, scale_T, y_RD = ctx.saved_tensors
+        grad_RD, dots_T = _gather(
+            ctx.name, grad_TD.contiguous(), order, ctx.num_rows, scale_T, y_RD
         )
-        return grad_RD.mul_(scale_R.unsqueeze(1)), None, None, grad_scale_R.to(scale_R.dtype)
+        grad_scale_T = None if dots_T is None else dots_T.to(scale_T.dtype)
+        return grad_RD, None, None, grad_scale_T, None
+
+
+def _gather(name: str, x_TD, order, num_rows: int, scale_T=None, other_RD=None):
+    if name == "torch":
+        return gather_rows(x_TD, order, num_rows, scale_T, other_RD)
+    from moe_kernels.permutation.launch import launch_gather
+
+    return launch_gather(x_TD, order, num_rows, scale_T, other_RD)
+
+
+def _scatter(name: str, y_RD, order, num_tokens: int, scale_T=None) -> Tensor:
+    if name == "torch":
+        return scatter_rows(y_RD, order, num_tokens, scale_T)
+    from moe_kernels.permutation.launch import launch_scatter
+
+    return launch_scatter(y_RD, order, scale_T)
+
+
+def _checked(name: str, rows: Tensor, impl: str) -> str:
+    impl = resolve_impl(impl, rows.device)
+    if impl != "torch":
+        check_kernel_dtype(name, rows)
+    return impl

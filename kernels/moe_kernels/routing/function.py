@@ -40,6 +40,8 @@ def route(
     with torch.autocast(x_TD.device.type, enabled=False):
         logits_TE = gate_logits_by_run(x_TD, gate_weight, gate_ids_T, num_experts)
         expert_T, prob_T = choose(logits_TE, mask_T)
+        if with_logits and mask_T is not None:
+            logits_TE = torch.where(mask_T.unsqueeze(1), logits_TE, 0.0)
     counts_E, order_R = sort_by_expert(expert_T, num_experts)
     return Routing(expert_T, prob_T, counts_E, order_R, logits_TE if with_logits else None)
 

@@ -72,6 +72,10 @@ def choose_kernel(
             prob = tl.where(here, 1.0 / exp_sum, prob)
             spot = logits_ptr + token.to(tl.int64)[:, None] * E + column_expert[None, :]
             tl.store(spot, logits, mask=own)
+    e = tl.arange(0, E_PAD)
+    unrouted = (in_range & (routed == 0))[:, None] & (e < E)[None, :]
+    zeros = tl.zeros([BLOCK_T, E_PAD], tl.float32)
+    tl.store(logits_ptr + token.to(tl.int64)[:, None] * E + e[None, :], zeros, mask=unrouted)
     tl.store(expert_ptr + token, tl.where(routed, expert, -1), mask=in_range)
     tl.store(prob_ptr + token, prob, mask=in_range)
     segment = tl.arange(0, E1_PAD)

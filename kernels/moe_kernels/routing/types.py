@@ -15,9 +15,10 @@ class Routing(NamedTuple):
     expert_T: int32, the chosen expert; -1 = not routed (a pad, or beyond its expert's capacity).
     prob_T: float32, softmax probability of the chosen expert; 0 where not routed.
     counts_E: int32, tokens of each expert.
-    order_R: int64, token indices sorted by expert, in token order within an expert. On a GPU it is
-        T long (R is known on the device only) and the tokens that are not routed come last.
-    logits_TE: float32 logits of the token's own gate, when they were asked for.
+    order_R: token indices sorted by expert, in token order within an expert. Off the CPU it is T
+        long (R is known on the device only) and the tokens that are not routed come last.
+    logits_TE: float32 logits of the token's own gate, when they were asked for; 0, without
+        gradient, for pads. Tokens beyond their expert's capacity keep theirs.
     """
 
     expert_T: Tensor
