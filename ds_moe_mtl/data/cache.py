@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], notes: dict[str, str]
     """
     from safetensors.numpy import save
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     content = save(arrays, metadata={**notes, "checksum": _checksum(arrays)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,10 @@ def own_spec(task: OwnTask) -> TaskSpec:
     """
     if task.name in known_tasks() or task.name in task_groups():
         raise UserError(f"tasks: {task.name!r} is the name of a known task; choose another")
-    values = read_table(Path(task.train), [*task.text, task.label])[task.label]
+    columns = [*task.text, task.label]
+    if len(set(columns)) < len(columns):
+        raise UserError(f"tasks: {task.name!r} names a column twice: {', '.join(columns)}")
+    values = read_table(Path(task.train), columns)[task.label]
     if not values:
         raise UserError(f"{task.train}: the file has no rows; it needs at least one")
     for row, value in enumerate(values):
