@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 
 from ds_moe_mtl.config.document import dotted
 
-_UNION_TAGS = {"known", "own"}  # of TaskEntry; no part of a user's path
 _SHOWN = 60  # characters of a bad value
 
 
@@ -21,7 +20,7 @@ def complaint(error: ValidationError, model: type[BaseModel], where: Callable[[s
     # A key that is not known explains a missing one beside it, so it is told first.
     details = sorted(_innermost(error), key=lambda detail: detail["type"] != "extra_forbidden")
     detail = details[0]
-    path = tuple(part for part in detail["loc"] if part not in _UNION_TAGS)
+    path = _as_written(detail["loc"])
     name = dotted(path)
     schema = model.model_json_schema()
     if detail["type"] == "value_error":
@@ -42,6 +41,12 @@ def _innermost(error: ValidationError) -> list[Any]:
     details = error.errors()
     inner = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
     return [detail for detail in details if detail["loc"] not in inner]
+
+
+def _as_written(place: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Return a path without pydantic's name for the kind of a list's item (TaskEntry's tags)."""
+    tags = {depth + 1 for depth, part in enumerate(place) if isinstance(part, int)}
+    return tuple(part for depth, part in enumerate(place) if depth not in tags)
 
 
 def shown(value: Any) -> str:

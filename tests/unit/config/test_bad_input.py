@@ -28,6 +28,7 @@ BAD_OVERRIDES = {
     ),
     "trian.lr=1": LINE + "unknown key trian; nearest known key: train",
     "zzz.a=1": LINE + f"unknown key zzz; the sections are {SECTIONS}",
+    "run.own=1": LINE + "unknown key run.own; the keys of run are dir, seed, resume",
     "run.qqq=1": LINE + "unknown key run.qqq; the keys of run are dir, seed, resume",
     "train.lr=fast": LINE + "train.lr = 'fast'; allowed: a number above 0",
     "train.lr=0": LINE + "train.lr = 0; allowed: a number above 0",
