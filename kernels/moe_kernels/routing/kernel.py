@@ -69,7 +69,7 @@ def choose_kernel(
             chosen = tl.min(first_best, 1)
             chosen = tl.where(chosen == E, 0, chosen)
             expert = tl.where(here, chosen, expert)
-            prob = tl.where(here, 1.0 / exp_sum, prob)
+            prob = tl.where(here, 1.0 / tl.where(here, exp_sum, 1.0), prob)
             spot = logits_ptr + token.to(tl.int64)[:, None] * E + column_expert[None, :]
             tl.store(spot, logits, mask=own)
     e = tl.arange(0, E_PAD)
