@@ -28,7 +28,7 @@ SUPERGLUE = (
     # "The paragraph and question are concatenated to form the first sequence, and the answer is
     # used as the second"; F1a is over all answer options.
     _superglue(
-        "multirc", ("paragraph", "answer"), 27_243, joined="question", metric="f1", max_length=512
+        "multirc", ("paragraph", "answer"), 27_243, joined="question", metric="f1a", max_length=512
     ),
     # The head sees [CLS] and the word in both sentences.
     _superglue(

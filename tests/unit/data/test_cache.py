@@ -3,6 +3,8 @@
 import dataclasses
 import multiprocessing
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.data.cache import load_arrays, save_arrays
 from ds_moe_mtl.tasks import get_task
-from tests.support.paths import minilm_tokenizer
+from tests.support.paths import minilm_folder, minilm_tokenizer
 
 
 def encode(cache, name="toy_review", split="train", **more):
@@ -134,3 +136,18 @@ def test_arrays_of_every_type_come_back_as_they_were(tmp_path):
     assert notes["origin"] == "here" and found.keys() == arrays.keys()
     for name, values in arrays.items():
         assert np.array_equal(found[name], values) and found[name].dtype == values.dtype
+
+
+def test_a_warm_start_imports_none_of_the_slow_packages(tmp_path):
+    encode(tmp_path)
+    code = f"""
+import sys
+from transformers import AutoTokenizer
+from ds_moe_mtl.data import encode_task
+from ds_moe_mtl.tasks import get_task
+tokenizer = AutoTokenizer.from_pretrained({str(minilm_folder())!r})
+split = encode_task(get_task("toy_review"), "train", tokenizer, "embedded", {str(tmp_path)!r})
+print(split.cached, {{"pandas", "pyarrow", "datasets", "sklearn", "scipy"}} & set(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True set()\n"

@@ -164,6 +164,51 @@ def test_a_tokenizer_without_segments_gives_one_segment():
     assert split.input_ids.tolist() == [1, 1, 2] and split.second_start.tolist() == [3]
 
 
+def roberta_like():
+    """A byte-level tokenizer with RoBERTa's special tokens: <s> a </s></s> b </s>, no segments."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    specials = ["<s>", "</s>", "<pad>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["the bat flew", "a wooden bat"], trainer)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=64,
+    )
+
+
+def test_word_spans_and_segments_of_a_roberta_like_tokenizer():
+    tokenizer, spec = roberta_like(), get_task("wic")
+    row = ("the bat flew", "a wooden bat", 4, 7, 9, 12, 0)
+    split = encode_columns(spec, columns_of("wic", row), tokenizer, None, "here")
+    assert tokenizer.decode(split.input_ids) == "<s>the bat flew</s></s>a wooden bat</s>"
+    assert split.second_start[0] == split.lengths[0]
+    for begin, end in split.spans[0]:
+        assert tokenizer.decode(split.input_ids[begin:end]).strip() == "bat"
+
+
+def test_a_roberta_like_tokenizer_keeps_the_question_of_a_long_paragraph():
+    tokenizer, spec = roberta_like(), get_task("multirc")
+    row = ("the wooden bat " * 60 + "flew", "the bat", "who flew?", 1)
+    split = encode_columns(spec, columns_of("multirc", row), tokenizer, 40, "here")
+    assert split.lengths[0] == 40
+    assert tokenizer.decode(split.input_ids).endswith(" who flew?</s></s>the bat</s>")
+
+
 def test_a_subset_is_fixed_by_the_seed_and_takes_both_dev_splits_alike(tmp_path):
     root, spec = str(shared_data()), get_task("mnli")
 
