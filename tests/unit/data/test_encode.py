@@ -205,7 +205,7 @@ def test_a_roberta_like_tokenizer_keeps_the_question_of_a_long_paragraph():
     tokenizer, spec = roberta_like(), get_task("multirc")
     row = ("the wooden bat " * 60 + "flew", "the bat", "who flew?", 1)
     split = encode_columns(spec, columns_of("multirc", row), tokenizer, 40, "here")
-    assert split.lengths[0] == 40
+    assert split.lengths[0] in (39, 40)  # a blank that is a token of its own may go with the cut
     assert tokenizer.decode(split.input_ids).endswith(" who flew?</s></s>the bat</s>")
 
 
