@@ -77,6 +77,21 @@ def set_learning_rate(engine, rate: float) -> None:
         group["lr"] = rate
 
 
+def optimizer_step(engine, wants_norm: bool) -> float | None:
+    """Step (at an accumulation boundary) and return the gradient's norm before clipping.
+
+    ZeRO 1 and 2 compute it anyway; stage 0 does not keep it, so there it is computed if wanted.
+    """
+    norm = None
+    if wants_norm and not engine.zero_optimization():
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+    engine.step()
+    if engine.zero_optimization() and engine.get_global_grad_norm() is not None:
+        norm = float(engine.get_global_grad_norm())
+    return norm
+
+
 def stop_process_group() -> None:
     """Leave the process group; without it one mpich run in six aborted at its end."""
     if torch.distributed.is_initialized():

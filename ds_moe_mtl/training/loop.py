@@ -14,7 +14,7 @@ from ds_moe_mtl.data import MultiTaskBatch, SuperBatches
 from ds_moe_mtl.evaluation.outputs import network_inputs
 from ds_moe_mtl.models.losses import sequence_losses, task_sums
 from ds_moe_mtl.training.dev import evaluate
-from ds_moe_mtl.training.engine import set_learning_rate
+from ds_moe_mtl.training.engine import optimizer_step, set_learning_rate
 from ds_moe_mtl.training.metrics_log import MetricsLog
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
@@ -58,7 +58,7 @@ class TrainingLoop:
             done = step + 1
             last = done == total
             row = {"step": done}
-            if last or done % self.train.log_every == 0:
+            if self._is_logged(done):
                 row.update(self._training_row(done))
             if last or (self.train.eval_every and done % self.train.eval_every == 0):
                 row.update(self._dev_row(done))
@@ -89,15 +89,14 @@ class TrainingLoop:
             losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B)
             loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
             self.engine.backward(loss + outputs.aux_loss)
-            self.engine.step()
+            self._norm = optimizer_step(self.engine, self._is_logged(step + 1))
             self._window.add(losses_B, batch)
 
     def _training_row(self, step: int) -> dict:
         """Return losses, rates and norm since the last row, and print them."""
         row = self._window.row(step, [spec.name for spec in self.plan.specs])
         row["lr"] = self.engine.optimizer.param_groups[0]["lr"]
-        norm = self.engine.get_global_grad_norm()
-        row["grad_norm"] = float(norm) if norm is not None else float("nan")
+        row["grad_norm"] = self._norm
         row["stall"] = self._window.stall(self.loader.stall_seconds)
         row["attention_padding"] = self.loader.attention_padding
         self.say(_progress(row, self.plan.total_steps))
@@ -117,6 +116,9 @@ class TrainingLoop:
             self.save(step)
             self._saved = step
             self._window.start(step, self.loader.stall_seconds)
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.train.log_every == 0 or step == self.plan.total_steps
 
     def _stop_agreed(self, step: int) -> bool:
         if self.device.type == "cuda" and step % AGREE_EVERY_ON_GPU:

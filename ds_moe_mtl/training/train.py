@@ -70,6 +70,7 @@ def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
         print_results(done, say)
         return 0
     deepspeed = resolve_deepspeed(config, ranks.world_size, device_type())
+    _refuse_inexact_clipping(config, deepspeed)
     plan = make_plan(config, task_specs(config), say)
     if config.model.kind == "single":
         runs = [_Run(part, RunFolder(part.config, say)) for part in single_plans(plan)]
@@ -101,6 +102,17 @@ def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
     for run in runs:
         say(f"model: {run.folder.path / 'model'}")
     return 0
+
+
+def _refuse_inexact_clipping(config: RunConfig, deepspeed: dict) -> None:
+    """Raise UserError where DeepSpeed clips by a mean of rank norms, which depends on ep_size."""
+    stage = deepspeed["zero_optimization"]["stage"]
+    if stage == 0 and config.moe.ep_size > 1 and config.train.clip > 0:
+        raise UserError(
+            f"{config.deepspeed}: zero_optimization.stage = 0 with moe.ep_size = "
+            f"{config.moe.ep_size} and train.clip = {config.train.clip:g}: DeepSpeed's norm is not "
+            f"exact there; allowed: stage 1 or 2, or train.clip=0"
+        )
 
 
 def _set_threads(config: RunConfig, ranks: Ranks) -> None:
