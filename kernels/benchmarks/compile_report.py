@@ -1,0 +1,150 @@
+"""Compile every Triton kernel of a layer for sm_90 without a GPU and print what each one takes.
+
+    python kernels/benchmarks/compile_report.py --hidden 768 --experts 4 --tokens 32768
+
+The launches are those that `top1_moe_ffn` and its backward pass make for these shapes: they are
+recorded instead of run, so the table cannot drift from the code.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+}
+OPTIONS = ("num_warps", "num_stages")
+
+
+class Launch(NamedTuple):
+    """A recorded launch: the kernel, its arguments by name, and how it is run."""
+
+    kernel: JITFunction
+    arguments: dict
+    options: dict
+
+
+def record_step(tokens: int, hidden: int, experts: int, gates: int, dtype) -> list[Launch]:
+    """Return the launches of a layer's forward and backward pass, in order, without running them.
+
+    Tensors are only allocated, never written, so large shapes cost nothing.
+    """
+    from moe_kernels.fused import TritonTop1
+    from moe_kernels.routing.launch import launch_route
+
+    launches = []
+
+    def record(kernel, *args, grid, warmup, **kwargs):
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        names = [name for name in kernel.arg_names if name not in kwargs]
+        launches.append(Launch(kernel, dict(zip(names, args, strict=True)) | kwargs, options))
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, requires_grad=True)
+
+    shapes = ((4 * hidden, hidden), (4 * hidden,), (hidden, 4 * hidden), (hidden,))
+    weights = [leaf(*shape) for shape in shapes for _ in range(experts)]
+    ids, mask = torch.empty(tokens, dtype=torch.int64), torch.empty(tokens, dtype=torch.bool)
+    x, gate = leaf(tokens, hidden), leaf(gates * experts, hidden)
+    run, JITFunction.run = JITFunction.run, record
+    try:
+        y, *_ = TritonTop1.apply(x, gate, ids, mask, False, False, launch_route, *weights)
+        torch.autograd.grad(y, [x, gate, *weights], torch.empty_like(y))
+    finally:
+        JITFunction.run = run
+    return launches
+
+
+def compile_launch(launch: Launch, arch: int = 90) -> dict:
+    """Return a kernel's registers, spilled bytes and shared memory, and its fast instructions."""
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32"
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    target = GPUTarget("cuda", arch, 32)
+    compiled = triton.compile(source, target=target, options=launch.options)
+    ptx = compiled.asm["ptx"]
+    blocks = [launch.arguments.get(f"BLOCK_{axis}") for axis in "MNK"]
+    return {
+        "kernel": launch.kernel.__name__,
+        "block": "x".join(str(block) for block in blocks) if all(blocks) else "",
+        "warps": compiled.metadata.num_warps,
+        "stages": compiled.metadata.num_stages,
+        **_resources(compiled.asm["cubin"]),
+        "shared_bytes": compiled.metadata.shared,
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "copies_16_bytes": len(re.findall(r"cp\.async\.cg\.shared\.global.*0x10", ptx)),
+    }
+
+
+def _resources(cubin: bytes) -> dict:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    return {"registers": int(usage[1]), "spilled_bytes": int(usage[2])}
+
+
+def compile_report(tokens: int, hidden: int, experts: int, gates: int, dtype) -> list[dict]:
+    """Return a row for every different kernel of a step."""
+    rows = {}
+    for launch in record_step(tokens, hidden, experts, gates, dtype):
+        constants = tuple(v for v in launch.arguments.values() if not torch.is_tensor(v))
+        key = (launch.kernel.__name__, constants)
+        if key not in rows:
+            rows[key] = compile_launch(launch)
+    return list(rows.values())
+
+
+def main() -> None:
+    """Print the table, or a JSON line a kernel."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--experts", type=int, default=4)
+    parser.add_argument("--gates", type=int, default=8)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
+    rows = compile_report(options.tokens, options.hidden, options.experts, options.gates, dtype)
+    if options.json:
+        print("\n".join(json.dumps(row) for row in rows))
+        return
+    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in rows[0]}
+    print("  ".join(name.ljust(width) for name, width in widths.items()))
+    for row in rows:
+        print("  ".join(str(row[name]).ljust(width) for name, width in widths.items()))
+
+
+if __name__ == "__main__":
+    main()

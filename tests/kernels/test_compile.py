@@ -1,0 +1,52 @@
+"""Every Triton kernel is compiled for sm_90, without a device, at the shapes it is meant for."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SHARED_MEMORY_OF_A_BLOCK = 227 * 1024  # H100 and H200
+PRODUCTS = {"up_kernel", "down_kernel", "down_grad_kernel", "up_grad_kernel", "weight_grad_kernel"}
+HEADINGS = ("kernel", "block", "registers", "spilled_bytes", "shared_bytes", "wgmma")
+
+
+@pytest.fixture(scope="module")
+def table(root):
+    """A row for every kernel of a BERT-Base layer's step: 32,768 tokens, 4 experts, bfloat16."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = root / "kernels/benchmarks/compile_report.py"
+    command = [sys.executable, str(script), "--tokens", "32768", "--hidden", "768", "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    print("\n" + "  ".join(HEADINGS))
+    for row in rows:
+        print("  ".join(str(row[heading]) for heading in HEADINGS))
+    return rows
+
+
+def test_a_step_compiles_all_of_its_kernels(table):
+    names = {row["kernel"] for row in table}
+    routing = {"choose_kernel", "scan_kernel", "order_kernel", "logits_grad_kernel"}
+    assert names == PRODUCTS | routing | {"gate_weight_grad_kernel", "bias_grad_kernel"}
+
+
+def test_no_kernel_spills_registers_or_exceeds_shared_memory(table):
+    for row in table:
+        assert row["spilled_bytes"] == 0, row
+        assert row["shared_bytes"] <= SHARED_MEMORY_OF_A_BLOCK, row
+
+
+def test_products_use_hoppers_matrix_units_and_wide_asynchronous_copies(table):
+    for row in table:
+        if row["kernel"] in PRODUCTS:
+            assert row["wgmma"] > 0 and row["copies_16_bytes"] > 0, row
+
+
+def test_tiles_that_share_a_multiprocessor_leave_each_other_room(table):
+    """The up product's tile is meant to run twice a multiprocessor: 64 K registers, 228 KiB."""
+    (up,) = [row for row in table if row["kernel"] == "up_kernel"]
+    assert 2 * up["registers"] * up["warps"] * 32 <= 65536
+    assert 2 * up["shared_bytes"] <= 228 * 1024
