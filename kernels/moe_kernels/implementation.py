@@ -58,4 +58,7 @@ def _why_not_cuda(device: torch.device) -> str | None:
         return f"the tensors are on {device.type}, CUDA C++ needs a CUDA GPU"
     if not torch.cuda.is_available():
         return "no GPU driver is active"
-    return _why_not_triton(device)  # the experts' products stay in Triton
+    from moe_kernels.cuda.extension import why_not_buildable
+
+    # The experts' products, and routing's gradients, stay in Triton.
+    return _why_not_triton(device) or why_not_buildable()

@@ -88,17 +88,23 @@ class _Unpermute(torch.autograd.Function):
 def _gather(name: str, x_TD, order, num_rows: int, scale_T=None, other_RD=None):
     if name == "torch":
         return gather_rows(x_TD, order, num_rows, scale_T, other_RD)
-    from moe_kernels.permutation.launch import launch_gather
-
-    return launch_gather(x_TD, order, num_rows, scale_T, other_RD)
+    return _launches(name).launch_gather(x_TD, order, num_rows, scale_T, other_RD)
 
 
 def _scatter(name: str, y_RD, order, num_tokens: int, scale_T=None) -> Tensor:
     if name == "torch":
         return scatter_rows(y_RD, order, num_tokens, scale_T)
-    from moe_kernels.permutation.launch import launch_scatter
+    return _launches(name).launch_scatter(y_RD, order, scale_T)
 
-    return launch_scatter(y_RD, order, scale_T)
+
+def _launches(name: str):
+    if name == "cuda":
+        from moe_kernels.cuda import extension
+
+        return extension
+    from moe_kernels.permutation import launch
+
+    return launch
 
 
 def _checked(name: str, rows: Tensor, impl: str) -> str:

@@ -3,8 +3,6 @@
 T tokens, D hidden size, G gates, E experts.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 from torch import Tensor
@@ -13,20 +11,11 @@ from torch.autograd.function import once_differentiable
 from moe_kernels.block_sizes import MULTIPROCESSORS, gate_chunk, route_block
 from moe_kernels.implementation import interpreting
 from moe_kernels.routing import kernel
+from moe_kernels.routing.types import Routed
 
 # The kernels hold E + 1 counts and a block's place among them in registers.
 MAX_EXPERTS = 256
 GRAD_BLOCK_T, GRAD_BLOCK_D = 32, 128
-
-
-class Routed(NamedTuple):
-    """What the routing kernels write; counts_E is the first E entries of counts_E1."""
-
-    expert_T: Tensor
-    prob_T: Tensor
-    logits_TE: Tensor
-    counts_E1: Tensor
-    order_T: Tensor
 
 
 def gate_shape(gate_weight: Tensor, num_experts: int) -> dict[str, int]:
@@ -93,7 +82,11 @@ def launch_route(x_TD, gate_weight, gate_ids_T, mask_T, num_experts: int) -> Rou
 
 def route_launcher(name: str):
     """Return the function that launches the routing of implementation "triton" or "cuda"."""
-    return launch_route
+    if name == "triton":
+        return launch_route
+    from moe_kernels.cuda import extension
+
+    return extension.launch_route
 
 
 def launch_logits_grad(

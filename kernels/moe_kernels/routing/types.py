@@ -28,17 +28,27 @@ class Routing(NamedTuple):
     logits_TE: Tensor | None = None
 
 
+class Routed(NamedTuple):
+    """What the routing kernels write: order_T ends with the tokens that are not routed, which
+    counts_E1's last entry counts; logits and probabilities are float32, the rest int32.
+    """
+
+    expert_T: Tensor
+    prob_T: Tensor
+    logits_TE: Tensor
+    counts_E1: Tensor
+    order_T: Tensor
+
+
 def sort_by_expert(expert_T: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """Return (counts_E int32, order_R int64) of the experts chosen; -1 is not routed.
 
     The sort is stable, so an expert sees its tokens in their order. Never waits for a GPU.
     """
-    # Smaller keys sort faster: torch's CPU sort of 8,192 int8 takes a third of int64's time.
-    key_dtype = torch.int8 if num_experts < 127 else torch.int32
-    key_T = torch.where(expert_T < 0, num_experts, expert_T).to(key_dtype)
+    key_T = torch.where(expert_T < 0, num_experts, expert_T)
     order_T = torch.sort(key_T, stable=True).indices
     counts = torch.zeros(num_experts + 1, dtype=torch.int32, device=expert_T.device)
-    counts.index_add_(0, key_T.to(torch.int32), torch.ones_like(expert_T))
+    counts.index_add_(0, key_T, torch.ones_like(key_T))
     counts_E = counts[:num_experts]
     if order_T.device.type == "cpu":
         order_T = order_T[: int(counts_E.sum())]
