@@ -204,7 +204,8 @@ def _similarity(random: Random, is_dev: bool) -> Row:
 def _paraphrase(random: Random, is_dev: bool) -> Row:
     scene = _scene(random, is_dev)
     label = random.choice((0, 1))
-    return {**_pair(random, scene, _changed(random, scene, 1 - label, is_dev)), "label": label}
+    changes = 0 if label else random.choice((1, 2, 3))
+    return {**_pair(random, scene, _changed(random, scene, changes, is_dev)), "label": label}
 
 
 def _pair(random: Random, scene: Scene, other: Scene) -> Row:
@@ -215,7 +216,7 @@ def _pair(random: Random, scene: Scene, other: Scene) -> Row:
 
 
 def _review(random: Random, is_dev: bool) -> Row:
-    """Two judgements, one against the other; the main clause decides."""
+    """One judgement, or two against each other of which the main clause's decides."""
     while True:
         label = random.choice((0, 1))
         place = random.choice(lexicon.REVIEWED)
@@ -223,18 +224,18 @@ def _review(random: Random, is_dev: bool) -> Row:
         good, bad = random.choice(lexicon.GOOD), random.choice(lexicon.BAD)
         if aspects[0] != aspects[1] and _kept_for_dev(place, *aspects, good, bad) == is_dev:
             break
-    words = [bad, good] if label else [good, bad]
-    for i, opposite in enumerate([good, bad] if label else [bad, good]):
-        if random.random() < 0.3:
-            words[i] = f"not {opposite} at all" if i == 1 else f"anything but {opposite}"
+    word, opposite = (good, bad) if label else (bad, good)
+    if random.random() < 0.25:
+        word = f"anything but {opposite}"
     pattern = random.choice(
         (
-            "At this {place} the {a} was {x}, but in the end the {b} was {y}, which counts more.",
-            "Although the {a} of the {place} was {x}, the {b} was {y}.",
-            "The {b} of the {place} was {y}, even if the {a} was {x}.",
+            "The {a} and the {b} of the {place} were {x}.",
+            "We came to the {place} for the {a}, and the {b} was {x} too.",
+            "At this {place} the {a} was {y}, but in the end the {b} was {x}, which counts more.",
+            "Although the {a} of the {place} was {y}, the {b} was {x}.",
         )
     )
-    text = pattern.format(place=place, a=aspects[0], b=aspects[1], x=words[0], y=words[1])
+    text = pattern.format(place=place, a=aspects[0], b=aspects[1], x=word, y=opposite)
     return {"text": text, "label": label}
 
 
@@ -288,12 +289,12 @@ def _sense_sentence(random: Random, patterns: tuple[str, ...], is_dev: bool) -> 
 
 
 def _order(random: Random, is_dev: bool) -> Row:
-    """A scene, or the same with two words beside each other exchanged."""
+    """A scene, or the same with four words in a row turned round."""
     words = _told(random, _scene(random, is_dev)).rstrip(".").split()
     label = random.choice((0, 1))
     if not label:
-        place = random.choice(range(1, len(words) - 1))
-        words[place], words[place + 1] = words[place + 1], words[place]
+        first = random.choice(range(1, len(words) - 3))
+        words[first : first + 4] = reversed(words[first : first + 4])
     return {"sentence": _sentence(" ".join(words)), "label": label}
 
 

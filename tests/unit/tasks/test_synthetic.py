@@ -44,7 +44,7 @@ def test_rows_are_the_same_in_another_process(suite):
 
 def test_rows_are_the_same_under_every_version_of_python(suite):
     text = json.dumps([suite[spec.name, split] for spec in EMBEDDED for split in SPLITS])
-    assert zlib.crc32(text.encode()) == 1307425116
+    assert zlib.crc32(text.encode()) == 3817090753
 
 
 def test_no_text_of_a_dev_split_is_in_any_train_split(suite):
