@@ -12,6 +12,7 @@ set beforehand its own discovery never runs.
 import itertools
 import re
 import socket
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,8 @@ from ds_moe_mtl.config import UserError
 LOOPBACK = "127.0.0.1"
 # Below Linux's ephemeral ports (32768 and up), so that no outgoing connection holds ours by chance.
 FIRST_JOB_PORT, JOB_PORTS = 20_000, 10_000
+# Seconds that rank 0's name may take to appear: container clusters publish it while ranks start.
+NAME_PATIENCE = 60.0
 # Slurm numbers steps that are no srun (batch script, interactive shell) from the top of 32 bits.
 FIRST_SPECIAL_STEP = 0xFFFF_FFF0
 BRACKET = r"\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"  # of a node list: [01-03,7]
@@ -75,18 +78,34 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def resolves(host: str, patience: float = NAME_PATIENCE) -> bool:
+    """Return whether `host` is a name this machine can look up, within `patience` seconds."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return True
+        except OSError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(min(1.0, patience))
+
+
 def rendezvous(
     environ: Mapping[str, str],
     broadcast: Callable[[Address, int], Address] = mpi_broadcast,
     find_port: Callable[[], int] = free_port,
+    known: Callable[[str], bool] = resolves,
 ) -> Ranks:
     """Return this process's ranks and rank 0's address, read from the launcher's variables.
 
     The innermost launcher wins: RANK (torchrun, deepspeed, by hand), then mpirun, then srun, then
     a lone process. MASTER_ADDR and MASTER_PORT, where set, are kept. `broadcast` carries rank 0's
     address to all ranks and is called only under an mpirun of several ranks that lacks them;
-    `find_port` is called only by rank 0 then, and by a lone process.
-    Raises UserError for a set of variables that is partial or contradicts itself.
+    `find_port` is called only by rank 0 then, and by a lone process; `known` tells whether rank 0's
+    name can be looked up (torch would try for half an hour, in silence).
+    Raises UserError for a set of variables that is partial or contradicts itself, and for an
+    unknown name.
     """
     if "RANK" in environ:
         ranks = _from_rank(environ, find_port)
@@ -97,7 +116,14 @@ def rendezvous(
     else:
         _refuse_partial(environ)
         ranks = Ranks(0, 1, 0, 1, *_alone(environ, find_port), "python")
-    return _checked(ranks, environ)
+    _check(ranks, environ)
+    if ranks.world_size > 1 and not known(ranks.master_addr):
+        raise UserError(
+            f"rank 0's host {ranks.master_addr!r}, as {ranks.launcher} has it, is unknown on"
+            f" {socket.gethostname()}: export MASTER_ADDR with a name or address that every node"
+            " can reach"
+        )
+    return ranks
 
 
 def apply(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
@@ -264,7 +290,7 @@ def _refuse_partial(environ: Mapping[str, str]) -> None:
             )
 
 
-def _checked(ranks: Ranks, environ: Mapping[str, str]) -> Ranks:
+def _check(ranks: Ranks, environ: Mapping[str, str]) -> None:
     said = f"{ranks.launcher} says rank {ranks.rank} of {ranks.world_size}"
     if ranks.rank >= ranks.world_size:
         raise UserError(f"{said}: ranks go from 0 to {ranks.world_size - 1}")
@@ -277,7 +303,6 @@ def _checked(ranks: Ranks, environ: Mapping[str, str]) -> Ranks:
         raise UserError(f"MASTER_PORT={ranks.master_port}: a port is 1 to 65535")
     if "WORLD_SIZE" in environ and _integer(environ, "WORLD_SIZE") != ranks.world_size:
         raise UserError(f"{said}, but WORLD_SIZE={environ['WORLD_SIZE']} is set: unset it")
-    return ranks
 
 
 def _value(environ: Mapping[str, str], name: str, because: str) -> str:

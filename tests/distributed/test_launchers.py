@@ -4,6 +4,7 @@ The launchers are copied beside a two-second run of train.py's shape (tests/supp
 """
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.launch import ROOT, Running, free_port, launch, rank_environ
+from tests.support.loopback_ssh import LoopbackSsh, missing_programs
 
 STOPPABLE = ROOT / "tests" / "support" / "stoppable.py"
 MPICH_ONE_RANK_A_HOST = "127.0.0.1:1\nlocalhost:1\n"  # two host names, so two nodes to mpirun
@@ -79,20 +81,20 @@ def test_mpirun_over_two_hosts_learns_the_address_of_rank_0(checkout):
 
 
 def test_mpirun_passes_sigterm_on_and_status_75_back(checkout):
-    with started(checkout, "mpirun.sh", "200", "0.05") as running:
+    with started(checkout, "mpirun.sh", "100", "0.1") as running:
         wait_for_ranks(running, checkout)
         running.process.send_signal(signal.SIGTERM)
         run = running.wait()
     assert run.returncode == 75, run.text
-    with started(checkout, "mpirun.sh", "200", "0") as running:
+    with started(checkout, "mpirun.sh", "100", "0") as running:
         again = running.wait()
     assert again.returncode == 0, again.text
     assert log_of(checkout)[-1]["start"]["step"] > 0
-    assert result_of(checkout) == {"step": 200, "sum": 400}
+    assert result_of(checkout) == {"step": 100, "sum": 200}
 
 
 def test_deepspeed_line_passes_sigterm_on_and_leaves_no_rank_behind(checkout):
-    with started(checkout, "local_deepspeed.sh", "1000", "0.05") as running:
+    with started(checkout, "local_deepspeed.sh", "100", "0.2") as running:
         wait_for_ranks(running, checkout)
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(30)
@@ -100,12 +102,33 @@ def test_deepspeed_line_passes_sigterm_on_and_leaves_no_rank_behind(checkout):
         run = running.wait()
     assert run.returncode == 1, run.text
     assert left == []
-    with started(checkout, "local_deepspeed.sh", "1000", "0") as running:
+    with started(checkout, "local_deepspeed.sh", "100", "0") as running:
         again = running.wait()
     assert again.returncode == 0, again.text
     assert {line["launcher"] for line in log_of(checkout)} == {"deepspeed"}
     assert log_of(checkout)[-1]["start"]["step"] > 0
-    assert result_of(checkout) == {"step": 1000, "sum": 2000}
+    assert result_of(checkout) == {"step": 100, "sum": 200}
+
+
+@pytest.mark.skipif(
+    os.environ.get("DS_MOE_MTL_SSH") != "1" or missing_programs(),
+    reason=f"half a minute: DS_MOE_MTL_SSH=1 runs it (missing: {missing_programs() or 'nothing'})",
+)
+def test_deepspeed_hostfile_starts_a_rank_on_each_host_over_ssh(checkout):
+    hosts = checkout / "hostfile"
+    hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    with LoopbackSsh(checkout / "ssh") as ssh:
+        environ = rank_environ()
+        environ["PATH"] = f"{ssh.bin}:{environ['PATH']}"
+        line = ["deepspeed", "--hostfile", str(hosts), "--master_port", str(free_port())]
+        command = [*line, str(checkout / "train.py"), str(checkout / "run"), "3", "0"]
+        with Running(command, environ, checkout) as running:
+            run = running.wait(time_limit=120)
+    assert run.returncode == 0, run.text
+    ranks = log_of(checkout)
+    assert [line["launcher"] for line in ranks] == ["deepspeed"] * 2
+    assert [line["LOCAL_RANK"] for line in ranks] == ["0", "0"]
+    assert result_of(checkout) == {"step": 3, "sum": 6}
 
 
 def test_users_mistake_is_status_2_under_mpirun(checkout):
@@ -116,7 +139,7 @@ def test_users_mistake_is_status_2_under_mpirun(checkout):
 
 def test_no_process_outlives_the_time_limit(checkout):
     # torchrun's workers are sessions of their own: killing its process group alone misses them.
-    with started(checkout, "torchrun.sh", "1000", "0.1") as running:
+    with started(checkout, "torchrun.sh", "100", "0.2") as running:
         wait_for_ranks(running, checkout)
         assert len(running.ranks()) == 2
         run = running.wait(time_limit=0.1)

@@ -5,17 +5,21 @@ set -uo pipefail
 folder=$(cd "${1:?folder}" && pwd)
 export SLURM_CONF=$folder/slurm.conf
 [ -f "$folder/slurmctld.pid" ] && timeout 10 scancel --user=root
-for name in node0 node1 slurmctld munge; do
-    [ -f "$folder/$name.pid" ] || continue
-    id=$(cat "$folder/$name.pid")
-    kill "$id" 2>/dev/null
+
+stop() { # names of daemons
+    ids=$(for name in "$@"; do cat "$folder/$name.pid" 2>/dev/null; done)
+    [ -n "$ids" ] || return
+    kill $ids 2>/dev/null
     for _ in $(seq 50); do
-        kill -0 "$id" 2>/dev/null || break
+        kill -0 $ids 2>/dev/null || break
         sleep 0.1
     done
-    kill -9 "$id" 2>/dev/null
-    rm -f "$folder/$name.pid"
-done
+    kill -9 $ids 2>/dev/null
+}
+stop node0 node1 slurmctld
+stop munge
+rm -f "$folder"/*.pid
+
 # Not sed -i: in a container /etc/hosts is often a mount that cannot be renamed over.
-kept=$(grep -v '# ds_moe_mtl test cluster$' /etc/hosts) && printf '%s\n' "$kept" >/etc/hosts
+kept=$(grep -vF "# Slurm for tests in $folder" /etc/hosts) && printf '%s\n' "$kept" >/etc/hosts
 exit 0

@@ -31,7 +31,7 @@ PORTS
 mkdir -p "$folder"/{state,spool/node0,spool/node1,log,munge}
 chmod 700 "$folder/munge"
 for name in node0 node1; do
-    getent hosts $name >/dev/null || echo "127.0.0.1 $name # ds_moe_mtl test cluster" >>/etc/hosts
+    echo "127.0.0.1 $name # Slurm for tests in $folder" >>/etc/hosts
 done
 
 cat >"$folder/slurm.conf" <<CONF
@@ -65,8 +65,8 @@ MinJobAge=3600
 SlurmdTimeout=30
 JobCompType=jobcomp/none
 AccountingStorageType=accounting_storage/none
-NodeName=node0 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port0 CPUs=2 State=UNKNOWN
-NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port1 CPUs=2 State=UNKNOWN
+NodeName=node0 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port0 CPUs=4 State=UNKNOWN
+NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port1 CPUs=4 State=UNKNOWN
 PartitionName=batch Nodes=node[0-1] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
 PartitionName=urgent Nodes=node[0-1] MaxTime=INFINITE State=UP PriorityTier=10
 CONF

@@ -12,6 +12,7 @@ from ds_moe_mtl.training.rendezvous import (
     apply,
     expand_nodelist,
     rendezvous,
+    resolves,
     slurm_port,
 )
 
@@ -61,7 +62,7 @@ def no_broadcast(address, world_size):
 
 
 def ranks_of(environ, broadcast=no_broadcast):
-    return rendezvous(environ, broadcast=broadcast, find_port=lambda: 40_000)
+    return rendezvous(environ, broadcast, find_port=lambda: 40_000, known=lambda host: True)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,12 @@ def test_partial_and_contradictory_variables_are_refused(environ, message):
         ranks_of(environ)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_unknown_name_of_rank_0_is_refused_and_not_waited_for_in_silence():
+    with pytest.raises(UserError, match="'gpu07', as srun has it, is unknown.*MASTER_ADDR"):
+        rendezvous(SRUN, known=lambda host: resolves(host + ".invalid", patience=0.1))
+    assert resolves("127.0.0.1")
 
 
 def test_mpirun_without_an_mpi_library_says_what_to_install():
