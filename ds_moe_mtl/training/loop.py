@@ -98,7 +98,6 @@ class TrainingLoop:
         row["lr"] = self.engine.optimizer.param_groups[0]["lr"]
         row["grad_norm"] = self._norm
         row["stall"] = self._window.stall(self.loader.stall_seconds)
-        row["attention_padding"] = self.loader.attention_padding
         self.say(_progress(row, self.plan.total_steps))
         self._window.start(step, self.loader.stall_seconds)
         return row
@@ -135,11 +134,12 @@ class _Window:
     def start(self, step: int, stalled: float) -> None:
         self._step, self._stalled, self._began = step, stalled, time.perf_counter()
         self._sums = torch.zeros((2, self.num_tasks), device=self.device)
-        self._tokens = 0
+        self._tokens = self._attended = 0.0
 
     def add(self, losses_B: torch.Tensor, batch: MultiTaskBatch) -> None:
         self._sums += task_sums(losses_B, batch.weights_B, batch.task_ids_B, self.num_tasks)
         self._tokens += batch.num_tokens
+        self._attended += batch.num_tokens / (1 - batch.attention_padding)
 
     def stall(self, stalled: float) -> float:
         """Return the share of the window that the step waited for its batch."""
@@ -147,19 +147,22 @@ class _Window:
 
     def row(self, step: int, names: list[str]) -> dict:
         """Return the logged row of the window; a collective call."""
-        tokens = torch.tensor([float(self._tokens)], dtype=torch.float64, device=self.device)
+        tokens = torch.tensor(
+            [self._tokens, self._attended], dtype=torch.float64, device=self.device
+        )
         dist.all_reduce(self._sums)
         dist.all_reduce(tokens)
         seconds = time.perf_counter() - self._began
-        self.steps_per_s = (step - self._step) / seconds
         loss_sum, examples = self._sums.double().tolist()
         row = {"step": step, "loss": sum(loss_sum) / max(sum(examples), 1)}
         for name, task_loss, count in zip(names, loss_sum, examples, strict=True):
             if count:
                 row[f"loss/{name}"] = task_loss / count
-        row["tokens_per_s"] = tokens.item() / seconds
+        real, attended = tokens.tolist()
+        row["tokens_per_s"] = real / seconds
+        row["attention_padding"] = 1 - real / max(attended, 1.0)
         row["examples_per_s"] = sum(examples) / seconds
-        row["steps_per_s"] = self.steps_per_s
+        row["steps_per_s"] = (step - self._step) / seconds
         return row
 
 

@@ -11,8 +11,10 @@ from torch import nn
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.models.upcycle import routed_ffns
 
-WORDS = ("red green blue one two three four five cat dog bird fish runs sleeps sings flies "
-         "the a is not was and big small old new here there up down left right").split()
+WORDS = (
+    "red green blue one two three four five cat dog bird fish runs sleeps sings flies "
+    "the a is not was and big small old new here there up down left right"
+).split()
 GATE_STD = 0.3
 
 
@@ -55,13 +57,17 @@ def write_data(folder: Path, rows: int = 60, seed: int = 0) -> list[dict]:
             writer = csv.writer(file)
             writer.writerow([*columns, "label"])
             for _ in range(rows):
-                texts = [
-                    " ".join(draw.choices(WORDS, k=draw.randint(2, 14))) for _ in columns
-                ]
+                texts = [" ".join(draw.choices(WORDS, k=draw.randint(2, 14))) for _ in columns]
                 writer.writerow([*texts, _label(name, texts)])
         tasks.append(
-            {"name": name, "train": str(path), "text": list(columns), "label": "label",
-             "kind": kind, "dev_fraction": 0.3}
+            {
+                "name": name,
+                "train": str(path),
+                "text": list(columns),
+                "label": "label",
+                "kind": kind,
+                "dev_fraction": 0.3,
+            }
         )
     return tasks
 

@@ -1,0 +1,186 @@
+"""Runs that are killed, stopped, damaged or started twice, with real processes."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ds_moe_mtl.config import dump_config
+from tests.support.launch import ROOT, launch, start
+from tests.support.tiny import tiny_config, write_tiny
+
+STEPS, SAVE_EVERY = 8, 2
+SPEEDS = ("tokens_per_s", "examples_per_s", "steps_per_s", "stall")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def yaml_of(tiny: Path, folder: Path, **sections) -> Path:
+    """Write the YAML of an 8-step run in `folder` beside it and return its path."""
+    train = {"steps": STEPS, "save_every": SAVE_EVERY, "keep_checkpoints": 3, "eval_every": 4}
+    sections["train"] = {**train, **sections.get("train", {})}
+    sections.setdefault("model", {"dropout": 0.1})
+    deepspeed = sections.pop("deepspeed", str(ROOT / "ds_configs/deepspeed/zero1.json"))
+    config = tiny_config(
+        tiny, run={"dir": str(folder), **sections.pop("run", {})}, deepspeed=deepspeed, **sections
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f"{folder.name}.yaml"
+    path.write_text(dump_config(config))
+    return path
+
+
+def train(yaml: Path, *overrides: str, ranks: int = 1):
+    launcher = "python" if ranks == 1 else "mpirun"
+    return launch([ROOT / "train.py", yaml, *overrides], ranks, launcher, time_limit=240)
+
+
+def rows_of(run: Path) -> list[dict]:
+    """Return the logged rows without their speeds; asserts that no step stands twice."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps))
+    return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny, tmp_path_factory) -> Path:
+    """A finished one-rank run that was never stopped."""
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    result = train(yaml_of(tiny, run))
+    assert result.returncode == 0, result.text
+    return run
+
+
+@pytest.fixture
+def copied(unbroken, tmp_path) -> Path:
+    """A copy of the unbroken run with its results and last checkpoint gone, and its YAML."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken, run)
+    for name in ("results.json", "lock"):
+        (run / name).unlink()
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / f"checkpoints/step_{STEPS:08d}")
+    text = (run / "config.yaml").read_text().replace(str(unbroken), str(run))
+    (run / "config.yaml").write_text(text)
+    (tmp_path / "run.yaml").write_text(text)
+    return run
+
+
+def assert_same_end(run: Path, expected: Path) -> None:
+    found, wanted = (load_file(folder / "model/model.safetensors") for folder in (run, expected))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    mine, theirs = (json.loads((f / "results.json").read_text()) for f in (run, expected))
+    assert mine == theirs
+    assert rows_of(run) == rows_of(expected)
+
+
+def test_a_run_of_two_ranks_killed_between_checkpoints_ends_bit_for_bit_as_if_it_never_was(
+    tiny, tmp_path
+):
+    sections = {"moe": {"ep_size": 2}, "deepspeed": str(ROOT / "ds_configs/deepspeed/zero2.json")}
+    whole = yaml_of(tiny, tmp_path / "whole", **sections)
+    assert train(whole, ranks=2).returncode == 0
+    broken = yaml_of(tiny, tmp_path / "broken", **sections)
+    with start([ROOT / "train.py", broken], 2, "mpirun") as running:
+        metrics = tmp_path / "broken/metrics.jsonl"
+        running.wait_until(
+            lambda: metrics.exists() and metrics.read_text().count("\n") >= 5, time_limit=120
+        )
+        running.kill()
+    assert not (tmp_path / "broken/results.json").exists()
+    again = train(broken, ranks=2)
+    assert again.returncode == 0 and "continuing" in again.stdout, again.text
+    assert_same_end(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_sigterm_checkpoints_with_status_75_and_the_next_start_goes_on(tiny, unbroken, tmp_path):
+    yaml = yaml_of(tiny, tmp_path / "run")
+    with start([ROOT / "train.py", yaml], 1, "python") as running:
+        metrics = tmp_path / "run/metrics.jsonl"
+        running.wait_until(lambda: metrics.exists() and '"step": 1,' in metrics.read_text(), 120)
+        running.process.send_signal(signal.SIGTERM)
+        stopped = running.wait(120)
+    assert stopped.returncode == 75, stopped.text
+    assert "SIGTERM received" in stopped.stdout
+    assert not (tmp_path / "run/results.json").exists()
+    again = train(yaml)
+    assert again.returncode == 0, again.text
+    assert_same_end(tmp_path / "run", unbroken)
+
+
+def test_a_finished_run_started_again_says_so_and_changes_nothing(unbroken):
+    before = (unbroken / "results.json").read_bytes()
+    again = train(unbroken / "config.yaml")
+    assert again.returncode == 0 and "complete already" in again.stdout, again.text
+    assert (unbroken / "results.json").read_bytes() == before
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(copied, unbroken):
+    newest = copied / "checkpoints/step_00000006"
+    file = next(newest.glob("*optim_states.pt"))
+    file.write_bytes(file.read_bytes()[:1000])
+    result = train(copied.parent / "run.yaml")
+    assert result.returncode == 0, result.text
+    assert "step_00000006 is damaged" in result.stdout
+    assert "continuing" in result.stdout and "after step 4" in result.stdout
+    assert_same_end(copied, unbroken)
+
+
+def test_a_bit_flip_is_found_by_its_checksum(copied):
+    for folder in (copied / "checkpoints").glob("step_*"):
+        file = next(folder.glob("*optim_states.pt"))
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    result = train(copied.parent / "run.yaml")
+    assert result.returncode == 2
+    errors = result.stderr.strip().splitlines()
+    assert len(errors) == 1 and "no checkpoint in" in errors[0] and "is whole" in errors[0]
+    assert result.stdout.count("does not match its checksum") == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.lr=0.5"], ["another configuration", "train.lr"]),
+        (["run.resume=/nowhere"], ["run.resume", "/nowhere", "not a checkpoint"]),
+    ],
+)
+def test_what_does_not_fit_the_run_is_one_line_and_status_2(copied, overrides, words):
+    result = train(copied.parent / "run.yaml", *overrides)
+    assert result.returncode == 2, result.text
+    errors = result.stderr.strip().splitlines()
+    assert len(errors) == 1 and all(word in errors[0] for word in words), result.text
+
+
+def test_a_checkpoint_of_another_encoder_or_task_map_says_what_differs(copied, tiny, tmp_path):
+    checkpoint = copied / "checkpoints/step_00000006"
+    yaml = yaml_of(
+        tiny, tmp_path / "other", run={"resume": str(checkpoint)}, model={"kind": "mt_switch"}
+    )
+    result = train(yaml)
+    assert result.returncode == 2
+    assert "model_kind is mt_tag there and mt_switch here" in result.stderr, result.text
+
+
+def test_a_folder_that_a_live_run_holds_is_refused_and_a_dead_ones_lock_is_not(copied, unbroken):
+    yaml = copied.parent / "run.yaml"
+    (copied / "lock").write_text("process 1 on nowhere\n")
+    with start([ROOT / "train.py", yaml, "train.log_every=1"], 1, "python") as running:
+        running.wait_until(lambda: "ready in" in running.output()[0], 120)
+        running.process.send_signal(signal.SIGSTOP)
+        refused = train(yaml)
+        running.process.send_signal(signal.SIGCONT)
+        ended = running.wait(120)
+    assert refused.returncode == 2 and "is in use by process" in refused.stderr, refused.text
+    assert ended.returncode == 0, ended.text
+    assert_same_end(copied, unbroken)
