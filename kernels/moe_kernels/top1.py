@@ -10,11 +10,13 @@ from torch import Tensor
 
 from moe_kernels.ffn.function import check_experts, expert_ffn
 from moe_kernels.implementation import check_kernel_dtype, contiguous, resolve_impl
+from moe_kernels.opaque import opaque
 from moe_kernels.routing.function import route, route_arguments
 
 GATE_SCALES = ("paper", "preserve")
 
 
+@opaque
 def top1_moe_ffn(
     x_TD: Tensor,
     gate_weight: Tensor,

@@ -165,3 +165,28 @@ def test_autocast_computes_in_its_type():
     )
     assert y_TD.dtype == torch.bfloat16
     torch.testing.assert_close(y_TD.float(), exact, rtol=0.02, atol=0.02)
+
+
+def test_torch_compile_breaks_the_graph_once_a_layer_and_changes_nothing():
+    layer = make_layer(20, 8, 12, 2, 3)
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def model(x_TD):
+        y_TD, *_ = moe_kernels.top1_moe_ffn(
+            x_TD * 2, layer.gate_weight, layer.gate_ids_T, *layer.experts
+        )
+        return y_TD + 1
+
+    compiled = torch.compile(model, backend=backend)
+    results = []
+    for function in (model, compiled):
+        x_TD = layer.x_TD.clone().requires_grad_()
+        y_TD = function(x_TD)
+        y_TD.backward(layer.grad_y_TD)
+        results.append((y_TD.detach(), x_TD.grad))
+    torch.testing.assert_close(*results)
+    assert len(graphs) == 2

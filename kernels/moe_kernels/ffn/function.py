@@ -11,8 +11,10 @@ from torch import Tensor
 from moe_kernels.ffn.blocks import ffn_by_block
 from moe_kernels.ffn.reference import ACTIVATIONS
 from moe_kernels.implementation import check_kernel_dtype, contiguous, resolve_impl
+from moe_kernels.opaque import opaque
 
 
+@opaque
 def expert_ffn(
     x_RD: Tensor,
     counts_E: Tensor | Sequence[int],

@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe_kernels.implementation import check_kernel_dtype, resolve_impl
+from moe_kernels.opaque import opaque
 from moe_kernels.permutation.reference import gather_rows, scatter_rows
 from moe_kernels.routing.types import Routing
 
 
+@opaque
 def permute(
     x_TD: Tensor, routing: Routing, *, num_rows: int | None = None, impl: str = "auto"
 ) -> Tensor:
@@ -26,6 +28,7 @@ def permute(
     return _Permute.apply(x_TD.contiguous(), routing.order_R, num_rows, name)
 
 
+@opaque
 def unpermute(
     y_RD: Tensor, routing: Routing, scale_T: Tensor | None = None, *, impl: str = "auto"
 ) -> Tensor:
@@ -38,16 +41,17 @@ def unpermute(
     return _Unpermute.apply(y_RD.contiguous(), routing.order_R, num_tokens, scale_T, name)
 
 
-def received_order(counts_SE: Tensor) -> tuple[Tensor, Tensor]:
+def received_order(counts_SE: Tensor, num_rows: int | None = None) -> tuple[Tensor, Tensor]:
     """Return (order_R int64, counts_E int32) that sort received rows by expert.
 
     Rows arrive source by source, each source's rows sorted by expert: counts_SE. order_R lists the
     rows of expert 0 from every source, then expert 1's; hand both to expert_ffn, which then needs
-    no copy of the rows on the way in or out.
+    no copy of the rows on the way in or out. num_rows, their sum where the host knows it, saves
+    waiting for a GPU.
     """
     num_sources, num_experts = counts_SE.shape
     expert_of_block = torch.arange(num_experts, device=counts_SE.device).repeat(num_sources)
-    expert_R = expert_of_block.repeat_interleave(counts_SE.reshape(-1))
+    expert_R = expert_of_block.repeat_interleave(counts_SE.reshape(-1), output_size=num_rows)
     return torch.sort(expert_R, stable=True).indices, counts_SE.sum(0, dtype=torch.int32)
 
 

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from moe_kernels.implementation import check_kernel_dtype, contiguous, resolve_impl
+from moe_kernels.opaque import opaque
 from moe_kernels.routing.blocks import gate_logits_by_run
 from moe_kernels.routing.reference import choose
 from moe_kernels.routing.types import Routing, sort_by_expert
 
 
+@opaque
 def route(
     x_TD: Tensor,
     gate_weight: Tensor,
