@@ -1,4 +1,4 @@
-"""The layer with experts on other ranks equals the layer with all of them, loads uneven or empty."""
+"""The layer with experts on other ranks equals the whole layer, loads uneven or empty."""
 
 import pytest
 import torch

@@ -1,7 +1,6 @@
 """The same run on 1, 2 and 4 ranks, experts on 1, 2 or 4 of them, ZeRO 0, 1, 2: one result."""
 
 import pytest
-import torch
 
 from tests.support.launch import ROOT, run_ranks
 from tests.support.steps import train_tiny
@@ -27,7 +26,7 @@ def all_cases(folder: str, cases: list) -> list[dict]:
             "train": {"steps": 3, "accumulation": accumulation},
             "mixture": {"batching": "sub_batches", "sub_batches": 3},
         }
-        results.append(train_tiny(folder, sections, zero, str(ROOT)))
+        results.append(train_tiny(folder, sections, ROOT / f"ds_configs/deepspeed/{zero}.json"))
     return results
 
 
@@ -38,16 +37,16 @@ def runs(tmp_path_factory):
     for ranks, cases in CASES.items():
         results = run_ranks(all_cases, str(folder), cases, ranks=ranks, time_limit=240)
         for number, case in enumerate(cases):
-            found[ranks, *case] = [of_rank[number] for of_rank in results]
+            found[(ranks, *case)] = [of_rank[number] for of_rank in results]
     return found
 
 
-OTHERS = [(ranks, *case) for ranks, cases in CASES.items() for case in cases][1:]
+REFERENCE, *OTHERS = [(ranks, *case) for ranks, cases in CASES.items() for case in cases]
 
 
 @pytest.mark.parametrize("case", OTHERS, ids=lambda c: f"world{c[0]}-ep{c[1]}-{c[2]}-acc{c[3]}")
 def test_losses_norms_and_weights_do_not_depend_on_the_topology(runs, case):
-    first = runs[1, *CASES[1][0]]
+    first = runs[REFERENCE]
     assert min(result["margin"] for result in first) > MARGIN
     expected, found = first[0], runs[case][0]
     for want, got in zip(expected["rows"], found["rows"], strict=True):
@@ -58,7 +57,3 @@ def test_losses_norms_and_weights_do_not_depend_on_the_topology(runs, case):
         # where a gradient is rounding alone, so is its sign. Hence the mean, not the largest.
         error = (found["state"][name] - tensor).abs().mean()
         assert error < 2e-5, (name, float(error))
-
-
-def test_the_world_of_four_has_ranks_with_unequal_and_with_empty_expert_loads(runs):
-    assert torch.isfinite(torch.tensor([r["margin"] for r in runs[4, 4, "zero1", 1]])).all()

@@ -1,6 +1,7 @@
 """Training steps of a tiny run on however many ranks there are; what each step left behind."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,21 +35,31 @@ def quiet(line: str) -> None:
     """Say nothing."""
 
 
-def train_tiny(folder: str, sections: dict, zero: str = "zero1", root: str = ".") -> dict:
-    """Return {"rows", "state", "margin"} of a tiny run trained on all ranks of the group.
+@dataclass
+class TinyRun:
+    """A tiny run on all ranks of the group, ready to step."""
 
-    rows: what the run logged; state: the final plain state (rank 0); margin: the least difference
-    between the two best experts' logits that the first step met on this rank.
+    loop: TrainingLoop
+    rows: Rows
+
+    @property
+    def engine(self):
+        return self.loop.engine
+
+
+def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu") -> TinyRun:
+    """Return a tiny run over what write_tiny left in `folder`; gates spread, experts different.
+
+    device is what the configuration is checked for: "cuda" lets fp16 pass.
     """
     start_process_group(rendezvous(os.environ))
-    json = f"{root}/ds_configs/deepspeed/{zero}.json"
-    config = tiny_config(Path(folder), deepspeed=json, **sections)
+    config = tiny_config(Path(folder), deepspeed=str(deepspeed), **sections)
     plan = make_plan(config, task_specs(config), quiet)
     network, _ = new_network(plan)
     spread_gates(network)
     differ_experts(network)
-    engine = start_engine(network, config, resolve_deepspeed(config, dist.get_world_size()))
-    margins = _watch_margins(engine.module)
+    resolved = resolve_deepspeed(config, dist.get_world_size(), device)
+    engine = start_engine(network, config, resolved)
     loader = SuperBatches(
         plan.train,
         plan.specs,
@@ -61,12 +72,22 @@ def train_tiny(folder: str, sections: dict, zero: str = "zero1", root: str = "."
         plan.total_steps,
     )
     rows = Rows()
-    loop = TrainingLoop(
-        engine, plan, loader, torch.device("cpu"), NeverStopped(), rows, lambda step: None, quiet
-    )
-    loop.run(0)
-    state = plain_state(engine.module)
-    return {"rows": list(rows), "state": state, "margin": min(margins, default=float("inf"))}
+    cpu = torch.device("cpu")
+    loop = TrainingLoop(engine, plan, loader, cpu, NeverStopped(), rows, lambda step: None, quiet)
+    return TinyRun(loop, rows)
+
+
+def train_tiny(folder: str, sections: dict, deepspeed: Path) -> dict:
+    """Return {"rows", "state", "margin"} of a tiny run trained to its end.
+
+    rows: what the run logged; state: the final plain state (rank 0); margin: the least difference
+    between the two best experts' logits that was met on this rank.
+    """
+    run = start_tiny(folder, sections, deepspeed)
+    margins = _watch_margins(run.engine.module)
+    run.loop.run(0)
+    state = plain_state(run.engine.module)
+    return {"rows": list(run.rows), "state": state, "margin": min(margins, default=float("inf"))}
 
 
 def _watch_margins(network: torch.nn.Module) -> list[float]:

@@ -11,10 +11,13 @@ from torch import nn
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.models.upcycle import routed_ffns
 
-WORDS = (
-    "red green blue one two three four five cat dog bird fish runs sleeps sings flies "
-    "the a is not was and big small old new here there up down left right"
-).split()
+COLOURS = ["red", "green", "blue"]
+WORDS = [
+    *COLOURS,
+    *("one", "two", "three", "four", "five", "cat", "dog", "bird", "fish", "runs", "sleeps"),
+    *("sings", "flies", "the", "a", "is", "not", "was", "and", "big", "small", "old", "new"),
+    *("here", "there", "up", "down", "left", "right"),
+]
 GATE_STD = 0.3
 
 
@@ -75,7 +78,7 @@ def write_data(folder: Path, rows: int = 60, seed: int = 0) -> list[dict]:
 def _label(name: str, texts: list[str]) -> str | float:
     words = [set(text.split()) for text in texts]
     if name == "colour":
-        return "coloured" if words[0] & {"red", "green", "blue"} else "plain"
+        return "coloured" if words[0] & set(COLOURS) else "plain"
     shared = len(words[0] & words[1])
     return round(shared / 3, 3) if name == "amount" else ("yes" if shared else "no")
 
