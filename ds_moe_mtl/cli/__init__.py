@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": "score a trained model on dev splits",
     "predict": "label texts with a trained model",
     "routes": "show which expert each task uses",
+    "bench": "time sparse against dense models",
     "tasks": "list the tasks that are known",
     "doctor": "check what this machine can run",
 }
