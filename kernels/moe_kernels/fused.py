@@ -1,6 +1,6 @@
 """The whole top-1 layer as one autograd Function on the Triton kernels.
 
-Five launches forward and, with a 16-bit gate, ten backward. Against composing `route` and
+Five launches forward and, with a 16-bit gate, nine backward. Against composing `route` and
 `expert_ffn` it saves one pass over dL/dx: routing's term joins the experts' in the same kernel.
 
 T tokens, D hidden size, F inner size, G gates, E experts.
