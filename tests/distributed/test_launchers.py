@@ -97,7 +97,7 @@ def test_deepspeed_line_passes_sigterm_on_and_leaves_no_rank_behind(checkout):
     with started(checkout, "local_deepspeed.sh", "100", "0.2") as running:
         wait_for_ranks(running, checkout)
         running.process.send_signal(signal.SIGTERM)
-        running.process.wait(30)
+        running.process.wait(60)
         left = running.processes()
         run = running.wait()
     assert run.returncode == 1, run.text
@@ -123,7 +123,7 @@ def test_deepspeed_hostfile_starts_a_rank_on_each_host_over_ssh(checkout):
         line = ["deepspeed", "--hostfile", str(hosts), "--master_port", str(free_port())]
         command = [*line, str(checkout / "train.py"), str(checkout / "run"), "3", "0"]
         with Running(command, environ, checkout) as running:
-            run = running.wait(time_limit=120)
+            run = running.wait()
     assert run.returncode == 0, run.text
     ranks = log_of(checkout)
     assert [line["launcher"] for line in ranks] == ["deepspeed"] * 2

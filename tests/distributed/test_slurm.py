@@ -104,7 +104,7 @@ def test_training_preempted_and_on_a_failing_node_equals_the_run_that_never_was(
     ).model_dump(mode="json")
     yaml_file = tmp_path / "tiny.yaml"
     yaml_file.write_text(yaml.safe_dump(config))
-    run = launch([ROOT / "train.py", yaml_file, f"run.dir={plain}"], 2, "mpirun", time_limit=120)
+    run = launch([ROOT / "train.py", yaml_file, f"run.dir={plain}"], 2, "mpirun")
     assert run.returncode == 0, run.text
 
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
@@ -113,7 +113,7 @@ def test_training_preempted_and_on_a_failing_node_equals_the_run_that_never_was(
 
     def wait_for_new_steps() -> None:
         before = len(logged(interrupted))
-        cluster.wait_until(job, lambda: len(logged(interrupted)) >= before + 3, time_limit=120)
+        cluster.wait_until(job, lambda: len(logged(interrupted)) >= before + 3)
 
     wait_for_new_steps()
     cluster.ask("scontrol", "update", "nodename=node1", "state=down", "reason=test")
@@ -122,7 +122,7 @@ def test_training_preempted_and_on_a_failing_node_equals_the_run_that_never_was(
     words = ("--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
     urgent = cluster.submit(*words, cwd=tmp_path)
     cluster.wait_for_state(urgent, "COMPLETED")
-    cluster.wait_for_state(job, "COMPLETED", time_limit=120)
+    cluster.wait_for_state(job, "COMPLETED")
 
     assert cluster.job(job)["Restarts"] == "2"
     assert [row["step"] for row in logged(interrupted)] == list(range(1, steps + 1))

@@ -25,6 +25,7 @@ from ds_moe_mtl.training.rendezvous import free_port
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = Path(__file__).with_name("rank_entry.py")
 MARK = "DS_MOE_MTL_TEST_LAUNCH"  # in the environment of all that a launch starts
+LIMIT = 180.0  # seconds: a hang on a busy machine, where importing torch alone can take 40
 # What an outer launcher may have left: a launched run must not take it for its own.
 OUTER = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "OMPI_", "PMI", "MPI_LOCAL", "SLURM_")
 
@@ -77,7 +78,7 @@ class Running:
         out, err = (path.read_text(errors="replace") for path in self._texts)
         return out, err
 
-    def wait_until(self, happened: Callable[[], bool], time_limit: float = 60.0) -> None:
+    def wait_until(self, happened: Callable[[], bool], time_limit: float = LIMIT) -> None:
         """Return once `happened()`; AssertionError with the output if the run ends or is late."""
         until = time.monotonic() + time_limit
         while not happened():
@@ -85,7 +86,7 @@ class Running:
             assert not ended and time.monotonic() < until, "\n".join(self.output())
             time.sleep(0.05)
 
-    def wait(self, time_limit: float = 60.0) -> Launched:
+    def wait(self, time_limit: float = LIMIT) -> Launched:
         """Return the ended run; past `time_limit` seconds it is killed and marked so."""
         timed_out = False
         try:
@@ -139,7 +140,7 @@ def launch(
     launcher: str = "torchrun",
     env: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
-    time_limit: float = 60.0,
+    time_limit: float = LIMIT,
 ) -> Launched:
     """Return how a run of `script` ended under torchrun | mpirun | deepspeed | python."""
     with start(script, ranks, launcher, env, cwd) as running:
@@ -152,7 +153,7 @@ def run_ranks(
     ranks: int = 2,
     launcher: str = "mpirun",
     env: Mapping[str, str] | None = None,
-    time_limit: float = 60.0,
+    time_limit: float = LIMIT,
 ) -> list[object]:
     """Return what `function(*arguments)` returned on each rank of a gloo group, in rank order.
 

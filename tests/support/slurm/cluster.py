@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.launch import rank_environ
+from tests.support.launch import LIMIT, rank_environ
 
 SCRIPTS = Path(__file__).parent
 UNAVAILABLE = 3  # up.sh's status where this machine cannot have a Slurm
@@ -55,14 +55,14 @@ class Cluster:
         words = self.ask("scontrol", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_until(self, job: str, happened: Callable[[], bool], time_limit: float = 60.0) -> None:
+    def wait_until(self, job: str, happened: Callable[[], bool], time_limit: float = LIMIT) -> None:
         """Return once `happened()`; AssertionError with the job's record and logs if it is late."""
         until = time.monotonic() + time_limit
         while not happened():
             assert time.monotonic() < until, f"{self.job(job)}\n{self._logs(job)}"
             time.sleep(0.1)
 
-    def wait_for_state(self, job: str, state: str, time_limit: float = 60.0) -> None:
+    def wait_for_state(self, job: str, state: str, time_limit: float = LIMIT) -> None:
         """Return once Slurm has the job in `state` ("COMPLETED", "CANCELLED", ...)."""
         self.wait_until(job, lambda: self.job(job)["JobState"] == state, time_limit)
 

@@ -4,7 +4,13 @@ set -uo pipefail
 
 folder=$(cd "${1:?folder}" && pwd)
 export SLURM_CONF=$folder/slurm.conf
-[ -f "$folder/slurmctld.pid" ] && timeout 10 scancel --user=root
+if [ -f "$folder/slurmctld.pid" ]; then
+    timeout 10 scancel --user=root
+    for _ in $(seq 100); do # their steps outlive a slurmd that is stopped too early
+        [ -z "$(timeout 10 squeue -h)" ] && break
+        sleep 0.2
+    done
+fi
 
 stop() { # names of daemons
     ids=$(for name in "$@"; do cat "$folder/$name.pid" 2>/dev/null; done)
