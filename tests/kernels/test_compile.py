@@ -18,7 +18,7 @@ def table(root):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = root / "kernels/benchmarks/compile_report.py"
     command = [sys.executable, str(script), "--tokens", "32768", "--hidden", "768", "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     print("\n" + "  ".join(HEADINGS))
