@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
 
 def _routes(options) -> int:
     root = data_root(options.data_root, options.folder)
-    numbers = write_routes(options.folder, root, options.limit)
+    numbers = write_routes(options.folder, root, None, options.limit)
     if options.json:
         print(json.dumps(numbers))
     else:
@@ -34,12 +34,14 @@ def _routes(options) -> int:
     return 0
 
 
-def write_routes(folder: Path, root: str | None, limit: int = 200) -> dict:
+def write_routes(
+    folder: Path, root: str | None, cache: str | None = None, limit: int = 200
+) -> dict:
     """Write both files into `folder` and return the numbers. Raises UserError for a dense model."""
     from ds_moe_mtl.analysis.routes import collect_routes, draw_routes
     from ds_moe_mtl.evaluation import MultiTaskModel
 
-    routes = collect_routes(MultiTaskModel.from_pretrained(folder), root, limit=limit)
+    routes = collect_routes(MultiTaskModel.from_pretrained(folder), root, cache, limit)
     draw_routes(routes, folder / PICTURE)
     numbers = routes.to_json()
     (folder / NUMBERS).write_text(json.dumps(numbers, indent=2) + "\n")

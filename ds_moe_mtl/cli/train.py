@@ -3,8 +3,11 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from ds_moe_mtl.config import DEFAULT_EXPERIMENT, UserError, load_config
+from ds_moe_mtl.cli.arguments import BAD_INPUT
+from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RunConfig, UserError, load_config
+from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
 from ds_moe_mtl.training.rendezvous import Ranks, rendezvous
 
 USAGE = """usage: deepspeed --num_gpus N train.py [CONFIG.yaml] [section.key=value ...]
@@ -16,8 +19,6 @@ Started again with the same configuration it continues where it was.
 
 example: python train.py ds_configs/experiments/glue_small_mttag_minilm.yaml data.root=DATA
 exit status: 0 complete, 2 a mistake to mend, 75 stopped on request after a checkpoint"""
-
-BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str]) -> int:
         config = load_config(path, overrides)
         from ds_moe_mtl.training.train import train
 
-        return train(config, ranks, say)
+        status = train(config, ranks, say)
+        if status == 0 and ranks.rank == 0 and config.model.kind in SPARSE_KINDS:
+            _show_routes(config, say)
+        return status
     except UserError as error:
         if ranks is None or ranks.rank == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -48,6 +52,16 @@ def _speaker(ranks: Ranks) -> Callable[[str], None]:
             print(line, flush=True)
 
     return say
+
+
+def _show_routes(config: RunConfig, say: Callable[[str], None]) -> None:
+    """Draw which expert each task uses, once a run."""
+    from ds_moe_mtl.cli.routes import PICTURE, write_routes
+
+    folder = Path(config.run.dir)
+    if not (folder / PICTURE).exists():
+        write_routes(folder, config.data.root, config.data.cache)
+    say(f"routes: {folder / PICTURE}")
 
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch
 from ds_moe_mtl.tasks import TaskSpec
 
@@ -43,8 +44,16 @@ def assemble(
 
 
 def task_result(spec: TaskSpec, outputs_NC: np.ndarray, split: EncodedSplit) -> dict:
-    """Return {"metric", "value" in percent, "examples"} of a task's outputs."""
+    """Return {"metric", "value" in percent, "examples"} of a task's outputs.
+
+    Raises UserError where outputs are not finite: the training has diverged.
+    """
     from ds_moe_mtl.tasks.metrics import score
 
+    if not np.isfinite(outputs_NC).all():
+        raise UserError(
+            f"the model's outputs for {spec.name} are not finite: the training diverged; "
+            f"allowed: a smaller train.lr or a longer train.warmup"
+        )
     value = score(spec, outputs_NC, split.labels, split.questions, split.parts)
     return {"metric": spec.metric, "value": value, "examples": split.num_examples}

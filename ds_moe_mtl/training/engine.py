@@ -9,6 +9,7 @@ import torch
 
 from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import MultiTaskNetwork
+from ds_moe_mtl.training.host_memory import keep_freed_memory
 from ds_moe_mtl.training.rendezvous import Ranks, apply
 
 
@@ -41,6 +42,7 @@ def start_process_group(ranks: Ranks) -> torch.device:
         # Compiled inside init_distributed on CPU (24 s, and it needs a compiler); gloo does
         # without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        keep_freed_memory()
         device = torch.device("cpu")
     else:
         device = torch.device("cuda", ranks.local_rank)

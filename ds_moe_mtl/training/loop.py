@@ -72,6 +72,11 @@ class TrainingLoop:
                 return False
         self._save(total)
         self.loader.close()
+        if total > first_step:
+            self.say(
+                f"padding: {100 * self.loader.attention_padding:.0f}% of the tokens that attention "
+                f"saw on this rank, none elsewhere"
+            )
         return True
 
     def _step(self, step: int, micro_batches: list[MultiTaskBatch], num_examples: int) -> None:

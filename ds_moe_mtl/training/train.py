@@ -1,7 +1,9 @@
 """One command's work: plan, claim the folder, start the ranks, train, write what a run leaves."""
 
+import hashlib
 import os
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +11,7 @@ import torch
 from torch import distributed as dist
 
 import moe_kernels
-from ds_moe_mtl.config import RunConfig, UserError
+from ds_moe_mtl.config import RunConfig, UserError, dump_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
 from ds_moe_mtl.data import SuperBatches
 from ds_moe_mtl.models.attention import packed_attention
@@ -39,6 +41,7 @@ from ds_moe_mtl.training.plan import (
     single_plans,
     task_specs,
 )
+from ds_moe_mtl.training.preflight import check_agreement, fingerprints
 from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.results import gather_results, print_results, run_results
 from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
@@ -79,6 +82,7 @@ def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
     network = _first_network(runs, deepspeed, ranks)
     device = _meet([folder, *(run.folder for run in runs)], ranks)
     try:
+        check_agreement(_fingerprints(plan), _gather)
         stop = StopRequest(say)
         parts = {}
         for run in runs:
@@ -156,6 +160,23 @@ def _meet(folders: list[RunFolder], ranks: Ranks) -> torch.device:
         stop_process_group()
         raise UserError(answer[0])
     return device
+
+
+def _fingerprints(plan: RunPlan) -> dict[str, str]:
+    """Return what every rank must share: sources, versions, configuration, tokens of each task."""
+    configuration = hashlib.sha256(dump_config(plan.config).encode()).hexdigest()[:16]
+    data = {
+        spec.name: f"{zlib.crc32(split.input_ids):08x} {zlib.crc32(split.labels):08x}"
+        for spec, split in zip(plan.specs, plan.train, strict=True)
+    }
+    return fingerprints(configuration, data)
+
+
+def _gather(value: object) -> list:
+    """Return every rank's value in rank order; a collective call."""
+    everyones = [None] * dist.get_world_size()
+    dist.all_gather_object(everyones, value)
+    return everyones
 
 
 def _train_one(

@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from ds_moe_mtl.config import dump_config
-from tests.support.launch import ROOT, launch, start
+from ds_moe_mtl.training.checkpoint import damage
+from tests.support.launch import ROOT, launch, rank_environ, start
 from tests.support.tiny import tiny_config, write_tiny
 
 STEPS, SAVE_EVERY = 8, 2
@@ -183,4 +186,28 @@ def test_a_folder_that_a_live_run_holds_is_refused_and_a_dead_ones_lock_is_not(c
         ended = running.wait(120)
     assert refused.returncode == 2 and "is in use by process" in refused.stderr, refused.text
     assert ended.returncode == 0, ended.text
+    assert_same_end(copied, unbroken)
+
+
+def test_no_room_while_saving_leaves_the_checkpoints_before_whole(copied, unbroken):
+    before = {path.name for path in (copied / "checkpoints").iterdir()}
+    largest = max(f.stat().st_size for f in (copied / "checkpoints").rglob("*.pt"))
+    blocks = largest // 1024 // 2  # ulimit -f counts 1,024 bytes: the write fails half-way
+    limited = f'ulimit -f {blocks}; exec "$@"'
+    result = subprocess.run(
+        ["bash", "-c", limited, "-", sys.executable, ROOT / "train.py", copied.parent / "run.yaml"],
+        env=rank_environ(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    errors = result.stderr.strip().splitlines()
+    assert len(errors) == 1 and "cannot write a checkpoint" in errors[0], errors
+    assert "the checkpoints before it are whole" in errors[0]
+    assert {path.name for path in (copied / "checkpoints").iterdir()} == before
+    assert all(damage(copied / "checkpoints" / name) == "" for name in before)
+    again = train(copied.parent / "run.yaml")
+    assert again.returncode == 0 and "after step 6" in again.stdout, again.text
     assert_same_end(copied, unbroken)

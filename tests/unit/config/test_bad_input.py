@@ -14,7 +14,7 @@ train:
   steps: 10
 """
 TASKS = (
-    "a list of 1 or more, each a name of letters, digits and _.+- or a section with the keys name, "
+    "a list of 1 or more, each a name of letters, digits and _+- or a section with the keys name, "
     "train, dev, dev_fraction, text, label, kind, metric, max_length"
 )
 LINE = "command line: "
