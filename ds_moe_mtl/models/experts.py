@@ -84,15 +84,38 @@ def _linear_pair(expert: nn.Module) -> tuple[nn.Linear, nn.Linear, str] | None:
 
 
 def run_experts(
-    x_RD: torch.Tensor, counts_E: torch.Tensor, experts: Sequence[nn.Module], impl: str
+    x_RD: torch.Tensor,
+    counts_E: torch.Tensor,
+    order_R: torch.Tensor,
+    experts: Sequence[nn.Module],
+    impl: str,
+    scale_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return every row's expert output [R, D]; rows are sorted by expert, counts_E rows each.
+    """Return every row's expert output, in the rows' own order; 0 for rows not in order_R.
 
-    Every expert is called, also with 0 rows, so that each rank makes the same collective calls.
+    order_R lists the rows expert by expert, counts_E of them each. scale_T multiplies each row's
+    result. Every expert is called, also with 0 rows, so that each rank makes the same collective
+    calls.
     """
     weights = ffn_weights(experts)
     if weights is not None:
         w1, b1, w2, b2, activation = weights
-        return moe_kernels.expert_ffn(x_RD, counts_E, w1, b1, w2, b2, activation, impl=impl)
-    blocks = x_RD.split(counts_E.tolist())
-    return torch.cat([expert(block) for expert, block in zip(experts, blocks, strict=True)])
+        return moe_kernels.expert_ffn(
+            x_RD,
+            counts_E,
+            w1,
+            b1,
+            w2,
+            b2,
+            activation,
+            order_R=order_R,
+            scale_T=scale_T,
+            impl=impl,
+        )
+    counts = counts_E.tolist()
+    order_R = order_R[: sum(counts)]
+    blocks = x_RD[order_R].split(counts)
+    y_RD = torch.cat([expert(block) for expert, block in zip(experts, blocks, strict=True)])
+    if scale_T is not None:
+        y_RD = y_RD * scale_T[order_R, None].to(y_RD.dtype)
+    return y_RD.new_zeros((len(x_RD), y_RD.shape[1])).index_copy(0, order_R, y_RD)

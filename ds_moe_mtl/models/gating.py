@@ -37,6 +37,16 @@ class RoutingOptions:
     jitter: float = 0.0
     impl: str = "auto"
 
+    @property
+    def is_plain(self) -> bool:
+        """True where nothing but the choice itself is asked for: the fully fused path serves it."""
+        return (
+            self.dispatch == "dropless"
+            and self.jitter == 0
+            and self.load_balance_loss == 0
+            and self.router_z_loss == 0
+        )
+
     def __post_init__(self) -> None:
         if self.num_experts < 1 or self.num_gates < 1:
             raise ValueError(

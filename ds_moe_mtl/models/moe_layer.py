@@ -1,13 +1,14 @@
 """The plain MoE layer: what a model folder holds; needs neither DeepSpeed nor a process group."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 import moe_kernels
 from ds_moe_mtl.models.context import LayerRoute
-from ds_moe_mtl.models.experts import run_experts
+from ds_moe_mtl.models.experts import ffn_weights, run_experts
 from ds_moe_mtl.models.gating import (
     GATE_INIT_STD,
     RoutingOptions,
@@ -46,14 +47,17 @@ class MoELayer(nn.Module):
         gate_ids [batch] or [batch, seq], optional for one gate. used_token [batch, seq], 1 = real;
         other tokens are not routed and get 0.
         """
-        shape = hidden_states.shape
-        routing, aux_loss = route_tokens(
-            hidden_states, self.gate.wg.weight, gate_ids, used_token, self.options, self.training
+        result = run_layer(
+            hidden_states,
+            self.gate.wg.weight,
+            list(self.experts),
+            gate_ids,
+            used_token,
+            self.options,
+            self.training,
         )
-        self._route = LayerRoute(routing.expert_T, routing.prob_T.detach())
-        x_TD = hidden_states.reshape(-1, shape[-1])
-        y_TD = local_experts(x_TD, routing, list(self.experts), self.options)
-        return y_TD.reshape(shape), aux_loss, routing.counts_E
+        self._route = result.route
+        return result.y, result.aux_loss, result.counts_E
 
     def last_route(self) -> LayerRoute:
         """Return where the last call's tokens went."""
@@ -61,14 +65,53 @@ class MoELayer(nn.Module):
         return self._route
 
 
-def local_experts(
-    x_TD: torch.Tensor,
-    routing: moe_kernels.Routing,
+class LayerResult(NamedTuple):
+    """Output in the input's shape, auxiliary loss (scalar), tokens an expert [E], the routes."""
+
+    y: torch.Tensor
+    aux_loss: torch.Tensor
+    counts_E: torch.Tensor
+    route: LayerRoute
+
+
+def run_layer(
+    hidden_states: torch.Tensor,
+    gate_weight: torch.Tensor,
     experts: list[nn.Module],
+    gate_ids: torch.Tensor | None,
+    used_token: torch.Tensor | None,
     options: RoutingOptions,
-) -> torch.Tensor:
-    """Return the scaled expert outputs in token order [T, D], all experts being on this rank."""
-    scale_T = moe_kernels.gate_scale_of(routing.prob_T, options.gate_scale)
-    x_RD = moe_kernels.permute(x_TD, routing, impl=options.impl)
-    y_RD = run_experts(x_RD, routing.counts_E, experts, options.impl)
-    return moe_kernels.unpermute(y_RD, routing, scale_T, impl=options.impl)
+    training: bool,
+) -> LayerResult:
+    """Return what the layer gives when all its experts are on this rank; both forms call it."""
+    weights = ffn_weights(experts)
+    if weights is not None and options.is_plain:
+        w1, b1, w2, b2, activation = weights
+        y, expert_T, prob_T, counts_E = moe_kernels.top1_moe_ffn(
+            hidden_states,
+            gate_weight,
+            gate_ids,
+            w1,
+            b1,
+            w2,
+            b2,
+            mask_T=used_token,
+            gate_scale=options.gate_scale,
+            activation=activation,
+            impl=options.impl,
+        )
+        aux_loss = torch.zeros((), dtype=torch.float32, device=y.device)
+        return LayerResult(y, aux_loss, counts_E, LayerRoute(expert_T, prob_T.detach()))
+    routing, aux_loss = route_tokens(
+        hidden_states, gate_weight, gate_ids, used_token, options, training
+    )
+    y_TD = run_experts(
+        hidden_states.reshape(-1, hidden_states.shape[-1]),
+        routing.counts_E,
+        routing.order_R,
+        experts,
+        options.impl,
+        moe_kernels.gate_scale_of(routing.prob_T, options.gate_scale),
+    )
+    route = LayerRoute(routing.expert_T, routing.prob_T.detach())
+    return LayerResult(y_TD.reshape(hidden_states.shape), aux_loss, routing.counts_E, route)

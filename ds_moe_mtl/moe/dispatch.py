@@ -34,21 +34,11 @@ def remote_experts(
     send_sizes = sent_PL.sum(1).tolist()
     receive_sizes = received_PL.sum(1).tolist()
 
-    send_RD = moe_kernels.permute(x_TD, routing, impl=options.impl)[: sum(send_sizes)]
+    send_RD = moe_kernels.permute(x_TD, routing, num_rows=sum(send_sizes), impl=options.impl)
     received_QD = _AllToAll.apply(send_RD, send_sizes, receive_sizes, group)
-    order_Q, counts_L = moe_kernels.received_order(received_PL)
-    by_expert = moe_kernels.Routing(
-        expert_T=torch.zeros_like(order_Q, dtype=torch.int32),
-        prob_T=torch.ones_like(order_Q, dtype=torch.float32),
-        counts_E=counts_L,
-        order_R=order_Q,
-    )
-    rows_QD = moe_kernels.permute(received_QD, by_expert, impl=options.impl)
-    y_QD = run_experts(rows_QD, counts_L, experts, options.impl)
-    answer_QD = moe_kernels.unpermute(y_QD, by_expert, impl=options.impl)
+    order_Q, counts_L = moe_kernels.received_order(received_PL, sum(receive_sizes))
+    answer_QD = run_experts(received_QD, counts_L, order_Q, experts, options.impl)
     y_RD = _AllToAll.apply(answer_QD, receive_sizes, send_sizes, group)
-    if len(routing.order_R) > len(y_RD):
-        y_RD = nn.functional.pad(y_RD, (0, 0, 0, len(routing.order_R) - len(y_RD)))
     return moe_kernels.unpermute(y_RD, routing, scale_T, impl=options.impl)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ds_moe_mtl.models.context import LayerRoute
 from ds_moe_mtl.models.gating import RoutingOptions
-from ds_moe_mtl.models.moe_layer import local_experts
+from ds_moe_mtl.models.moe_layer import run_layer
 from ds_moe_mtl.moe.dispatch import remote_experts
 from ds_moe_mtl.moe.gate import TaskGate
 from ds_moe_mtl.moe.version import check_deepspeed_version
@@ -85,18 +85,27 @@ class TaskMOELayer(MOELayer):
         gate_ids: torch.Tensor | None,
         used_token: torch.Tensor | None,
     ) -> torch.Tensor:
-        routing, self.l_aux = self.gate.route(hidden_states, gate_ids, used_token)
-        self.exp_counts = routing.counts_E
-        self.last_route = LayerRoute(routing.expert_T, routing.prob_T.detach())
-        x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         experts, options = list(self.experts.deepspeed_experts), self.gate.options
         if self.ep_size == 1:
-            y_TD = local_experts(x_TD, routing, experts, options)
-        elif self.ep_group is None:
+            result = run_layer(
+                hidden_states,
+                self.gate.wg.weight,
+                experts,
+                gate_ids,
+                used_token,
+                options,
+                self.training,
+            )
+            self.l_aux, self.exp_counts, self.last_route = result[1:]
+            return result.y
+        if self.ep_group is None:
             raise RuntimeError(
                 f"ep_size is {self.ep_size} but no process group is set: initialise DeepSpeed's "
                 f"engine with this model, or call set_deepspeed_parallelism()"
             )
-        else:
-            y_TD = remote_experts(x_TD, routing, experts, options, self.ep_group)
+        routing, self.l_aux = self.gate.route(hidden_states, gate_ids, used_token)
+        self.exp_counts = routing.counts_E
+        self.last_route = LayerRoute(routing.expert_T, routing.prob_T.detach())
+        x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
+        y_TD = remote_experts(x_TD, routing, experts, options, self.ep_group)
         return y_TD.reshape(hidden_states.shape)

@@ -10,6 +10,7 @@ from torch import distributed as dist
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
 from ds_moe_mtl.data import SuperBatches
 from ds_moe_mtl.moe.convert import plain_state
+from ds_moe_mtl.moe.layer import TaskMOELayer
 from ds_moe_mtl.training.engine import start_engine, start_process_group
 from ds_moe_mtl.training.loop import TrainingLoop
 from ds_moe_mtl.training.network import new_network
@@ -92,27 +93,20 @@ def train_tiny(folder: str, sections: dict, deepspeed: Path) -> dict:
 
 def _watch_margins(network: torch.nn.Module) -> list[float]:
     """Collect, for every MoE call, the least gap between a token's two best experts."""
-    from ds_moe_mtl.moe import TaskGate
-
     margins: list[float] = []
 
-    def watch(gate):
-        route = gate.route
-
-        def watched(hidden_states, gate_ids, used_token):
-            experts = gate.options.num_experts
-            logits = hidden_states.detach() @ gate.wg.weight.detach().T
-            logits = logits.view(*logits.shape[:-1], -1, experts)
-            if gate_ids is not None and used_token is None and experts > 1:
-                own = logits.flatten(0, 1)[torch.arange(gate_ids.numel()), gate_ids.flatten()]
-                best = own.topk(2, dim=-1).values
-                if len(best):
-                    margins.append(float((best[:, 0] - best[:, 1]).min()))
-            return route(hidden_states, gate_ids, used_token)
-
-        gate.route = watched
+    def watch(layer, arguments):
+        hidden_states, gate_ids, used_token = arguments
+        experts = layer.gate.options.num_experts
+        logits = hidden_states.detach() @ layer.gate.wg.weight.detach().T
+        logits = logits.view(*logits.shape[:-1], -1, experts)
+        if gate_ids is not None and used_token is None and experts > 1:
+            own = logits.flatten(0, 1)[torch.arange(gate_ids.numel()), gate_ids.flatten()]
+            best = own.topk(2, dim=-1).values
+            if len(best):
+                margins.append(float((best[:, 0] - best[:, 1]).min()))
 
     for module in network.modules():
-        if isinstance(module, TaskGate):
-            watch(module)
+        if isinstance(module, TaskMOELayer):
+            module.register_forward_pre_hook(watch)
     return margins
