@@ -33,6 +33,7 @@ from measure import (
 )
 
 import moe_kernels
+from moe_kernels.implementation import interpreting
 
 BASE = "dense"
 
@@ -133,6 +134,9 @@ def usable_impls(device: str) -> list[str]:
     """Return the implementations that run on the device; the others are named with the reason."""
     usable = []
     for impl in ("torch", "triton", "cuda"):
+        if impl == "triton" and device == "cpu" and interpreting():
+            print("triton: its interpreter (TRITON_INTERPRET=1) is for tests, not for timing")
+            continue
         try:
             usable.append(moe_kernels.resolve_impl(impl, device))
         except ValueError as error:
