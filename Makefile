@@ -58,7 +58,8 @@ bench: install
 	$(BIN)/ds-moe-mtl bench $(ARGS)
 
 bench-gpu: install
-	$(BIN)/python kernels/benchmarks/bench_top1.py --device cuda $(ARGS)
+	$(BIN)/python kernels/benchmarks/bench_top1.py --device cuda --others --goals \
+	    --out runs/bench_top1 $(ARGS)
 
 help:
 	@echo "run        train MT-TaG on the embedded tasks (ARGS: another YAML, section.key=value)"

@@ -113,7 +113,7 @@ def run_experts(
             impl=impl,
         )
     counts = counts_E.tolist()
-    order_R = order_R[: sum(counts)]
+    order_R = order_R[: sum(counts)].long()  # a GPU's is int32, with unrouted rows at its end
     blocks = x_RD[order_R].split(counts)
     y_RD = torch.cat([expert(block) for expert, block in zip(experts, blocks, strict=True)])
     if scale_T is not None:

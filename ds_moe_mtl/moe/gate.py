@@ -81,9 +81,10 @@ class TaskGate(TopKGate):
 def _place_in_expert(routing: Routing) -> torch.Tensor:
     """Return each token's row within its expert's block, int32 [S]; 0 where not routed."""
     start_E = torch.cumsum(routing.counts_E, 0) - routing.counts_E
-    expert_R = routing.expert_T[routing.order_R]
+    order_R = routing.order_R.long()
+    expert_R = routing.expert_T[order_R]
     rows = torch.arange(len(expert_R), device=expert_R.device)
     place_S = torch.zeros_like(routing.expert_T)
     place_R = torch.where(expert_R < 0, 0, rows - start_E[expert_R.clamp(min=0)])
-    place_S[routing.order_R] = place_R.to(place_S.dtype)
+    place_S[order_R] = place_R.to(place_S.dtype)
     return place_S

@@ -74,6 +74,10 @@ def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
         return 0
     deepspeed = resolve_deepspeed(config, ranks.world_size, device_type())
     _refuse_inexact_clipping(config, deepspeed)
+    try:
+        moe_kernels.resolve_impl(config.moe.impl, device_type())
+    except ValueError as error:
+        raise UserError(f"moe.impl: {error}") from error
     plan = make_plan(config, task_specs(config), say)
     if config.model.kind == "single":
         runs = [_Run(part, RunFolder(part.config, say)) for part in single_plans(plan)]

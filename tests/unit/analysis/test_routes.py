@@ -1,0 +1,24 @@
+"""Route shares and their picture."""
+
+import numpy as np
+from matplotlib import pyplot
+
+from ds_moe_mtl.analysis.routes import Routes, draw_routes
+
+COUNTS_KLE = np.array([[[8, 2], [5, 5]], [[0, 10], [9, 1]], [[3, 3], [1, 5]]])
+
+
+def test_shares_sum_to_one_over_experts_and_json_holds_them():
+    routes = Routes(("a", "b", "c"), COUNTS_KLE)
+    np.testing.assert_allclose(routes.shares_KLE.sum(axis=2), 1)
+    values = routes.to_json()
+    assert values["shares"]["a"] == [[0.8, 0.2], [0.5, 0.5]]
+    assert values["tokens"] == {"a": 10, "b": 10, "c": 6}
+
+
+def test_the_picture_is_written_with_ink_on_it(tmp_path):
+    draw_routes(Routes(("a", "b", "c"), COUNTS_KLE), tmp_path / "routes.png")
+    pixels = pyplot.imread(tmp_path / "routes.png")
+    assert (
+        pixels.shape[0] > 100 and len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 20
+    )

@@ -1,0 +1,93 @@
+"""A model folder written, loaded again and used."""
+
+import numpy as np
+import pytest
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.evaluation import MultiTaskModel
+from ds_moe_mtl.models.folder import describe_network, save_folder
+from ds_moe_mtl.training.network import new_network
+from ds_moe_mtl.training.plan import make_plan, routing_options, task_specs
+from tests.support.steps import quiet
+from tests.support.tiny import differ_experts, spread_gates, tiny_config, write_tiny
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder with an untrained MT-TaG model, its plan and the network that was written."""
+    folder = write_tiny(tmp_path_factory.mktemp("model"))
+    config = tiny_config(folder)
+    plan = make_plan(config, task_specs(config), quiet)
+    network, _ = new_network(plan)
+    spread_gates(network)
+    differ_experts(network)
+    tasks = [spec.to_dict() for spec in plan.specs]
+    description = describe_network(
+        network, "mt_tag", routing_options(config, len(tasks)), tasks, {"note": "untrained"}
+    )
+    save_folder(folder / "model", description, network.state_dict(), plan.tokenizer)
+    return folder, plan, network.eval()
+
+
+def test_a_loaded_model_gives_the_outputs_of_the_one_that_was_saved(written):
+    folder, plan, network = written
+    model = MultiTaskModel.from_pretrained(folder, "cpu")
+    same = MultiTaskModel(network, plan.tokenizer, plan.specs, model.description)
+    for spec, split in zip(plan.specs, plan.dev, strict=True):
+        np.testing.assert_array_equal(
+            model.outputs(spec.name, split), same.outputs(spec.name, split)
+        )
+    assert model.description["about"] == {"note": "untrained"}
+
+
+def test_predictions_are_the_same_alone_and_among_others(written):
+    model = MultiTaskModel.from_pretrained(written[0], "cpu")
+    pairs = [("the red cat", "a cat sleeps"), ("one two three four five here", "dog"), ("a", "a")]
+    together = model.predict("amount", pairs)
+    alone = [model.predict("amount", [pair])[0] for pair in pairs]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert set(model.predict("same", pairs)) <= {"yes", "no"}
+    assert model.predict("colour", ["the red cat", "a dog"])[0] in ("coloured", "plain")
+    assert model.predict("colour", []) == []
+
+
+def test_each_task_is_routed_by_its_own_gate(written):
+    model = MultiTaskModel.from_pretrained(written[0], "cpu")
+    split = written[1].dev[1]
+    same, amount = model.route_counts("same", split), model.route_counts("amount", split)
+    assert same.shape == (2, 4) and same.sum() == amount.sum() == 2 * len(split.input_ids)
+    assert (same != amount).any()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: m.predict("colours", ["x"]), "no task 'colours'; it has: colour, same, amount"),
+        (
+            lambda m: m.predict("same", ["one text"]),
+            "example 0 has 1 values; needed: first, second",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_one_line(written, call, words):
+    with pytest.raises(UserError, match=words):
+        call(MultiTaskModel.from_pretrained(written[0], "cpu"))
+
+
+def test_a_folder_that_is_no_model_or_is_damaged_is_refused(written, tmp_path):
+    with pytest.raises(UserError, match="is not a model folder"):
+        MultiTaskModel.from_pretrained(tmp_path)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((written[0] / "model" / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="cannot be read"):
+        MultiTaskModel.from_pretrained(tmp_path)
+
+
+def test_weights_are_stored_without_pickle(written):
+    from safetensors import safe_open
+
+    with safe_open(written[0] / "model/model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert "encoder.transformer.encoder.layer.0.intermediate.moe.gate.wg.weight" in names
+    assert not list((written[0] / "model").glob("*.bin"))
