@@ -14,7 +14,7 @@ import torch
 
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
-from ds_moe_mtl.data import MultiTaskBatch, SuperBatches
+from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.evaluation.outputs import network_inputs
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.losses import sequence_losses
@@ -72,15 +72,7 @@ def measure(
 
 
 def _batches(plan: RunPlan, count: int, device) -> list[tuple[MultiTaskBatch, int]]:
-    config = plan.config
-    loader = SuperBatches(
-        plan.train,
-        plan.specs,
-        config.mixture,
-        config.train.batch_size,
-        config.run.seed,
-        total_steps=count,
-    )
+    loader = plan.super_batches()
     steps = iter(loader)
     found = []
     for _ in range(count):

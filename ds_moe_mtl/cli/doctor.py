@@ -1,9 +1,7 @@
 """ds-moe-mtl doctor: what this machine can run, before a run is queued."""
 
 import json
-import platform
 import shutil
-from importlib import metadata
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 
@@ -24,7 +22,7 @@ def _doctor(as_json: bool) -> int:
         print(json.dumps(found))
     else:
         for name, value in found.items():
-            print(f"{name:<14}{value}")
+            print(f"{name:<20}{value}")
     return 0
 
 
@@ -33,14 +31,10 @@ def examine() -> dict[str, str]:
     import torch
 
     from ds_moe_mtl.models.pretrained import find_encoder
+    from ds_moe_mtl.training.run_folder import installed_versions
     from moe_kernels import resolve_impl
 
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+    found = installed_versions(_PACKAGES)
     gpus = torch.cuda.device_count()
     device = "cuda" if gpus else "cpu"
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus))
@@ -53,5 +47,5 @@ def examine() -> dict[str, str]:
     except ValueError as error:
         found["minilm"] = str(error)
     for command in ("deepspeed", "torchrun", "mpirun", "srun", "nvcc"):
-        found[command] = shutil.which(command) or "not found"
+        found[f"{command} command"] = shutil.which(command) or "not found"
     return found

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, RunConfig, UserError
-from ds_moe_mtl.data import EncodedSplit, describe, encode_task, own_spec
+from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
 from ds_moe_mtl.models.pretrained import EncoderSource, find_encoder
@@ -31,6 +31,21 @@ class RunPlan:
         """Steps of rising learning rate; below 1, train.warmup is a share of all steps."""
         warmup = self.config.train.warmup
         return int(warmup if warmup >= 1 else warmup * self.total_steps)
+
+    def super_batches(self, rank: int = 0, world_size: int = 1) -> SuperBatches:
+        """Return the training batches of one rank."""
+        train = self.config.train
+        return SuperBatches(
+            self.train,
+            self.specs,
+            self.config.mixture,
+            train.batch_size,
+            self.config.run.seed,
+            rank,
+            world_size,
+            train.accumulation,
+            self.total_steps,
+        )
 
     @property
     def contaminated(self) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -118,12 +118,6 @@ def environment(ranks, device, extra: dict) -> dict:
     """Return what a reader needs to judge or repeat the run: command, versions, machine."""
     import torch
 
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "command": sys.argv,
         "launcher": ranks.launcher,
@@ -131,9 +125,20 @@ def environment(ranks, device, extra: dict) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
         "host": socket.gethostname(),
-        "versions": versions,
+        "versions": installed_versions(_PACKAGES),
         **extra,
     }
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return Python's version and those of `packages`, "not installed" where one is missing."""
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
 
 
 def read_json(path: Path) -> dict | None:

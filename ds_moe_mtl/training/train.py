@@ -13,7 +13,6 @@ from torch import distributed as dist
 import moe_kernels
 from ds_moe_mtl.config import RunConfig, UserError, dump_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
-from ds_moe_mtl.data import SuperBatches
 from ds_moe_mtl.models.attention import packed_attention
 from ds_moe_mtl.models.folder import describe_network, save_folder
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
@@ -194,17 +193,7 @@ def _train_one(
     found = find_resume(config.run.resume, folder.checkpoints, identity)
     about = _about(network, plan, deepspeed, device, ranks)
     engine = start_engine(network, config, deepspeed)
-    loader = SuperBatches(
-        plan.train,
-        plan.specs,
-        config.mixture,
-        config.train.batch_size,
-        config.run.seed,
-        ranks.rank,
-        ranks.world_size,
-        config.train.accumulation,
-        plan.total_steps,
-    )
+    loader = plan.super_batches(ranks.rank, ranks.world_size)
     first_step = 0
     chosen = choose_whole(found, say)
     if chosen is not None:

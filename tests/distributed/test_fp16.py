@@ -19,7 +19,7 @@ class Poisoned:
 
     def __init__(self, loader, rank: int) -> None:
         self.loader, self.rank = loader, rank
-        self.stall_seconds = 0.0
+        self.stall_seconds = self.attention_padding = 0.0
         self.close = loader.close
 
     def __iter__(self):

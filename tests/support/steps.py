@@ -8,7 +8,6 @@ import torch
 from torch import distributed as dist
 
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
-from ds_moe_mtl.data import SuperBatches
 from ds_moe_mtl.moe.convert import plain_state
 from ds_moe_mtl.moe.layer import TaskMOELayer
 from ds_moe_mtl.training.engine import start_engine, start_process_group
@@ -61,17 +60,7 @@ def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu"
     differ_experts(network)
     resolved = resolve_deepspeed(config, dist.get_world_size(), device)
     engine = start_engine(network, config, resolved)
-    loader = SuperBatches(
-        plan.train,
-        plan.specs,
-        config.mixture,
-        config.train.batch_size,
-        config.run.seed,
-        dist.get_rank(),
-        dist.get_world_size(),
-        config.train.accumulation,
-        plan.total_steps,
-    )
+    loader = plan.super_batches(dist.get_rank(), dist.get_world_size())
     rows = Rows()
     cpu = torch.device("cpu")
     loop = TrainingLoop(engine, plan, loader, cpu, NeverStopped(), rows, lambda step: None, quiet)
