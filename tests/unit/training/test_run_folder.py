@@ -1,0 +1,72 @@
+"""A run's folder: nothing in it is lost, and it belongs to one configuration."""
+
+import json
+
+import pytest
+import torch
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.training.engine import check_devices
+from ds_moe_mtl.training.rendezvous import Ranks
+from ds_moe_mtl.training.run_folder import RunFolder
+from tests.support.steps import quiet
+from tests.support.tiny import tiny_config, write_tiny
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(write_tiny(tmp_path))
+
+
+def finished_run(config) -> RunFolder:
+    folder = RunFolder(config, quiet)
+    folder.claim()
+    folder.write_start({}, {})
+    (folder.path / "results.json").write_text(json.dumps({"steps": 4}))
+    folder.release()
+    return folder
+
+
+def test_resume_never_puts_the_earlier_run_aside_whole(config):
+    finished_run(config)
+    never = config.model_copy(update={"run": config.run.model_copy(update={"resume": "never"})})
+    said = []
+    folder = RunFolder(never, said.append)
+    assert folder.finished() is None
+    folder.claim()
+    aside = folder.path / "previous-1"
+    assert json.loads((aside / "results.json").read_text()) == {"steps": 4}
+    assert (aside / "config.yaml").exists() and str(aside) in said[0]
+    assert not (folder.path / "results.json").exists()
+    folder.release()
+
+
+def test_another_configuration_is_refused_by_the_keys_that_differ(config):
+    finished_run(config)
+    train = config.train.model_copy(update={"lr": 0.5, "log_every": 7})
+    other = RunFolder(config.model_copy(update={"train": train}), quiet)
+    with pytest.raises(UserError, match="different: train.lr; set another"):
+        other.finished()
+
+
+def test_what_changes_no_number_may_change(config):
+    finished_run(config)
+    train = config.train.model_copy(update={"log_every": 7, "save_every": 1, "threads": 2})
+    other = RunFolder(config.model_copy(update={"train": train}), quiet)
+    assert other.finished() == {"steps": 4}
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    run = config.run.model_copy(update={"dir": str(tmp_path / "file/run")})
+    with pytest.raises(UserError, match="run.dir: .*Not a directory"):
+        RunFolder(config.model_copy(update={"run": run}), quiet).claim()
+
+
+def test_more_ranks_than_gpus_is_refused_and_a_machine_without_any_is_not(monkeypatch):
+    ranks = Ranks(0, 4, 0, 4, "127.0.0.1", 29500, "torchrun")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="4 ranks on this machine but 2 GPUs"):
+        check_devices(ranks)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    check_devices(ranks)
