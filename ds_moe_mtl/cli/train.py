@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import BAD_INPUT
-from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RunConfig, UserError, load_config
+from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RankError, RunConfig, UserError, load_config
 from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
 from ds_moe_mtl.training.rendezvous import Ranks, rendezvous
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
             _show_routes(config, say)
         return status
     except UserError as error:
-        if ranks is None or ranks.rank == 0:
+        if ranks is None or ranks.rank == 0 or isinstance(error, RankError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
 

@@ -7,3 +7,7 @@ class UserError(ValueError):
     def __init__(self, line: str):
         # What a user typed may stand in it; it must not break the line or the terminal.
         super().__init__("".join(part if part.isprintable() else " " for part in line))
+
+
+class RankError(UserError):
+    """A mistake that one rank alone has met (its disk is full, say): that rank tells it."""

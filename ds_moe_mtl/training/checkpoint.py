@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import distributed as dist
 
-from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config import RankError, UserError
 from ds_moe_mtl.training.run_folder import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -51,7 +51,7 @@ def save_checkpoint(
     """Save after `step` steps and return the checkpoint's folder; a collective call.
 
     The newest `keep` stay; one more is on disk while writing. Raises UserError where the disk has
-    no room: the checkpoints before stay whole.
+    no room, RankError where one rank's write fails: the checkpoints before stay whole.
     """
     name = f"step_{step:08d}"
     saving, final = folder / SAVING, folder / name
@@ -64,7 +64,7 @@ def save_checkpoint(
         engine.save_checkpoint(str(saving), tag=name, save_latest=False)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(saving, ignore_errors=True)
-        raise UserError(
+        raise RankError(
             f"run.dir: cannot write a checkpoint into {folder} at step {step}: "
             f"{_reason(error)}; the checkpoints before it are whole"
         ) from error

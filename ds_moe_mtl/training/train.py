@@ -87,6 +87,8 @@ def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
     try:
         check_agreement(_fingerprints(plan), _gather)
         stop = StopRequest(say)
+        if config.model.kind == "single" and ranks.rank == 0:
+            folder.write_start(deepspeed, environment(ranks, device, {"model_kind": "single"}))
         parts = {}
         for run in runs:
             part = run.folder.finished()

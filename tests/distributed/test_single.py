@@ -1,0 +1,35 @@
+"""model.kind single: a model a task under one run folder, one results.json for all."""
+
+import json
+
+from ds_moe_mtl.config import dump_config
+from tests.support.launch import ROOT, launch
+from tests.support.tiny import tiny_config, write_tiny
+
+
+def test_single_trains_a_model_a_task_and_gathers_one_result(tmp_path):
+    config = tiny_config(
+        write_tiny(tmp_path),
+        model={"kind": "single"},
+        train={"steps": 2},
+        deepspeed=str(ROOT / "ds_configs/deepspeed/zero1.json"),
+    )
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    command = [ROOT / "train.py", tmp_path / "run.yaml"]
+    first = launch(command, 1, "python", time_limit=240)
+    assert first.returncode == 0, first.text
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert list(results["tasks"]) == ["colour", "same", "amount"]
+    assert (results["model_kind"], results["steps"]) == ("single", 6)
+    values = [task["value"] for task in results["tasks"].values()]
+    assert results["all_tasks"] == sum(values) / 3
+    for name in results["tasks"]:
+        own = json.loads((tmp_path / "run" / name / "results.json").read_text())
+        assert own["tasks"] == {name: results["tasks"][name]}
+        described = json.loads((tmp_path / "run" / name / "model/config.json").read_text())
+        assert described["kind"] == "single" and described["routing"] is None
+
+    again = launch(command, 1, "python", time_limit=240)
+    assert again.returncode == 0 and "complete already" in again.stdout, again.text
+    other = launch([*command, "train.lr=0.5"], 1, "python", time_limit=240)
+    assert other.returncode == 2 and "different: train.lr" in other.stderr, other.text
