@@ -1,4 +1,5 @@
-"""What every test runs under: one thread a process, no hub, and the checkout's own packages."""
+"""What every test runs under: one thread a process, no hub, the checkout's own packages, and
+Triton's interpreter where there is no GPU."""
 
 import os
 from pathlib import Path
@@ -16,6 +17,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+# Triton reads it once, when it is first imported, and DeepSpeed imports Triton.
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
