@@ -26,6 +26,8 @@ def main(call: str, output: str) -> None:
     result = getattr(module, name)(*arguments)
     Path(output, f"rank{dist.get_rank()}.pkl").write_bytes(pickle.dumps(result))
     dist.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)  # as train.py: gloo's threads abort the interpreter's shutdown now and then
 
 
 if __name__ == "__main__":
