@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from ds_moe_mtl.models.dropout import dropout as drop
+
 PACKED_EAGER = "ds_moe_mtl_packed_eager"
 PACKED_SDPA = "ds_moe_mtl_packed_sdpa"
 
@@ -102,7 +104,7 @@ def _eager(query, key, value, bias, scaling, dropout):
     scores = torch.matmul(query * scaling, key.transpose(-1, -2))
     if bias is not None:
         scores = scores + bias
-    weights = nn.functional.dropout(torch.softmax(scores, dim=-1), p=dropout, training=dropout > 0)
+    weights = drop(torch.softmax(scores, dim=-1), dropout)
     return torch.matmul(weights, value)
 
 

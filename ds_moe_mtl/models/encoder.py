@@ -8,6 +8,7 @@ from ds_moe_mtl.models.attention import (
     packed_attention,
     register_packed_attention,
 )
+from ds_moe_mtl.models.dropout import replace_dropout
 
 
 class PackedEncoder(nn.Module):
@@ -16,6 +17,7 @@ class PackedEncoder(nn.Module):
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         register_packed_attention()
+        replace_dropout(transformer)
         self.transformer = transformer
         embeddings = transformer.embeddings
         padding = embeddings.position_embeddings.padding_idx

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ds_moe_mtl.models.dropout import Dropout
+
 HEAD_INIT_STD = 0.02
 """Same paper, sec. 4.4."""
 
@@ -29,7 +31,7 @@ class TaskHeads(nn.Module):
     def __init__(self, hidden_size: int, specs: Sequence[HeadSpec], dropout: float) -> None:
         super().__init__()
         self.specs = tuple(specs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.tasks = nn.ModuleDict()
         for spec in specs:
             head = nn.Linear(hidden_size * (3 if spec.spans else 1), spec.outputs)

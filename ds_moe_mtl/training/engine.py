@@ -43,6 +43,9 @@ def start_process_group(ranks: Ranks) -> torch.device:
         # without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         keep_freed_memory()
+        # oneDNN compiles a 16-bit product for each shape and by default keeps 1,024 of them: fewer
+        # than the sizes of blocks, layers and attention groups that come again.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
         device = torch.device("cpu")
     else:
         device = torch.device("cuda", ranks.local_rank)
