@@ -38,6 +38,17 @@ def expert_place(ep_size: int) -> int:
     return dist.get_rank() % ep_size if ep_size > 1 else 0
 
 
+def expert_layout(model: nn.Module) -> tuple[int, int, int]:
+    """Return (ep_size, this rank's place in its expert group, experts a rank); (1, 0, 0) if dense.
+
+    The layers of one model share one layout.
+    """
+    layers = [layer for _, _, layer in _layers(model, TaskMoE)]
+    if not layers:
+        return 1, 0, 0
+    return layers[0].ep_size, expert_place(layers[0].ep_size), layers[0].num_local_experts
+
+
 def has_moe_layers(model: nn.Module) -> bool:
     """Return whether the model has a TaskMoE layer."""
     return any(isinstance(module, TaskMoE) for module in model.modules())
@@ -62,15 +73,13 @@ def plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
 
     A collective call: the experts of the first expert group are sent to rank 0.
     """
-    layers = [layer for _, _, layer in _layers(model, TaskMoE)]
-    ep_size = layers[0].ep_size if layers else 1
-    local = layers[0].num_local_experts if layers else 0
+    ep_size, place, local = expert_layout(model)
     rank = dist.get_rank() if dist.is_initialized() else 0
     state: dict[str, torch.Tensor] = {}
     experts: dict[str, torch.Tensor] = {}
     for key, tensor in model.state_dict().items():
         part = experts if is_expert_key(key) else state
-        part[plain_key(key, expert_place(ep_size), local)] = tensor.detach()
+        part[plain_key(key, place, local)] = tensor.detach()
     if ep_size > 1:
         experts = _gather_experts(experts, ep_size, rank, local, model)
     return {**state, **experts} if rank == 0 else None
@@ -78,10 +87,8 @@ def plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
 
 def load_plain_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Load a whole plain state into DeepSpeed's form; each rank takes its own experts."""
-    layers = [layer for _, _, layer in _layers(model, TaskMoE)]
-    ep_size = layers[0].ep_size if layers else 1
-    local = layers[0].num_local_experts if layers else 0
-    own = {key: state[plain_key(key, expert_place(ep_size), local)] for key in model.state_dict()}
+    _, place, local = expert_layout(model)
+    own = {key: state[plain_key(key, place, local)] for key in model.state_dict()}
     model.load_state_dict(own)
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from torch import distributed as dist
 
 from ds_moe_mtl.config import RankError, UserError
+from ds_moe_mtl.training.reshape import TOPOLOGY, load_reshaped, optimizer_order
 from ds_moe_mtl.training.run_folder import read_json, write_json
+from ds_moe_mtl.training.unpickle import restrict_loading
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"
@@ -25,7 +27,7 @@ BYTES_PER_WEIGHT = 18
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint and a run must share for an exact continuation."""
+    """What a checkpoint and a run must share; where only the topology differs, it is reshaped."""
 
     world_size: int
     ep_size: int
@@ -36,12 +38,18 @@ class Identity:
     encoder_sha256: str
 
     def difference(self, stored: dict) -> str:
-        """Return in words what differs from a manifest's identity; "" if nothing."""
-        mine = asdict(self)
+        """Return in words what makes a manifest's identity another run's; "" if nothing."""
+        return self._differing(stored, lambda key: key not in TOPOLOGY)
+
+    def other_topology(self, stored: dict) -> str:
+        """Return in words what differs in topology from a manifest's identity; "" if nothing."""
+        return self._differing(stored, lambda key: key in TOPOLOGY)
+
+    def _differing(self, stored: dict, counts: Callable[[str], bool]) -> str:
         return "; ".join(
             f"{key} is {stored.get(key)} there and {value} here"
-            for key, value in mine.items()
-            if stored.get(key) != value
+            for key, value in asdict(self).items()
+            if counts(key) and stored.get(key) != value
         )
 
 
@@ -79,6 +87,8 @@ def save_checkpoint(
             "loader": loader_state,
             "files": files,
         }
+        if not identity.zero_stage:
+            manifest["optimizer_order"] = optimizer_order(engine)
         write_json(saving / name / MANIFEST, manifest)
         if final.exists():
             shutil.rmtree(final)
@@ -150,13 +160,21 @@ def choose_whole(found: list[Path], say: Callable[[str], None]) -> Path | None:
     return None if answer[0] is None else Path(answer[0])
 
 
-def load_checkpoint(engine, path: Path) -> tuple[int, dict]:
+def load_checkpoint(
+    engine, path: Path, identity: Identity, say: Callable[[str], None]
+) -> tuple[int, dict]:
     """Load weights and optimizer; return the step and the loader's state. A collective call.
 
-    DeepSpeed unpickles its files: only checkpoints whose checksums match their manifest, in the
-    run's own folder or one the user named, come this far.
+    Exact on the topology that saved it, reshaped (reshape.py) on another. Only checkpoints whose
+    checksums match their manifest come this far, and only what unpickle.py lists is read of them.
     """
     manifest = read_manifest(path)
+    reshaped = identity.other_topology(manifest["identity"])
+    if reshaped:
+        say(f"reshaping {path.name}: {reshaped}")
+        load_reshaped(engine, path, manifest)
+        return manifest["step"], manifest["loader"]
+    restrict_loading(engine)
     loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
     if loaded is None:
         raise UserError(f"run.resume: DeepSpeed finds nothing to load in {path}")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, differing_keys, dump_config, load_config
 
-# What may differ between the start of a run and its continuation: none of it changes a number.
+# What may differ between the start of a run and its continuation: none of it changes a number
+# (the topology beyond rounding and dropout's draws: its checkpoints are reshaped).
 _FREE_KEYS = (
     "run.dir",
     "run.resume",
@@ -21,6 +22,9 @@ _FREE_KEYS = (
     "train.save_every",
     "train.keep_checkpoints",
     "train.threads",
+    "train.accumulation",
+    "moe.ep_size",
+    "deepspeed",
 )
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "triton", "numpy", "ds_moe_mtl")
 

@@ -199,7 +199,7 @@ def _train_one(
     first_step = 0
     chosen = choose_whole(found, say)
     if chosen is not None:
-        first_step, loader_state = load_checkpoint(engine, chosen)
+        first_step, loader_state = load_checkpoint(engine, chosen, identity, say)
         loader.load_state_dict(loader_state)
         say(f"continuing {chosen} after step {first_step}")
     log = None
