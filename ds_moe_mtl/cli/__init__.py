@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "train a run from a YAML",
     "evaluate": "score a trained model on dev splits",
     "predict": "label texts with a trained model",
+    "export": "write a checkpoint as a model or for other ranks",
     "routes": "show which expert each task uses",
     "bench": "time sparse against dense models",
     "tasks": "list the tasks that are known",

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import distributed as dist
 
 from ds_moe_mtl.config import RankError, UserError
+from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.reshape import TOPOLOGY, load_reshaped, optimizer_order
 from ds_moe_mtl.training.run_folder import read_json, write_json
 from ds_moe_mtl.training.unpickle import restrict_loading
@@ -51,6 +52,20 @@ class Identity:
             for key, value in asdict(self).items()
             if counts(key) and stored.get(key) != value
         )
+
+
+def identity_of(plan: RunPlan, encoder_sha256: str, world_size: int, deepspeed: dict) -> Identity:
+    """Return the identity of a run's checkpoints; deepspeed is the resolved configuration."""
+    config = plan.config
+    return Identity(
+        world_size=world_size,
+        ep_size=config.moe.ep_size,
+        zero_stage=deepspeed["zero_optimization"]["stage"],
+        precision=config.train.precision,
+        model_kind=config.model.kind,
+        tasks=[spec.name for spec in plan.specs],
+        encoder_sha256=encoder_sha256,
+    )
 
 
 def save_checkpoint(

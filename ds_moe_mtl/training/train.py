@@ -17,9 +17,9 @@ from ds_moe_mtl.models.attention import packed_attention
 from ds_moe_mtl.models.folder import describe_network, save_folder
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.training.checkpoint import (
-    Identity,
     choose_whole,
     find_resume,
+    identity_of,
     load_checkpoint,
     save_checkpoint,
 )
@@ -138,7 +138,7 @@ def _first_network(runs: list[_Run], deepspeed: dict, ranks: Ranks):
     for run in runs:
         if run.folder.finished() is None:
             network = new_network(run.plan)
-            identity = _identity(run.plan, network[1], ranks.world_size, deepspeed)
+            identity = identity_of(run.plan, network[1], ranks.world_size, deepspeed)
             find_resume(run.plan.config.run.resume, run.folder.checkpoints, identity)
             return network
     return None
@@ -191,7 +191,7 @@ def _train_one(
     began = time.perf_counter()
     plan, folder, config = run.plan, run.folder, run.plan.config
     network, sha256 = network or new_network(plan)
-    identity = _identity(plan, sha256, ranks.world_size, deepspeed)
+    identity = identity_of(plan, sha256, ranks.world_size, deepspeed)
     found = find_resume(config.run.resume, folder.checkpoints, identity)
     about = _about(network, plan, deepspeed, device, ranks)
     engine = start_engine(network, config, deepspeed)
@@ -236,19 +236,6 @@ def _train_one(
         write_json(folder.path / "results.json", results)
     dist.barrier()
     return results
-
-
-def _identity(plan: RunPlan, sha256: str, world_size: int, deepspeed: dict) -> Identity:
-    config = plan.config
-    return Identity(
-        world_size=world_size,
-        ep_size=config.moe.ep_size,
-        zero_stage=deepspeed["zero_optimization"]["stage"],
-        precision=config.train.precision,
-        model_kind=config.model.kind,
-        tasks=[spec.name for spec in plan.specs],
-        encoder_sha256=sha256,
-    )
 
 
 def _write_model(network, run: _Run, results: dict) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ds_moe_mtl.cli.export import main as export
 from ds_moe_mtl.config import dump_config
 from ds_moe_mtl.training.checkpoint import damage
 from tests.support.launch import ROOT, launch, rank_environ, start
@@ -125,6 +126,41 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(unbroken):
     again = train(unbroken / "config.yaml")
     assert again.returncode == 0 and "complete already" in again.stdout, again.text
     assert (unbroken / "results.json").read_bytes() == before
+
+
+def test_a_checkpoint_exported_for_other_ranks_is_continued_by_them(unbroken, tmp_path):
+    topology = "ranks=2,ep_size=2,zero_stage=2"
+    arguments = ["--checkpoint", "step_00000006", "--to-topology", topology]
+    assert export([str(unbroken), *arguments, "--output", str(tmp_path / "two")]) == 0
+    again = train(tmp_path / "two/config.yaml", ranks=2)
+    assert again.returncode == 0 and "step_00000006 after step 6" in again.stdout, again.text
+    assert "reshaping" not in again.stdout
+    assert rows_of(tmp_path / "two")[:6] == rows_of(unbroken)[:6]
+    assert [row["step"] for row in rows_of(tmp_path / "two")][6:] == [7, 8]
+
+
+def test_a_checkpoint_exported_as_a_model_has_the_weights_of_that_step(unbroken, tmp_path):
+    assert export([str(unbroken), "--output", str(tmp_path / "model")]) == 0
+    mine = load_file(tmp_path / "model/model.safetensors")
+    theirs = load_file(unbroken / "model/model.safetensors")
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wants"),
+    [
+        (["--to-topology", "ranks=4,ep=2"], ["ep=2", "allowed: ranks=4,ep_size=2,zero_stage=1"]),
+        (["--to-topology", "ranks=3,ep_size=2"], ["ep_size = 2 does not divide ranks = 3"]),
+        (["--to-topology", "ranks=2,zero_stage=3"], ["zero_stage = 3", "0, 1, 2"]),
+        (["--checkpoint", "step_00000099"], ["no step_00000099", "step_00000008"]),
+    ],
+)
+def test_a_wrong_export_is_one_line(unbroken, tmp_path, capsys, arguments, wants):
+    assert export([str(unbroken), *arguments, "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(word in said for word in wants), said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(copied, unbroken):
