@@ -30,6 +30,9 @@ from ds_moe_mtl.training.plan import RunPlan, make_plan, task_specs
 from ds_moe_mtl.training.rendezvous import rendezvous
 
 KINDS = ("mt_dense", "mt_switch", "mt_tag")
+STOCK = {"stock_capacity": True, "stock_no_drop": False}
+"""DeepSpeed's own layer in our network: whether it drops tokens."""
+
 WARM_UP = 2
 """Rounds that are run and not counted."""
 
@@ -38,9 +41,11 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def measure(
-    config: RunConfig, rounds: int, clock: str, say: Callable[[str], None]
+    config: RunConfig, rounds: int, clock: str, stock: bool, say: Callable[[str], None]
 ) -> dict[str, object]:
     """Return {"model", "step"}: rows by kind, and what they stand on. One process.
+
+    stock: DeepSpeed's own MoE layer too, in the same network on the same unpadded tokens.
 
     A row holds medians and quartiles in ms, examples and real tokens a second, and the ratio of
     its time to mt_dense's. clock "cpu" counts this process's CPU time: on one thread it is what
@@ -52,8 +57,9 @@ def measure(
         batches = _batches(plan, rounds + WARM_UP, device)
         tokens = median(batch.num_tokens for batch, _ in batches)
         say(f"{rounds} rounds of {config.train.batch_size} examples, {tokens:,.0f} real tokens")
-        model = _time_models(plan, batches, device, CLOCKS[clock])
-        step = _time_steps(plan, batches, device, CLOCKS[clock])
+        kinds = (*KINDS, *STOCK) if stock else KINDS
+        model = _time_models(plan, kinds, batches, device, CLOCKS[clock])
+        step = _time_steps(plan, kinds, batches, device, CLOCKS[clock])
     finally:
         stop_process_group()
     return {
@@ -83,19 +89,34 @@ def _batches(plan: RunPlan, count: int, device) -> list[tuple[MultiTaskBatch, in
 
 
 def _of_kind(plan: RunPlan, kind: str) -> RunPlan:
+    kind = "mt_switch" if kind in STOCK else kind
     model = plan.config.model.model_copy(update={"kind": kind})
     moe = plan.config.moe.model_copy(update={"ep_size": 1})
     return replace(plan, config=plan.config.model_copy(update={"model": model, "moe": moe}))
 
 
-def _time_models(plan: RunPlan, batches, device, clock) -> dict[str, list[tuple[float, ...]]]:
+def _network(plan: RunPlan, kind: str) -> MultiTaskNetwork:
+    network, _ = new_network(_of_kind(plan, kind))
+    if kind in STOCK:
+        from ds_moe_mtl.moe.stock import to_stock
+
+        to_stock(network, STOCK[kind])
+    return network
+
+
+def _time_models(
+    plan: RunPlan, kinds: Sequence[str], batches, device, clock
+) -> dict[str, list[tuple[float, ...]]]:
     dtype = DTYPES[plan.config.train.precision]
-    networks = {
-        kind: new_network(_of_kind(plan, kind))[0].to(device, dtype).train() for kind in KINDS
-    }
-    times: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in KINDS}
+    networks = {kind: _network(plan, kind).to(device, dtype).train() for kind in kinds}
+    if any(kind in STOCK for kind in kinds):
+        from ds_moe_mtl.moe.stock import join_groups
+
+        for network in networks.values():
+            join_groups(network)
+    times: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in kinds}
     for number, (batch, examples) in enumerate(batches):
-        for kind in _turn(number):
+        for kind in _turn(kinds, number):
             network = networks[kind]
             began = _now(device, clock)
             loss = _loss(network(**network_inputs(batch)), network, batch, examples)
@@ -106,16 +127,18 @@ def _time_models(plan: RunPlan, batches, device, clock) -> dict[str, list[tuple[
     return times
 
 
-def _time_steps(plan: RunPlan, batches, device, clock) -> dict[str, list[tuple[float, ...]]]:
+def _time_steps(
+    plan: RunPlan, kinds: Sequence[str], batches, device, clock
+) -> dict[str, list[tuple[float, ...]]]:
     engines = {}
-    for kind in KINDS:
+    for kind in kinds:
         own = _of_kind(plan, kind)
         deepspeed = resolve_deepspeed(own.config, 1, device_type())
-        engines[kind] = start_engine(new_network(own)[0], own.config, deepspeed)
+        engines[kind] = start_engine(_network(plan, kind), own.config, deepspeed)
         engines[kind].train()
-    times: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in KINDS}
+    times: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in kinds}
     for number, (batch, examples) in enumerate(batches):
-        for kind in _turn(number):
+        for kind in _turn(kinds, number):
             engine = engines[kind]
             began = _now(device, clock)
             loss = _loss(engine(**network_inputs(batch)), engine.module, batch, examples)
@@ -129,10 +152,10 @@ def _time_steps(plan: RunPlan, batches, device, clock) -> dict[str, list[tuple[f
     return times
 
 
-def _turn(number: int) -> Sequence[str]:
+def _turn(kinds: Sequence[str], number: int) -> Sequence[str]:
     """Return the kinds in an order that changes from round to round."""
-    place = number % len(KINDS)
-    return (*KINDS[place:], *KINDS[:place])
+    place = number % len(kinds)
+    return (*kinds[place:], *kinds[:place])
 
 
 def _loss(outputs, network: MultiTaskNetwork, batch: MultiTaskBatch, examples: int) -> torch.Tensor:

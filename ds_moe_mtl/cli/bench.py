@@ -18,6 +18,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     parser.add_argument("--rounds", type=int, default=15, help="rounds that count (15)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument(
+        "--stock", action="store_true", help="DeepSpeed's own MoE layer too: capacity 1, no drop"
+    )
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
@@ -35,7 +38,7 @@ def _bench(options) -> int:
         if not options.json:
             print(line, flush=True)
 
-    found = measure(config, options.rounds, options.clock, say)
+    found = measure(config, options.rounds, options.clock, options.stock, say)
     if options.output is not None:
         options.output.write_text(json.dumps(found, indent=2) + "\n")
     if options.json:

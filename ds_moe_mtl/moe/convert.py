@@ -28,7 +28,7 @@ def to_deepspeed(model: nn.Module, ep_size: int = 1) -> nn.Module:
     if world_size % ep_size:
         raise ValueError(f"ep_size = {ep_size} must divide the number of ranks, {world_size}")
     place = expert_place(ep_size)
-    for holder, name, layer in _layers(model, MoELayer):
+    for holder, name, layer in moe_layers(model, MoELayer):
         setattr(holder, name, _task_moe(layer, ep_size, place))
     return model
 
@@ -43,10 +43,20 @@ def expert_layout(model: nn.Module) -> tuple[int, int, int]:
 
     The layers of one model share one layout.
     """
-    layers = [layer for _, _, layer in _layers(model, TaskMoE)]
+    layers = [layer for _, _, layer in moe_layers(model, TaskMoE)]
     if not layers:
         return 1, 0, 0
     return layers[0].ep_size, expert_place(layers[0].ep_size), layers[0].num_local_experts
+
+
+def moe_layers(model: nn.Module, kind: type) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Return (parent, name, layer) of every layer of that class."""
+    return [
+        (module, name, child)
+        for module in list(model.modules())
+        for name, child in list(module.named_children())
+        if isinstance(child, kind)
+    ]
 
 
 def has_moe_layers(model: nn.Module) -> bool:
@@ -90,15 +100,6 @@ def load_plain_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> Non
     _, place, local = expert_layout(model)
     own = {key: state[plain_key(key, place, local)] for key in model.state_dict()}
     model.load_state_dict(own)
-
-
-def _layers(model: nn.Module, kind: type) -> list[tuple[nn.Module, str, nn.Module]]:
-    return [
-        (module, name, child)
-        for module in list(model.modules())
-        for name, child in list(module.named_children())
-        if isinstance(child, kind)
-    ]
 
 
 def _task_moe(layer: MoELayer, ep_size: int, place: int) -> TaskMoE:

@@ -8,7 +8,7 @@ from tests.support.tiny import write_tiny
 
 CASES = {
     1: [(1, "zero0", 1), (1, "zero1", 1), (1, "zero1", 2)],
-    2: [(1, "zero1", 1), (2, "zero1", 1), (2, "zero2", 1), (2, "zero1", 2)],
+    2: [(1, "zero0", 1), (1, "zero1", 1), (2, "zero1", 1), (2, "zero2", 1), (2, "zero1", 2)],
     4: [(1, "zero1", 1), (2, "zero1", 1), (4, "zero1", 1), (4, "zero2", 1)],
 }
 """Ranks -> (ep_size, ZeRO, accumulation)."""
