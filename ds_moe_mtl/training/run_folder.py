@@ -20,6 +20,8 @@ _FREE_KEYS = (
     "train.log_every",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.max_skipped",
+    "train.hang_timeout",
     "train.threads",
 )
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "triton", "numpy", "ds_moe_mtl")

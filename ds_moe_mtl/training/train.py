@@ -31,7 +31,7 @@ from ds_moe_mtl.training.engine import (
     stop_process_group,
 )
 from ds_moe_mtl.training.loop import TrainingLoop
-from ds_moe_mtl.training.metrics_log import MetricsLog
+from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import (
     RunPlan,
@@ -44,6 +44,7 @@ from ds_moe_mtl.training.preflight import check_agreement, fingerprints
 from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.results import gather_results, print_results, run_results
 from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
+from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.stop import STOPPED, StopRequest
 
 Say = Callable[[str], None]
@@ -202,10 +203,13 @@ def _train_one(
         first_step, loader_state = load_checkpoint(engine, chosen)
         loader.load_state_dict(loader_state)
         say(f"continuing {chosen} after step {first_step}")
-    log = None
+    log = skipped_lines = None
     if ranks.rank == 0:
         folder.write_start(deepspeed, environment(ranks, device, about))
         log = MetricsLog(folder.path, first_step)
+        skipped_lines = StepLines(folder.path / "skipped.jsonl", first_step)
+    tasks = [spec.name for spec in plan.specs]
+    skipped = SkippedSteps(engine, tasks, folder.path, config.train.max_skipped, skipped_lines, say)
     for line in _banner(about, plan):
         say(line)
 
@@ -221,7 +225,7 @@ def _train_one(
         say(f"checkpoint: {path}")
 
     say(f"ready in {time.perf_counter() - began:.1f} s")
-    loop = TrainingLoop(engine, plan, loader, device, stop, log, save, say)
+    loop = TrainingLoop(engine, plan, loader, device, stop, log, skipped, save, say)
     try:
         if not loop.run(first_step):
             say(f"stopped by {stop.signal_name or 'another rank'}; start it again to continue")
@@ -230,6 +234,7 @@ def _train_one(
         loader.close()
         if log is not None:
             log.close()
+            skipped_lines.close()
     results = run_results(plan, loop.results, sha256)
     _write_model(engine.module, run, results)
     if ranks.rank == 0:
