@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 
@@ -12,6 +13,9 @@ from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.training.host_memory import keep_freed_memory
 from ds_moe_mtl.training.rendezvous import Ranks, apply
+
+MARGIN = timedelta(minutes=10)
+"""What a collective may take beyond train.hang_timeout."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,16 @@ def check_devices(ranks: Ranks) -> None:
         )
 
 
-def start_process_group(ranks: Ranks) -> torch.device:
-    """Join the process group of all ranks and return this rank's device."""
+def collective_timeout(config: RunConfig) -> timedelta:
+    """Return how long a collective may take: longer than the watchdog waits, which knows more."""
+    return timedelta(seconds=config.train.hang_timeout) + MARGIN
+
+
+def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.device:
+    """Join the process group of all ranks and return this rank's device.
+
+    timeout: of its collectives.
+    """
     apply(ranks, os.environ)
     kind = device_type()
     os.environ.setdefault("DS_ACCELERATOR", kind)  # otherwise it guesses, and warns of its guess
@@ -60,7 +72,10 @@ def start_process_group(ranks: Ranks) -> torch.device:
         device = torch.device("cuda", ranks.local_rank)
         torch.cuda.set_device(device)
     deepspeed.init_distributed(
-        dist_backend="nccl" if kind == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+        dist_backend="nccl" if kind == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timeout,
     )
     return device
 
@@ -82,6 +97,9 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
             config=deepspeed_config,
             dist_init_required=False,
         )
+    # DeepSpeed makes groups of its own, with torch's default: 10 minutes for NCCL.
+    for group in torch.distributed.distributed_c10d._world.pg_map:
+        torch.distributed.distributed_c10d._set_pg_timeout(collective_timeout(config), group)
     if engine.fp16_enabled() and engine.optimizer.dynamic_loss_scale:
         # train.max_skipped ends such a run, with the examples' names, not an exception.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False

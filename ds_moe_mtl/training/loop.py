@@ -20,6 +20,7 @@ from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
 from ds_moe_mtl.training.skipped import SkippedSteps, loss_scale
 from ds_moe_mtl.training.stop import StopRequest
+from ds_moe_mtl.training.watchdog import Watchdog
 
 AGREE_EVERY_ON_GPU = 8
 """Steps between two agreements on a stop request; each makes the host wait for the GPU."""
@@ -37,13 +38,14 @@ class TrainingLoop:
         stop: StopRequest,
         log: MetricsLog | None,
         skipped: SkippedSteps,
+        watchdog: Watchdog,
         save: Callable[[int], None],
         say: Callable[[str], None],
     ) -> None:
         """log is None on all ranks but rank 0; save(step) is a collective call."""
         self.engine, self.plan, self.loader, self.device = engine, plan, loader, device
         self.stop, self.log, self.save, self.say = stop, log, save, say
-        self.skipped = skipped
+        self.skipped, self.watchdog = skipped, watchdog
         self.train = plan.config.train
         self.results: dict[str, dict] = {}
         self._window = _Window(len(plan.specs), device)
@@ -56,6 +58,7 @@ class TrainingLoop:
         batches = iter(self.loader)
         self._window.start(first_step, self.loader.stall_seconds)
         for step in range(first_step, total):
+            self.watchdog.progress(step + 1)
             micro_batches, num_examples = next(batches)
             self._step(step, micro_batches, num_examples)
             done = step + 1
@@ -100,6 +103,7 @@ class TrainingLoop:
             self.engine.backward(loss + outputs.aux_loss)
             update = optimizer_step(self.engine, self._is_logged(step + 1))
             parts.append((losses_B.detach(), batch))
+            self.watchdog.progress(step + 1)
         self._norm = None if update.skipped else update.norm
         for losses_B, batch in parts:
             self._window.add(losses_B, batch, update.skipped)
@@ -123,7 +127,12 @@ class TrainingLoop:
 
     def _dev_row(self, step: int) -> dict:
         """Return the dev scores, and print them."""
-        self.results = evaluate(self.engine.module, self.plan, self.device)
+
+        def progress() -> None:
+            self.watchdog.progress(step, "dev scores")
+
+        progress()
+        self.results = evaluate(self.engine.module, self.plan, self.device, progress)
         scores = "  ".join(f"{name} {result['value']:.1f}" for name, result in self.results.items())
         self.say(f"step {step}: dev  {scores}")
         self._window.start(step, self.loader.stall_seconds)
@@ -131,8 +140,10 @@ class TrainingLoop:
 
     def _save(self, step: int) -> None:
         if step != self._saved:
+            self.watchdog.progress(step, "checkpoint")
             self.save(step)
             self._saved = step
+            self.watchdog.saved(step)
             self._window.start(step, self.loader.stall_seconds)
 
     def _is_logged(self, step: int) -> bool:

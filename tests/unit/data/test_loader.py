@@ -178,6 +178,7 @@ class EndsTheThread:
         return len(self.labels)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
     ("how", "raised", "words"),
     [

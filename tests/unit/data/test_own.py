@@ -140,7 +140,7 @@ def test_a_file_with_a_byte_order_mark_and_blank_lines_is_read(tmp_path):
     assert read_split(own(path, dev=str(path)), "train", None)["text"] == ["a", "b"]
 
 
-@pytest.mark.parametrize("label", ["nan", "inf", "-inf", "1e39", "", "high"])
+@pytest.mark.parametrize("label", ["nan", "inf", "-inf", "1e39", "high"])
 def test_a_score_that_is_no_finite_number_is_refused_with_its_row(tmp_path, label):
     path = tmp_path / "scores.csv"
     rows = [f"row {i},{label if i == 7 else i / 4}\n" for i in range(20)]
