@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 
-from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config import UserError, dump_config
 from ds_moe_mtl.moe.convert import is_expert_key
-from tests.support.launch import ROOT, run_ranks
+from ds_moe_mtl.training.metrics_log import read_metrics
+from tests.support.launch import ROOT, launch, run_ranks
 from tests.support.steps import start_tiny
-from tests.support.tiny import write_tiny
+from tests.support.tiny import tiny_config, write_tiny
 
 BAD_STEP, BAD_RANK = 3, 1  # the step as it is logged, from 1
 ALWAYS = -1
@@ -177,3 +179,28 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_on_all_ranks_with_one_line(
             ]
             named = 1 if reason == "loss" else 6  # of a gradient: the whole super-batch
             assert all(sum(map(len, line["examples"].values())) == named for line in lines)
+
+
+def test_an_encoder_of_nan_ends_train_py_with_one_line_and_no_step_twice(tmp_path):
+    tiny = write_tiny(tmp_path / "tiny")
+    weights = tiny / "encoder/model.safetensors"
+    state = load_file(weights)
+    state["embeddings.word_embeddings.weight"][:] = torch.nan
+    save_file(state, weights, {"format": "pt"})
+    run = {"dir": str(tmp_path / "run")}
+    config = tiny_config(tiny, run=run, train={"steps": 9, "max_skipped": 2, "save_every": 1})
+    yaml = tmp_path / "run.yaml"
+    yaml.write_text(dump_config(config))
+    for count in (1, 2):  # the second start continues after step 2
+        result = launch([ROOT / "train.py", yaml], 2, "mpirun")
+        assert result.returncode == 2, result.text
+        (error,) = result.stderr.strip().splitlines()
+        assert error.startswith("error: 3 steps in a row") and "run/skipped.jsonl" in error
+        text = (tmp_path / "run/skipped.jsonl").read_text()
+        steps = [json.loads(line)["step"] for line in text.splitlines()]
+        assert steps == list(range(1, 2 * count + 2))
+        rows = read_metrics(tmp_path / "run/metrics.jsonl")
+        assert [(row["step"], row["skipped"]) for row in rows] == [
+            (step, step) for step in range(1, 2 * count + 1)
+        ]
+        assert not any("loss" in row for row in rows)
