@@ -88,13 +88,12 @@ class Watchdog:
         if alone and self.world_size > 1:
             status = 2 if isinstance(error, RankError) else 1
             self._propose({"rank": self.rank, "line": "", "status": status})
-            if self._ends.is_set() and not self._lost:
-                self._leave(self._living())
         self._closed.set()
         self._wake.set()
-        if self.world_size > 1 and not alone:
+        if self.world_size > 1:
             self._exchanger.join(PATIENCE)
-            self._leave(range(self.world_size))
+            if not self._exchanger.is_alive():  # else the store holds it, and would hold this one
+                self._leave(self._living() if alone else range(self.world_size))
 
     def _open_store(self) -> dist.TCPStore:
         store, port = None, [0]
@@ -150,6 +149,8 @@ class Watchdog:
                 return
             line = self._line(hanging(posts, silent))
             self._propose({"rank": living[0], "line": line, "status": HUNG})
+            if self._ends.is_set() and not self._lost:
+                return  # this rank fails by itself
         # Rank 0 has the store. The lowest rank that lived when it fell silent speaks.
         last = self._posts[0][0] if 0 in self._posts else self._post
         living = [r for r, (_, at) in self._posts.items() if r and self._heard - at < self._silent]
@@ -159,8 +160,9 @@ class Watchdog:
         os._exit(HUNG)
 
     def _line(self, what: str) -> str:
-        saved = "no checkpoint yet" if self._saved is None else "it continues after step "
-        again = saved if self._saved is None else f"{saved}{self._saved}"
+        again = "no checkpoint yet"
+        if self._saved is not None:
+            again = f"it continues after step {self._saved}"
         return f"hang: {what}; all ranks end; start the run again ({again})"
 
     def _propose(self, end: dict) -> None:
