@@ -18,7 +18,7 @@ Trains what CONFIG.yaml describes; without one, ds_configs/experiments/embedded_
 Started again with the same configuration it continues where it was.
 
 example: python train.py ds_configs/experiments/glue_small_mttag_minilm.yaml data.root=DATA
-exit status: 0 complete, 2 a mistake to mend, 75 stopped on request after a checkpoint"""
+exit status: 0 complete, 2 a mistake to mend, 70 hung, 75 stopped on request after a checkpoint"""
 
 
 def main(arguments: Sequence[str]) -> int:

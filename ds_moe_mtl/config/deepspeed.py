@@ -50,6 +50,7 @@ def resolve_deepspeed(
         _check_names(resolved)
         _fill_batch(resolved, config, world_size)
         _check_zero(resolved, config)
+        _check_finite(resolved)
         _fill_precision(resolved, config)
         _fill_optimizer(resolved, config)
         _check_scheduler(resolved)
@@ -143,6 +144,16 @@ def _check_zero(values: dict[str, Any], config: RunConfig) -> None:
             f"zero_optimization.stage = 0 with train.precision = {config.train.precision}: "
             "DeepSpeed scales the first update wrongly there; allowed: stage 1 or 2, or fp32"
         )
+
+
+def _check_finite(values: dict[str, Any]) -> None:
+    """Refuse what switches off DeepSpeed's check that gradients are finite."""
+    for name, key in (("zero_optimization", "compute_grad_norm"), ("bf16", "check_grad_overflow")):
+        if _section(values, name, {}).get(key) is False:
+            raise UserError(
+                f"{name}.{key} = false: a step whose gradients are not finite would be taken; "
+                "allowed: true, or leave it out"
+            )
 
 
 def _fill_precision(values: dict[str, Any], config: RunConfig) -> None:

@@ -158,6 +158,8 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     save_every: CountOrZero = 0  # steps; 0: only at the end or when stopped
     keep_checkpoints: Count = 2
+    max_skipped: CountOrZero = 100  # steps in a row whose loss or gradient is not finite
+    hang_timeout: Positive = 1800.0  # seconds without progress after which all ranks end
     threads: Count | None = None  # CPU threads a rank; null: torch's own choice
 
     @_model_validator(mode="after")

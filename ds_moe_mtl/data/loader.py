@@ -103,7 +103,7 @@ class SuperBatches:
         try:
             while not stop.is_set():
                 started = time.perf_counter()
-                built = ready.get()
+                built = self._next_built(ready, builder)
                 self.stall_seconds += time.perf_counter() - started
                 if isinstance(built, Exception):
                     raise built
@@ -114,6 +114,19 @@ class SuperBatches:
                 yield micro_batches, examples
         finally:
             stop.set()
+
+    def _next_built(self, ready: queue.Queue, builder: threading.Thread):
+        """What the builder built next. Raises RuntimeError where it died without a word."""
+        while True:
+            alive = builder.is_alive()
+            try:
+                return ready.get(timeout=1.0) if alive else ready.get_nowait()
+            except queue.Empty:
+                if not alive:
+                    raise RuntimeError(
+                        f"rank {self.rank}: the thread that builds batches died before step "
+                        f"{self._position.step + 1} was built"
+                    ) from None
 
     def _build_ahead(self, position: Position, ready: queue.Queue, stop: threading.Event) -> None:
         while not stop.is_set():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, UserError
-from ds_moe_mtl.data.rows import label_name
+from ds_moe_mtl.data.rows import label_name, score
 from ds_moe_mtl.data.tables import Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, known_tasks, task_groups
 from ds_moe_mtl.tasks.metrics import CLASS_METRICS, REGRESSION_METRICS
@@ -33,6 +33,9 @@ def own_spec(task: OwnTask) -> TaskSpec:
         if value is None or (isinstance(value, str) and not value.strip()):
             raise UserError(f"{task.train}: row {row} (from 0): no label in column {task.label!r}")
     kind = task.kind or _kind(values)
+    if kind == "regression":  # here, where rows still have the file's numbers
+        for row, value in enumerate(values):
+            score(task.label, row, value, task.train)
     metrics = CLASS_METRICS if kind == "classification" else REGRESSION_METRICS
     if task.metric and task.metric not in metrics:
         raise UserError(

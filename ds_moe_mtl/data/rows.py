@@ -8,6 +8,8 @@ import numpy as np
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.tasks import TaskSpec
 
+LARGEST_SCORE = float(np.finfo(np.float32).max)
+
 
 def check_text(columns: dict[str, list], names: Sequence[str], origin: str) -> None:
     """Raise UserError unless each of these columns holds text in every row, and not only blanks."""
@@ -30,7 +32,7 @@ def label_numbers(spec: TaskSpec, values: Sequence, origin: str) -> np.ndarray:
     """
     if spec.kind == "regression":
         return np.array(
-            [_score(spec, row, value, origin) for row, value in enumerate(values)], "f4"
+            [score(spec.label, row, value, origin) for row, value in enumerate(values)], "f4"
         )
     names = spec.choices if spec.kind == "ranking" else spec.labels
     number_of = {name: number for number, name in enumerate(names)}
@@ -50,22 +52,23 @@ def label_numbers(spec: TaskSpec, values: Sequence, origin: str) -> np.ndarray:
     return numbers
 
 
+def score(column: str, row: int, value, origin: str) -> float:
+    """A regression's label. Raises UserError that names the row of one float32 cannot hold."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not abs(number) <= LARGEST_SCORE:  # NaN is not, either
+        raise UserError(
+            f"{origin}: row {row} (from 0): label {_shown(value)} in column {column!r} "
+            "is not a finite number"
+        )
+    return number
+
+
 def label_name(value) -> str:
     """A label of a user's file as the class name it stands for."""
     return value.strip() if isinstance(value, str) else str(value)
-
-
-def _score(spec: TaskSpec, row: int, value, origin: str) -> float:
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score):
-        raise UserError(
-            f"{origin}: row {row} (from 0): label {_shown(value)} in column {spec.label!r} "
-            "is not a number"
-        )
-    return score
 
 
 def _shown(value) -> str:

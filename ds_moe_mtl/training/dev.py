@@ -1,5 +1,7 @@
 """Scores on the dev splits over all ranks: each example once, the same calls on every rank."""
 
+from collections.abc import Callable
+
 import torch
 from torch import distributed as dist
 
@@ -10,15 +12,26 @@ from ds_moe_mtl.training.plan import RunPlan
 TOKENS_PER_BATCH = 8192
 
 
-def evaluate(network: torch.nn.Module, plan: RunPlan, device: torch.device) -> dict[str, dict]:
-    """Return every task's {"metric", "value", "examples"} on its dev split; a collective call."""
+def evaluate(
+    network: torch.nn.Module,
+    plan: RunPlan,
+    device: torch.device,
+    progress: Callable[[], None],
+) -> dict[str, dict]:
+    """Return every task's {"metric", "value", "examples"} on its dev split; a collective call.
+
+    progress() is called after each batch.
+    """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     training = network.training
     network.eval()
     results = {}
     for task, (spec, split) in enumerate(zip(plan.specs, plan.dev, strict=True)):
         batches = evaluation_batches(split, task, TOKENS_PER_BATCH, rank, world_size)
-        mine = [batch_outputs(network, batch, spec.num_outputs, device) for batch in batches]
+        mine = []
+        for batch in batches:
+            mine.append(batch_outputs(network, batch, spec.num_outputs, device))
+            progress()
         everyones = [None] * world_size
         dist.all_gather_object(everyones, mine)
         pieces = [piece for rank_pieces in everyones for piece in rank_pieces]

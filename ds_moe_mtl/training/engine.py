@@ -4,6 +4,8 @@ import contextlib
 import logging
 import os
 import warnings
+from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 
@@ -11,6 +13,17 @@ from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.training.host_memory import keep_freed_memory
 from ds_moe_mtl.training.rendezvous import Ranks, apply
+
+MARGIN = timedelta(minutes=10)
+"""What a collective may take beyond train.hang_timeout."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one call of optimizer_step did."""
+
+    norm: float | None  # of the gradient before clipping, where known; inf where skipped
+    skipped: bool  # a gradient was not finite: weights and moments stayed, on every rank
 
 
 def device_type() -> str:
@@ -28,8 +41,16 @@ def check_devices(ranks: Ranks) -> None:
         )
 
 
-def start_process_group(ranks: Ranks) -> torch.device:
-    """Join the process group of all ranks and return this rank's device."""
+def collective_timeout(config: RunConfig) -> timedelta:
+    """Return how long a collective may take: longer than the watchdog waits, which knows more."""
+    return timedelta(seconds=config.train.hang_timeout) + MARGIN
+
+
+def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.device:
+    """Join the process group of all ranks and return this rank's device.
+
+    timeout: of its collectives.
+    """
     apply(ranks, os.environ)
     kind = device_type()
     os.environ.setdefault("DS_ACCELERATOR", kind)  # otherwise it guesses, and warns of its guess
@@ -43,15 +64,15 @@ def start_process_group(ranks: Ranks) -> torch.device:
         # without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         keep_freed_memory()
-        # oneDNN compiles a 16-bit product for each shape and by default keeps 1,024 of them: fewer
-        # than the sizes of blocks, layers and attention groups that come again.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
         device = torch.device("cpu")
     else:
         device = torch.device("cuda", ranks.local_rank)
         torch.cuda.set_device(device)
     deepspeed.init_distributed(
-        dist_backend="nccl" if kind == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+        dist_backend="nccl" if kind == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timeout,
     )
     return device
 
@@ -73,6 +94,12 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
             config=deepspeed_config,
             dist_init_required=False,
         )
+    # DeepSpeed makes groups of its own, with torch's default: 10 minutes for NCCL.
+    for group in torch.distributed.distributed_c10d._world.pg_map:
+        torch.distributed.distributed_c10d._set_pg_timeout(collective_timeout(config), group)
+    if engine.fp16_enabled() and engine.optimizer.dynamic_loss_scale:
+        # train.max_skipped ends such a run, with the examples' names, not an exception.
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     return engine
 
 
@@ -82,19 +109,38 @@ def set_learning_rate(engine, rate: float) -> None:
         group["lr"] = rate
 
 
-def optimizer_step(engine, wants_norm: bool) -> float | None:
-    """Step (at an accumulation boundary) and return the gradient's norm before clipping.
+def optimizer_step(engine, wants_norm: bool) -> Update:
+    """Step (at an accumulation boundary) and return what came of it; a collective call.
 
-    ZeRO 1 and 2 compute it anyway; stage 0 does not keep it, so there it is computed if wanted.
+    ZeRO 1 and 2 compute the norm anyway, agree on whether it is finite and skip the step where it
+    is not. Stage 0 does neither: there the norm is computed if wanted, and the ranks agree here.
     """
-    norm = None
-    if wants_norm and not engine.zero_optimization():
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+    if not engine.zero_optimization():
+        return _plain_step(engine, wants_norm)
     engine.step()
-    if engine.zero_optimization() and engine.get_global_grad_norm() is not None:
-        norm = float(engine.get_global_grad_norm())
-    return norm
+    norm = engine.get_global_grad_norm()
+    return Update(None if norm is None else float(norm), bool(engine.optimizer.overflow))
+
+
+def _plain_step(engine, wants_norm: bool) -> Update:
+    """Step without ZeRO; gradients that are not finite are dropped on every rank."""
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return Update(None, False)
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    bad = (~torch.isfinite(norm)).float()
+    torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+    skipped = bool(bad)
+    if skipped:
+        # After clipping, which wants gradients: without any AdamW moves and decays nothing.
+        dropping = engine.optimizer.register_step_pre_hook(lambda *_: engine.zero_grad())
+        engine.step()
+        dropping.remove()
+        engine.skipped_steps += 1
+    else:
+        engine.step()
+    return Update(float(norm) if wants_norm else None, skipped)
 
 
 def stop_process_group() -> None:

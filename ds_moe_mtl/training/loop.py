@@ -18,7 +18,9 @@ from ds_moe_mtl.training.engine import optimizer_step, set_learning_rate
 from ds_moe_mtl.training.metrics_log import MetricsLog
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
+from ds_moe_mtl.training.skipped import SkippedSteps, loss_scale
 from ds_moe_mtl.training.stop import StopRequest
+from ds_moe_mtl.training.watchdog import Watchdog
 
 AGREE_EVERY_ON_GPU = 8
 """Steps between two agreements on a stop request; each makes the host wait for the GPU."""
@@ -35,12 +37,15 @@ class TrainingLoop:
         device: torch.device,
         stop: StopRequest,
         log: MetricsLog | None,
+        skipped: SkippedSteps,
+        watchdog: Watchdog,
         save: Callable[[int], None],
         say: Callable[[str], None],
     ) -> None:
         """log is None on all ranks but rank 0; save(step) is a collective call."""
         self.engine, self.plan, self.loader, self.device = engine, plan, loader, device
         self.stop, self.log, self.save, self.say = stop, log, save, say
+        self.skipped, self.watchdog = skipped, watchdog
         self.train = plan.config.train
         self.results: dict[str, dict] = {}
         self._window = _Window(len(plan.specs), device)
@@ -53,6 +58,7 @@ class TrainingLoop:
         batches = iter(self.loader)
         self._window.start(first_step, self.loader.stall_seconds)
         for step in range(first_step, total):
+            self.watchdog.progress(step + 1)
             micro_batches, num_examples = next(batches)
             self._step(step, micro_batches, num_examples)
             done = step + 1
@@ -87,6 +93,7 @@ class TrainingLoop:
             learning_rate(step, self.plan.total_steps, self.plan.warmup_steps, self.train.lr),
         )
         divided_by = dist.get_world_size() * len(micro_batches)
+        scale, parts = loss_scale(self.engine), []
         for batch in micro_batches:
             batch = batch.to(self.device)
             outputs = self.engine(**network_inputs(batch))
@@ -94,14 +101,25 @@ class TrainingLoop:
             losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B)
             loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
             self.engine.backward(loss + outputs.aux_loss)
-            self._norm = optimizer_step(self.engine, self._is_logged(step + 1))
-            self._window.add(losses_B, batch)
+            update = optimizer_step(self.engine, self._is_logged(step + 1))
+            parts.append((losses_B.detach(), batch))
+            self.watchdog.progress(step + 1)
+        self._norm = None if update.skipped else update.norm
+        for losses_B, batch in parts:
+            self._window.add(losses_B, batch, update.skipped)
+        if update.skipped:
+            self.skipped.skipped(step + 1, parts, scale)
+        else:
+            self.skipped.taken()
 
     def _training_row(self, step: int) -> dict:
         """Return losses, rates and norm since the last row, and print them."""
         row = self._window.row(step, [spec.name for spec in self.plan.specs])
         row["lr"] = self.engine.optimizer.param_groups[0]["lr"]
-        row["grad_norm"] = self._norm
+        if self._norm is not None:
+            row["grad_norm"] = self._norm
+        if self.skipped.count:
+            row["skipped"] = self.skipped.count
         row["stall"] = self._window.stall(self.loader.stall_seconds)
         self.say(_progress(row, self.plan.total_steps))
         self._window.start(step, self.loader.stall_seconds)
@@ -109,7 +127,12 @@ class TrainingLoop:
 
     def _dev_row(self, step: int) -> dict:
         """Return the dev scores, and print them."""
-        self.results = evaluate(self.engine.module, self.plan, self.device)
+
+        def progress() -> None:
+            self.watchdog.progress(step, "dev scores")
+
+        progress()
+        self.results = evaluate(self.engine.module, self.plan, self.device, progress)
         scores = "  ".join(f"{name} {result['value']:.1f}" for name, result in self.results.items())
         self.say(f"step {step}: dev  {scores}")
         self._window.start(step, self.loader.stall_seconds)
@@ -117,8 +140,10 @@ class TrainingLoop:
 
     def _save(self, step: int) -> None:
         if step != self._saved:
+            self.watchdog.progress(step, "checkpoint")
             self.save(step)
             self._saved = step
+            self.watchdog.saved(step)
             self._window.start(step, self.loader.stall_seconds)
 
     def _is_logged(self, step: int) -> bool:
@@ -141,8 +166,9 @@ class _Window:
         self._sums = torch.zeros((2, self.num_tasks), device=self.device)
         self._tokens = self._attended = 0.0
 
-    def add(self, losses_B: torch.Tensor, batch: MultiTaskBatch) -> None:
-        self._sums += task_sums(losses_B, batch.weights_B, batch.task_ids_B, self.num_tasks)
+    def add(self, losses_B: torch.Tensor, batch: MultiTaskBatch, skipped: bool) -> None:
+        if not skipped:
+            self._sums += task_sums(losses_B, batch.weights_B, batch.task_ids_B, self.num_tasks)
         self._tokens += batch.num_tokens
         self._attended += batch.num_tokens / (1 - batch.attention_padding)
 
@@ -151,7 +177,10 @@ class _Window:
         return (stalled - self._stalled) / max(time.perf_counter() - self._began, 1e-9)
 
     def row(self, step: int, names: list[str]) -> dict:
-        """Return the logged row of the window; a collective call."""
+        """Return the logged row of the window; a collective call.
+
+        Losses and examples are those of steps that were taken, not skipped.
+        """
         tokens = torch.tensor(
             [self._tokens, self._attended], dtype=torch.float64, device=self.device
         )
@@ -159,7 +188,9 @@ class _Window:
         dist.all_reduce(tokens)
         seconds = time.perf_counter() - self._began
         loss_sum, examples = self._sums.double().tolist()
-        row = {"step": step, "loss": sum(loss_sum) / max(sum(examples), 1)}
+        row = {"step": step}
+        if sum(examples):
+            row["loss"] = sum(loss_sum) / sum(examples)
         for name, task_loss, count in zip(names, loss_sum, examples, strict=True):
             if count:
                 row[f"loss/{name}"] = task_loss / count
@@ -181,10 +212,13 @@ def _progress(row: dict, total: int) -> str:
     losses = " ".join(
         f"{key[5:]} {value:.3f}" for key, value in row.items() if key.startswith("loss/")
     )
+    loss = f"loss {row['loss']:.3f} ({losses})" if "loss" in row else "no loss"
+    norm = f"  norm {row['grad_norm']:.2f}" if "grad_norm" in row else ""
+    skipped = f"  {row['skipped']} skipped" if "skipped" in row else ""
     left = int((total - row["step"]) / row["steps_per_s"])
     clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
     return (
-        f"step {row['step']:>{len(str(total))}}/{total}  loss {row['loss']:.3f} ({losses})  "
-        f"lr {row['lr']:.1e}  norm {row['grad_norm']:.2f}  {row['examples_per_s']:.0f} ex/s "
-        f"{row['tokens_per_s']:,.0f} tok/s  wait {100 * row['stall']:.1f}%  {clock} left"
+        f"step {row['step']:>{len(str(total))}}/{total}  {loss}  "
+        f"lr {row['lr']:.1e}{norm}  {row['examples_per_s']:.0f} ex/s "
+        f"{row['tokens_per_s']:,.0f} tok/s  wait {100 * row['stall']:.1f}%{skipped}  {clock} left"
     )

@@ -1,7 +1,36 @@
 """metrics.jsonl and tensorboard/: one line a logged step, no step twice, also after a resume."""
 
 import json
+import math
 from pathlib import Path
+
+
+class StepLines:
+    """A file of JSON lines with a "step" each. Made on rank 0 only."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        """Keep the lines up to `first_step`, drop what a run that died wrote beyond it."""
+        self.path = path
+        kept = [row for row in read_metrics(path) if row["step"] <= first_step]
+        self.count = len(kept)
+        if kept or path.exists():
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.replace(path)
+        self._file = None
+
+    def write(self, row: dict) -> None:
+        """Append one row; the file begins with the first."""
+        if self._file is None:
+            self._file = self.path.open("a")
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        self.count += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 class MetricsLog:
@@ -11,25 +40,22 @@ class MetricsLog:
         """Keep the rows up to `first_step`, drop what a run that died wrote beyond it."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self.path)
-        self._file = self.path.open("a")
+        self._lines = StepLines(folder / "metrics.jsonl", first_step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, row: dict) -> None:
-        """Append one row; it must have "step"."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append one row; it must have "step". Values that are not finite are left out: JSON
+        has no word for them.
+        """
+        row = {key: value for key, value in row.items() if math.isfinite(value)}
+        self._lines.write(row)
         for key, value in row.items():
             if key != "step":
                 self._board.add_scalar(key, value, row["step"])
 
     def close(self) -> None:
         """Flush both."""
-        self._file.close()
+        self._lines.close()
         self._board.close()
 
 

@@ -21,6 +21,8 @@ _FREE_KEYS = (
     "train.log_every",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.max_skipped",
+    "train.hang_timeout",
     "train.threads",
     "train.accumulation",
     "moe.ep_size",

@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import distributed as dist
@@ -25,13 +26,14 @@ from ds_moe_mtl.training.checkpoint import (
 )
 from ds_moe_mtl.training.engine import (
     check_devices,
+    collective_timeout,
     device_type,
     start_engine,
     start_process_group,
     stop_process_group,
 )
 from ds_moe_mtl.training.loop import TrainingLoop
-from ds_moe_mtl.training.metrics_log import MetricsLog
+from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import (
     RunPlan,
@@ -44,7 +46,9 @@ from ds_moe_mtl.training.preflight import check_agreement, fingerprints
 from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.results import gather_results, print_results, run_results
 from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
+from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.stop import STOPPED, StopRequest
+from ds_moe_mtl.training.watchdog import Watchdog
 
 Say = Callable[[str], None]
 
@@ -83,26 +87,27 @@ def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
     else:
         runs = [_Run(plan, folder)]
     network = _first_network(runs, deepspeed, ranks)
-    device = _meet([folder, *(run.folder for run in runs)], ranks)
+    device = _meet([folder, *(run.folder for run in runs)], ranks, collective_timeout(config))
     try:
         check_agreement(_fingerprints(plan), _gather)
         stop = StopRequest(say)
-        if config.model.kind == "single" and ranks.rank == 0:
-            folder.write_start(deepspeed, environment(ranks, device, {"model_kind": "single"}))
-        parts = {}
-        for run in runs:
-            part = run.folder.finished()
-            if part is None:
-                part = _train_one(run, network, deepspeed, device, ranks, stop, say)
-                network = None
-            if part is None:
-                return STOPPED
-            parts[run.plan.specs[0].name] = part
-        results = part
-        if config.model.kind == "single":
-            results = gather_results(parts, plan.specs)
-            if ranks.rank == 0:
-                write_json(folder.path / "results.json", results)
+        with Watchdog(ranks, config.train.hang_timeout) as watchdog:
+            if config.model.kind == "single" and ranks.rank == 0:
+                folder.write_start(deepspeed, environment(ranks, device, {"model_kind": "single"}))
+            parts = {}
+            for run in runs:
+                part = run.folder.finished()
+                if part is None:
+                    part = _train_one(run, network, deepspeed, device, ranks, stop, watchdog, say)
+                    network = None
+                if part is None:
+                    return STOPPED
+                parts[run.plan.specs[0].name] = part
+            results = part
+            if config.model.kind == "single":
+                results = gather_results(parts, plan.specs)
+                if ranks.rank == 0:
+                    write_json(folder.path / "results.json", results)
     finally:
         for each in (folder, *(run.folder for run in runs)):
             each.release()
@@ -144,7 +149,7 @@ def _first_network(runs: list[_Run], deepspeed: dict, ranks: Ranks):
     return None
 
 
-def _meet(folders: list[RunFolder], ranks: Ranks) -> torch.device:
+def _meet(folders: list[RunFolder], ranks: Ranks, timeout: timedelta) -> torch.device:
     """Claim the folders on rank 0, start the process group, and tell every rank how it went.
 
     Raises UserError on every rank where a folder cannot be had.
@@ -158,7 +163,7 @@ def _meet(folders: list[RunFolder], ranks: Ranks) -> torch.device:
             if ranks.world_size == 1:
                 raise
             fault = str(error)
-    device = start_process_group(ranks)
+    device = start_process_group(ranks, timeout)
     answer = [fault]
     dist.broadcast_object_list(answer, src=0)
     if answer[0]:
@@ -185,7 +190,14 @@ def _gather(value: object) -> list:
 
 
 def _train_one(
-    run: _Run, network, deepspeed: dict, device: torch.device, ranks: Ranks, stop, say: Say
+    run: _Run,
+    network,
+    deepspeed: dict,
+    device: torch.device,
+    ranks: Ranks,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    say: Say,
 ) -> dict | None:
     """Return results.json of one run, or None when it was stopped; a collective call."""
     began = time.perf_counter()
@@ -202,10 +214,14 @@ def _train_one(
         first_step, loader_state = load_checkpoint(engine, chosen, identity, say)
         loader.load_state_dict(loader_state)
         say(f"continuing {chosen} after step {first_step}")
-    log = None
+        watchdog.saved(first_step)
+    log = skipped_lines = None
     if ranks.rank == 0:
         folder.write_start(deepspeed, environment(ranks, device, about))
         log = MetricsLog(folder.path, first_step)
+        skipped_lines = StepLines(folder.path / "skipped.jsonl", first_step)
+    tasks = [spec.name for spec in plan.specs]
+    skipped = SkippedSteps(engine, tasks, folder.path, config.train.max_skipped, skipped_lines, say)
     for line in _banner(about, plan):
         say(line)
 
@@ -221,7 +237,7 @@ def _train_one(
         say(f"checkpoint: {path}")
 
     say(f"ready in {time.perf_counter() - began:.1f} s")
-    loop = TrainingLoop(engine, plan, loader, device, stop, log, save, say)
+    loop = TrainingLoop(engine, plan, loader, device, stop, log, skipped, watchdog, save, say)
     try:
         if not loop.run(first_step):
             say(f"stopped by {stop.signal_name or 'another rank'}; start it again to continue")
@@ -230,11 +246,14 @@ def _train_one(
         loader.close()
         if log is not None:
             log.close()
+            skipped_lines.close()
+    watchdog.progress(plan.total_steps, "model folder")
     results = run_results(plan, loop.results, sha256)
     _write_model(engine.module, run, results)
     if ranks.rank == 0:
         write_json(folder.path / "results.json", results)
     dist.barrier()
+    watchdog.rest()
     return results
 
 

@@ -43,11 +43,14 @@ def overflow_on_one_rank(folder: str, json_path: str, ep_sizes: list[int]) -> li
         }
         run = start_tiny(folder, sections, Path(json_path), device="cuda")
         results.append([])
+        said = []
+        run.loop.skipped.say = said.append
 
-        def record(step, engine=run.engine, history=results[-1]):
+        def record(step, engine=run.engine, history=results[-1], said=said, loop=run.loop):
             weights = {k: v.detach().clone() for k, v in engine.module.state_dict().items()}
             scale = engine.optimizer.loss_scale
             history.append({"weights": weights, "scale": scale, "skipped": engine.skipped_steps})
+            history[-1] |= {"said": list(said), "counted": loop.skipped.count}
 
         run.loop.save = record
         run.loop.loader = Poisoned(run.loop.loader, dist.get_rank())
@@ -89,3 +92,13 @@ def test_weights_that_ranks_share_stay_equal(histories, which, ep_size):
         for name, weight in first["weights"].items():
             if ep_size == 1 or not is_expert_key(name):
                 assert torch.equal(weight, second["weights"][name]), name
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_skip_that_lowers_the_loss_scale_is_said_and_not_counted(histories, which):
+    for rank in (0, 1):
+        last = histories[rank][which][-1]
+        assert last["counted"] == 0
+        assert last["said"] == [
+            f"step {BAD_STEP + 1} skipped: gradient beyond fp16's range; loss scale 256 -> 128"
+        ]

@@ -12,9 +12,12 @@ from ds_moe_mtl.moe.convert import plain_state
 from ds_moe_mtl.moe.layer import TaskMOELayer
 from ds_moe_mtl.training.engine import start_engine, start_process_group
 from ds_moe_mtl.training.loop import TrainingLoop
+from ds_moe_mtl.training.metrics_log import StepLines
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, task_specs
 from ds_moe_mtl.training.rendezvous import rendezvous
+from ds_moe_mtl.training.skipped import SkippedSteps
+from ds_moe_mtl.training.watchdog import Watchdog
 from tests.support.tiny import differ_experts, spread_gates, tiny_config
 
 
@@ -52,7 +55,8 @@ def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu"
 
     device is what the configuration is checked for: "cuda" lets fp16 pass.
     """
-    start_process_group(rendezvous(os.environ))
+    ranks = rendezvous(os.environ)
+    start_process_group(ranks)
     config = tiny_config(Path(folder), deepspeed=str(deepspeed), **sections)
     plan = make_plan(config, task_specs(config), quiet)
     network, _ = new_network(plan)
@@ -63,7 +67,18 @@ def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu"
     loader = plan.super_batches(dist.get_rank(), dist.get_world_size())
     rows = Rows()
     cpu = torch.device("cpu")
-    loop = TrainingLoop(engine, plan, loader, cpu, NeverStopped(), rows, lambda step: None, quiet)
+    skipped = SkippedSteps(
+        engine,
+        [spec.name for spec in plan.specs],
+        Path(folder),
+        config.train.max_skipped,
+        StepLines(Path(folder) / f"skipped{dist.get_rank()}.jsonl", -1),
+        quiet,
+    )
+    unwatched = Watchdog(ranks, config.train.hang_timeout)  # not entered
+    loop = TrainingLoop(
+        engine, plan, loader, cpu, NeverStopped(), rows, skipped, unwatched, lambda _: None, quiet
+    )
     return TinyRun(loop, rows)
 
 

@@ -116,6 +116,15 @@ def test_ep_size_binds_sparse_models_only(resolve):
     resolve({}, "moe.ep_size=2", ranks=4)
 
 
+def test_deepspeeds_check_that_gradients_are_finite_stays_on(resolve):
+    for native, words in (
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "compute_grad_norm"),
+        ({"bf16": {"check_grad_overflow": False}}, "check_grad_overflow"),
+    ):
+        with pytest.raises(UserError, match=f"{words} = false: a step whose gradients"):
+            resolve(native, "train.clip=0")
+
+
 ZERO1 = {"zero_optimization": {"stage": 1}}
 CONTRADICTIONS = [
     (

@@ -1,5 +1,6 @@
 """Super-batches over ranks, positions and resume, evaluation batches, padding on real data."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -160,3 +161,40 @@ def test_attention_padding_on_the_glue_mixture_stays_under_a_quarter(
     groups = [len(part[0].groups) for part, _ in itertools.islice(batches, 50)]
     assert 0 < batches.attention_padding < 0.25
     assert sum(groups) / len(groups) < 7
+
+
+class EndsTheThread:
+    """Labels whose row `fatal` ends the thread that reads it: nothing to hand over."""
+
+    def __init__(self, labels, fatal, how):
+        self.labels, self.fatal, self.how = labels, fatal, how
+
+    def __getitem__(self, row):
+        if row == self.fatal:
+            raise self.how
+        return self.labels[row]
+
+    def __len__(self):
+        return len(self.labels)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("how", "raised", "words"),
+    [
+        (SystemExit(), RuntimeError, "rank 1: the thread that builds batches died before step"),
+        (OSError("the disk is gone"), OSError, "the disk is gone"),
+    ],
+)
+def test_a_builder_that_dies_ends_the_training_after_what_it_had_built(how, raised, words):
+    batches = loader(rank=1, world_size=2)
+    expected = take(loader(rank=1, world_size=2), 30)
+    fatal = next(row for step, _ in expected[3:] for task, row in step[0] if task == 0)
+    first = next(n for n, (step, _) in enumerate(expected) if (0, fatal) in step[0])
+    split = batches.encoded[0]
+    batches.encoded[0] = dataclasses.replace(split, labels=EndsTheThread(split.labels, fatal, how))
+    got = []
+    with pytest.raises(raised, match=words):
+        for micro_batches, examples in batches:
+            got.append(([contents(batch) for batch in micro_batches], examples))
+    assert got == expected[:first]

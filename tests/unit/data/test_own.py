@@ -138,3 +138,17 @@ def test_a_file_with_a_byte_order_mark_and_blank_lines_is_read(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b"\xef\xbb\xbftext,verdict\r\na,x\r\n\r\nb,y\r\n")
     assert read_split(own(path, dev=str(path)), "train", None)["text"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("label", ["nan", "inf", "-inf", "1e39", "high"])
+def test_a_score_that_is_no_finite_number_is_refused_with_its_row(tmp_path, label):
+    path = tmp_path / "scores.csv"
+    rows = [f"row {i},{label if i == 7 else i / 4}\n" for i in range(20)]
+    path.write_text("text,verdict\n" + "".join(rows))
+    with pytest.raises(UserError) as refused:
+        spec = own(path, kind="regression")
+        encoded(spec, "train", tmp_path)
+        encoded(spec, "dev", tmp_path)
+    line = str(refused.value)
+    assert "scores.csv" in line and "row 7 (from 0)" in line and "\n" not in line
+    assert "is not a finite number" in line

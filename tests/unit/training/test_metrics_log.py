@@ -1,6 +1,8 @@
 """metrics.jsonl after kills and resumes: whole lines, each step once."""
 
-from ds_moe_mtl.training.metrics_log import MetricsLog, read_metrics
+import math
+
+from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines, read_metrics
 
 
 def test_rows_beyond_the_checkpoint_and_a_cut_line_are_dropped_on_resume(tmp_path):
@@ -21,3 +23,26 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(e.step, e.value) for e in board.Scalars("loss/rte")] == [(5, 0.25)]
+
+
+def test_what_is_not_finite_is_left_out_of_both(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = MetricsLog(tmp_path, first_step=0)
+    log.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "lr": 0.5})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "lr": 0.5}\n'
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert board.Tags()["scalars"] == ["lr"]
+
+
+def test_lines_of_steps_beyond_the_checkpoint_stand_once_and_are_counted(tmp_path):
+    path = tmp_path / "skipped.jsonl"
+    assert not StepLines(path, 0).count and not path.exists()
+    for first_step, steps in ((0, [3, 5]), (4, [5, 7])):
+        lines = StepLines(path, first_step)
+        for step in steps:
+            lines.write({"step": step})
+        lines.close()
+    assert [row["step"] for row in read_metrics(path)] == [3, 5, 7] and lines.count == 3
