@@ -36,6 +36,7 @@ STEPS_A_KILL = 8
 MOMENTS = {"training": 6, "write": 3, "start": 1}
 """What a kill aims at, with its weight: any step, an open checkpoint, the first seconds."""
 
+RUN_LIMIT = 7200.0  # seconds for a whole run: the machine may be busy with other work
 HUNG = 120.0  # seconds after a kill within which the launcher must have ended the other ranks
 
 
@@ -61,7 +62,8 @@ def main() -> int:
     steps = options.steps or STEPS_A_KILL * options.kills
     began = time.monotonic()
     whole = write_run(out, "whole", steps, options.ranks)
-    undisturbed = launch([SOURCES / "train.py", whole], options.ranks, options.launcher)
+    script = [SOURCES / "train.py", whole]
+    undisturbed = launch(script, options.ranks, options.launcher, time_limit=RUN_LIMIT)
     assert undisturbed.returncode == 0, undisturbed.text
     print(f"undisturbed: {steps} steps in {undisturbed.seconds:.0f} s", flush=True)
 
@@ -135,7 +137,7 @@ def kill_and_restart(yaml: Path, run: Path, options: argparse.Namespace):
                         kills.append(kill)
                         print(f"kill {len(kills)}: {kill}", flush=True)
                 else:
-                    ended = running.wait(900)
+                    ended = running.wait(RUN_LIMIT)
                     assert ended.returncode == 0, ended.text
                 text = "\n".join(running.output())
             log.write(f"start {starts}\n{text}\n")
