@@ -72,6 +72,7 @@ def test_a_run_of_two_ranks_killed_between_checkpoints_ends_bit_for_bit_as_if_it
     sections = {"moe": {"ep_size": 2}, "deepspeed": str(ROOT / "ds_configs/deepspeed/zero2.json")}
     whole = yaml_of(tiny, tmp_path / "whole", **sections)
     assert train(whole, ranks=2).returncode == 0
+    assert (tmp_path / "whole/routes.png").exists()  # rank 0's last work, the others gone
     broken = yaml_of(tiny, tmp_path / "broken", **sections)
     with start([ROOT / "train.py", broken], 2, "mpirun") as running:
         metrics = tmp_path / "broken/metrics.jsonl"
