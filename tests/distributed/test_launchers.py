@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from torch import distributed as dist
 
-from tests.support.launch import ROOT, Running, free_port, launch, rank_environ
+from tests.support.launch import ROOT, Running, free_port, launch, rank_environ, run_ranks
 from tests.support.loopback_ssh import LoopbackSsh, missing_programs
 
 STOPPABLE = ROOT / "tests" / "support" / "stoppable.py"
@@ -129,6 +131,16 @@ def test_deepspeed_hostfile_starts_a_rank_on_each_host_over_ssh(checkout):
     assert [line["launcher"] for line in ranks] == ["deepspeed"] * 2
     assert [line["LOCAL_RANK"] for line in ranks] == ["0", "0"]
     assert result_of(checkout) == {"step": 3, "sum": 6}
+
+
+def ends_late_on_rank_0() -> int:
+    if dist.get_rank() == 0:
+        time.sleep(3)
+    return dist.get_rank()
+
+
+def test_mpirun_lets_a_rank_finish_its_work_when_another_has_ended():
+    assert run_ranks(ends_late_on_rank_0, ranks=2) == [0, 1]
 
 
 def test_users_mistake_is_status_2_under_mpirun(checkout):

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed as dist
 
@@ -19,6 +20,9 @@ from ds_moe_mtl.training.rendezvous import rendezvous
 from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.watchdog import Watchdog
 from tests.support.tiny import differ_experts, spread_gates, tiny_config
+
+MARGIN = 1e-4
+"""Least gap between two experts' logits: float32 rounding (1e-6 here) then flips no token."""
 
 
 class Rows(list):
@@ -93,6 +97,18 @@ def train_tiny(folder: str, sections: dict, deepspeed: Path) -> dict:
     run.loop.run(0)
     state = plain_state(run.engine.module)
     return {"rows": list(run.rows), "state": state, "margin": min(margins, default=float("inf"))}
+
+
+def assert_same_training(found: dict, expected: dict) -> None:
+    """Assert that two runs of train_tiny (rank 0's) logged the same and ended with one model."""
+    for want, got in zip(expected["rows"], found["rows"], strict=True):
+        for key in ("loss", "grad_norm", *(k for k in want if k.startswith(("loss/", "dev/")))):
+            assert got[key] == pytest.approx(want[key], rel=2e-5, abs=1e-6), (want["step"], key)
+    for name, tensor in expected["state"].items():
+        # Adam's first steps move each weight by about lr = 1e-3, whatever its gradient's size:
+        # where a gradient is rounding alone, so is its sign. Hence the mean, not the largest.
+        error = (found["state"][name] - tensor).abs().mean()
+        assert error < 2e-5, (name, float(error))
 
 
 def _watch_margins(network: torch.nn.Module) -> list[float]:
