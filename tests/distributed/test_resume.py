@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ds_moe_mtl.cli.export import main as export
 from ds_moe_mtl.config import dump_config
 from ds_moe_mtl.training.checkpoint import damage
-from tests.support.ends import differences
+from tests.support.ends import differences, rows_of
 from tests.support.launch import ROOT, launch, rank_environ, start
 from tests.support.tiny import tiny_config, write_tiny
 
