@@ -123,7 +123,7 @@ def test_a_label_outside_the_label_set_is_told_with_its_row():
         encoded("rte", ("a b", "c", -1))
     with pytest.raises(UserError, match=r"row 0 .*label 'maybe'"):
         encoded("scitail", ("a b", "c", "maybe"))
-    with pytest.raises(UserError, match=r"row 1 .*label None .*not a number"):
+    with pytest.raises(UserError, match=r"row 1 .*label None .*not a finite number"):
         encoded("stsb", ("a b", "c", 1.5), ("a b", "c", None))
 
 
