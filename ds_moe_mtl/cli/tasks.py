@@ -15,10 +15,11 @@ def main(arguments: list[str]) -> int:
 
 def _tasks(as_json: bool) -> int:
     from ds_moe_mtl.tasks import known_tasks, task_groups
+    from ds_moe_mtl.tasks.text2text import gym_tasks
 
     tasks, groups = known_tasks(), task_groups()
     if as_json:
-        rows = {name: spec.to_dict() for name, spec in tasks.items()}
+        rows = {name: spec.to_dict() for name, spec in (tasks | gym_tasks()).items()}
         print(json.dumps({"tasks": rows, "groups": groups}))
         return 0
     print(f"{'task':<18}{'kind':<16}{'metric':<12}{'train':>9}  labels")
@@ -26,6 +27,7 @@ def _tasks(as_json: bool) -> int:
         size = f"{spec.published_size:,}" if spec.published_size else "-"
         print(f"{name:<18}{spec.kind:<16}{spec.metric:<12}{size:>9}  {', '.join(spec.labels)}")
     print()
+    print("gym-<name>: the 160 CrossFit tasks, text to text (tasks/crossfit.json)")
     for name, members in groups.items():
         print(f"group {name}: {', '.join(members)}")
     return 0

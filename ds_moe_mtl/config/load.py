@@ -195,5 +195,18 @@ def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
     if data.root is not None and data.root != "embedded":
         root = found("data.root", data.root, "a folder, embedded, or null for the Hub")
         data = data.model_copy(update={"root": root})
+    router = config.router
+    if config.model.kind == "task_moe":
+        files = {"routes_from": "a folder, a run's or a model's", "vectors": "a file, or random"}
+        given = {key: getattr(router, key) for key in files}
+        router = router.model_copy(
+            update={
+                key: found(f"router.{key}", name, files[key])
+                for key, name in given.items()
+                if name not in (None, "random")
+            }
+        )
     native = found("deepspeed", config.deepspeed, "a file, DeepSpeed's JSON")
-    return config.model_copy(update={"tasks": tuple(tasks), "data": data, "deepspeed": native})
+    return config.model_copy(
+        update={"tasks": tuple(tasks), "data": data, "router": router, "deepspeed": native}
+    )

@@ -103,7 +103,7 @@ class MixtureSection(Section):
 class ModelSection(Section):
     """Which of the compared systems is trained, from which encoder."""
 
-    kind: Literal["single", "mt_dense", "mt_switch", "mt_tag"] = "mt_tag"
+    kind: Literal["single", "mt_dense", "mt_switch", "mt_tag", "task_moe"] = "mt_tag"
     encoder: Text = "minilm"  # minilm | a Hub id | a folder
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # paper, section 4.4
     pooler: bool = False  # false: the paper's linear head on [CLS]
@@ -134,6 +134,48 @@ class MoeSection(Section):
         return self
 
 
+class RouterSection(Section):
+    """Task-level experts (model.kind task_moe): whole layers, one route a (task, layer).
+
+    Numbers: public code of Ye, Zha and Ren (CrossTaskMoE), where nothing else is said.
+    """
+
+    experts: Annotated[int, Field(ge=2)] = 3
+    layers: Annotated[tuple[CountOrZero, ...], BeforeValidator(_as_tuple)] | None = None  # from 0
+    route: Literal["learned", "average", "random_task", "random_instance"] = "learned"
+    net: Literal["linear", "mlp", "lstm", "transformer"] = "mlp"
+    hidden: Annotated[int, Field(ge=4, multiple_of=4)] = 64
+    selection: Literal["softmax", "gumbel", "straight_through"] = "straight_through"
+    temperature: Positive = 2.0
+    temperature_min: Positive = 0.1
+    temperature_decay: NotNegative = 3e-4  # temperature = max(start * exp(-decay * step), min)
+    vectors: Text = "random"  # random | a file that `ds-moe-mtl crossfit vectors` wrote
+    vector_size: Count = 128  # of random vectors
+    freeze_vectors: bool = False
+    lr: Positive = 1e-3  # of the router, with train.lr's warm-up and decay
+    vectors_lr: Positive = 1e-2
+    clip: NotNegative | None = None  # of router and vectors alone; null: together with the model
+    expert_noise: NotNegative = 1e-8  # standard deviation added to the copied layers
+    routes_from: Text | None = None  # stage 2: a run or model folder whose routes are taken, frozen
+
+    @_model_validator(mode="after")
+    def _temperature_falls(self) -> "RouterSection":
+        if self.temperature_min > self.temperature:
+            raise ValueError(
+                f"router.temperature_min = {self.temperature_min:g} is above "
+                f"router.temperature = {self.temperature:g}; allowed: at most as high"
+            )
+        if self.layers is not None and len(set(self.layers)) != len(self.layers):
+            raise ValueError("router.layers names a layer twice; allowed: each layer once")
+        if self.layers == ():
+            raise ValueError("router.layers is empty; allowed: null (all layers), or some of them")
+        if self.routes_from is not None and self.route != "learned":
+            raise ValueError(
+                f"router.routes_from with router.route = {self.route}; allowed: route learned"
+            )
+        return self
+
+
 class TrainSection(Section):
     """How long, how fast and in which precision the run trains, and what it keeps."""
 
@@ -154,6 +196,8 @@ class TrainSection(Section):
     limit_examples: Count | None = None  # training examples a task
     limit_dev: Count | None = None  # dev examples a task
     eval_every: CountOrZero = 0  # steps; 0: only at the end
+    select: Literal["last", "dev_score", "dev_loss"] = "last"  # which evaluated model is kept
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of generated answers
     log_every: Count = 10  # steps
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     save_every: CountOrZero = 0  # steps; 0: only at the end or when stopped
@@ -202,5 +246,20 @@ class RunConfig(Section):
     mixture: MixtureSection = MixtureSection()
     model: ModelSection = ModelSection()
     moe: MoeSection = MoeSection()
+    router: RouterSection = RouterSection()
     train: TrainSection
     deepspeed: Text = "ds_configs/deepspeed/zero1.json"
+
+    @property
+    def clips_apart(self) -> bool:
+        """Whether the task router's gradient has a norm and a bound of its own."""
+        return self.model.kind == "task_moe" and self.router.clip is not None
+
+    @_model_validator(mode="after")
+    def _task_experts_are_whole(self) -> "RunConfig":
+        if self.model.kind == "task_moe" and self.moe.ep_size != 1:
+            raise ValueError(
+                f"moe.ep_size = {self.moe.ep_size} with model.kind = task_moe; allowed: 1 (its "
+                "experts are whole layers on every rank)"
+            )
+        return self

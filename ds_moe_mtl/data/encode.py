@@ -10,9 +10,9 @@ import numpy as np
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data.cache import default_cache, load_arrays, one_writer, save_arrays
-from ds_moe_mtl.data.rows import check_text, label_numbers
+from ds_moe_mtl.data.rows import check_text, label_numbers, right_options
 from ds_moe_mtl.data.source import Source, find_split
-from ds_moe_mtl.data.tokens import Arrays, tokenise
+from ds_moe_mtl.data.tokens import Arrays, tokenise, tokenise_targets
 from ds_moe_mtl.tasks import TaskSpec
 
 CACHE_FORMAT = 1  # raise it when the arrays of a split change their meaning
@@ -30,6 +30,8 @@ class EncodedSplit:
     questions: np.ndarray  # int64 [N], the example it belongs to, non-decreasing from 0
     parts: np.ndarray  # int8 [N], which of the task's dev splits
     spans: np.ndarray | None = None  # int32 [N, 2, 2], two words as tokens [start, end)
+    targets: np.ndarray | None = None  # int32, the answers' tokens, where they are generated
+    target_offsets: np.ndarray | None = None  # int64 [N + 1]
     cached: bool = False  # read from the cache, not made now
     origin: str = ""  # the file or data set the rows are from
 
@@ -145,6 +147,8 @@ def _encode_sources(
 def _encode_rows(
     spec: TaskSpec, columns: dict[str, list], tokenizer, length: int, origin: str
 ) -> Arrays:
+    if spec.kind in ("options", "text"):
+        return _encode_answers(spec, columns, tokenizer, length, origin)
     texts = [*spec.text, *spec.choices, *((spec.joined,) if spec.joined else ())]
     check_text(columns, texts, origin)
     arrays = tokenise(spec, columns, tokenizer, length, origin)
@@ -159,6 +163,24 @@ def _encode_rows(
     else:
         arrays["labels"] = numbers
     arrays["weights"] = np.full(len(rows), 1 / per_row, dtype=np.float32)
+    arrays["parts"] = np.zeros(len(rows), dtype=np.int8)
+    return arrays
+
+
+def _encode_answers(
+    spec: TaskSpec, columns: dict[str, list], tokenizer, length: int, origin: str
+) -> Arrays:
+    """Rows with text answers: a sequence an option, or one with the answer's own tokens."""
+    check_text(columns, [*spec.text, spec.label], origin)
+    right = None
+    if spec.kind == "options":
+        right = right_options(columns, spec.choices[0], spec.label, origin)
+    arrays = tokenise(spec, columns, tokenizer, length, origin)
+    rows = arrays["questions"]
+    if spec.kind == "text":
+        arrays |= tokenise_targets(columns[spec.label], tokenizer)
+    arrays["labels"] = np.zeros(len(rows), dtype=np.float32) if right is None else right
+    arrays["weights"] = (1 / np.bincount(rows)[rows]).astype(np.float32)
     arrays["parts"] = np.zeros(len(rows), dtype=np.int8)
     return arrays
 

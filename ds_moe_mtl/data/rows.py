@@ -24,6 +24,22 @@ def check_text(columns: dict[str, list], names: Sequence[str], origin: str) -> N
             raise UserError(f"{origin}: every text of column {name!r} is empty")
 
 
+def right_options(columns: dict[str, list], options: str, label: str, origin: str) -> np.ndarray:
+    """1 for the option that is the answer, 0 for the others, row by row; float32.
+
+    Raises UserError that names the row of an answer that is no option, or one that is several.
+    """
+    right: list[bool] = []
+    for row, (choices, answer) in enumerate(zip(columns[options], columns[label], strict=True)):
+        if not isinstance(choices, list) or choices.count(answer) != 1:
+            raise UserError(
+                f"{origin}: row {row} (from 0): the answer {_shown(answer)} is not one of the "
+                f"options {_shown(choices)} (each once)"
+            )
+        right.extend(choice == answer for choice in choices)
+    return np.array(right, dtype=np.float32)
+
+
 def label_numbers(spec: TaskSpec, values: Sequence, origin: str) -> np.ndarray:
     """Class numbers, scores, or the number of the right choice, float32 [rows].
 

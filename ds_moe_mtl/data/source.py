@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.data.gym import gym_files, gym_rows
 from ds_moe_mtl.data.own import own_columns
 from ds_moe_mtl.data.tables import Columns, need_columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, lexicon, synthetic, task_groups
+from ds_moe_mtl.tasks.text2text import FOLDER
 
 EMBEDDED_ROOT = "embedded"
 
@@ -46,6 +48,8 @@ def find_split(spec: TaskSpec, split: str, root: str | None) -> Source:
             f"data.root: task {spec.name!r} is not in the embedded suite "
             f"({', '.join(task_groups()['embedded'])}); give a folder, or nothing for the Hub"
         )
+    if spec.folder == FOLDER:
+        return _gym(spec, split, root)
     return _hub(spec, split) if root is None else _local(spec, split, Path(root).expanduser())
 
 
@@ -75,6 +79,19 @@ def _generated(spec: TaskSpec, split: str) -> Source:
         "the embedded suite",
         content_hash([synthetic.__file__, lexicon.__file__]),
         lambda: synthetic.generate(spec.name, split),
+    )
+
+
+def _gym(spec: TaskSpec, split: str, root: str | None) -> Source:
+    if root is None:
+        raise UserError(
+            f"data.root: task {spec.name!r} is of the few-shot gym, which no single set of the Hub "
+            f"holds; set data.root to a folder with {FOLDER}/ in it"
+        )
+    folder = Path(root).expanduser()
+    files = gym_files(spec, split, folder)
+    return Source(
+        f"{files[0]}, {split}", content_hash(files), lambda: gym_rows(spec, split, folder)
     )
 
 

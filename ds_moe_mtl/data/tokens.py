@@ -13,6 +13,9 @@ from ds_moe_mtl.tasks import TaskSpec
 
 ROWS_AT_ONCE = 4096  # bounds the memory of the tokenizer's Python lists
 
+TARGET_LENGTH = 64
+"""Tokens of a generated answer, as in the public code of Ye, Zha and Ren (CrossTaskMoE)."""
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -64,6 +67,17 @@ def tokenise(
     return arrays
 
 
+def tokenise_targets(answers: Sequence[str], tokenizer) -> Arrays:
+    """Arrays targets and target_offsets: each answer with the special tokens of a text."""
+    ids = tokenizer(
+        list(answers), truncation=True, max_length=TARGET_LENGTH, return_attention_mask=False
+    )["input_ids"]
+    return {
+        "targets": np.array(list(chain.from_iterable(ids)), dtype=np.int32),
+        "target_offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
+    }
+
+
 def _segments(spec: TaskSpec, columns: dict[str, list]):
     """First texts, what is joined to them, second texts (each None: there are none), their rows."""
     heads = columns[spec.text[0]]
@@ -73,7 +87,12 @@ def _segments(spec: TaskSpec, columns: dict[str, list]):
     if spec.joined:
         phrases = dict(spec.phrases)
         tails = [phrases.get(value, value) for value in columns[spec.joined]]
-    if spec.choices:
+    if spec.kind == "options":
+        options = columns[spec.choices[0]]
+        seconds = list(chain.from_iterable(options))
+        rows = [row for row in rows for _ in options[row]]
+        heads = [heads[row] for row in rows]
+    elif spec.choices and spec.kind != "text":
         seconds = list(chain.from_iterable(zip(*(columns[c] for c in spec.choices), strict=True)))
         rows = [row for row in rows for _ in spec.choices]
         heads = [heads[row] for row in rows]

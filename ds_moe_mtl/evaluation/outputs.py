@@ -5,6 +5,7 @@ import torch
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch
+from ds_moe_mtl.models.losses import option_losses, sequence_losses
 from ds_moe_mtl.tasks import TaskSpec
 
 INPUTS = (
@@ -15,12 +16,32 @@ INPUTS = (
     "groups",
     "task_ids_B",
     "spans_B22",
+    "questions_B",
 )
 
 
 def network_inputs(batch: MultiTaskBatch) -> dict:
     """Return the keywords of MultiTaskNetwork.forward for a batch."""
     return {name: getattr(batch, name) for name in INPUTS}
+
+
+def batch_losses(network: torch.nn.Module, outputs, batch: MultiTaskBatch) -> torch.Tensor:
+    """Return each sequence's loss [B], float32; weighted and summed it is that of the examples."""
+    if outputs.losses_B is not None:
+        return outputs.losses_B
+    num_outputs_B = network.num_outputs[batch.task_ids_B]
+    losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B)
+    is_option_B = network.scores_options[batch.task_ids_B]
+    if not network.scores_options.any():
+        return losses_B
+    options_B = option_losses(
+        outputs.logits_BC[:, 0].where(is_option_B, torch.zeros_like(losses_B)),
+        batch.labels_B,
+        batch.weights_B,
+        batch.task_ids_B,
+        batch.questions_B,
+    )
+    return torch.where(is_option_B, options_B, losses_B)
 
 
 @torch.no_grad()

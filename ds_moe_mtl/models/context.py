@@ -26,12 +26,15 @@ class GateCall:
     """One forward call: gate ids [batch] or [batch, seq], the mask of real tokens, the results.
 
     direct: the call was opened by the upcycled model's own forward, not by `GateContext.use`.
+    task_ids, questions: of each sequence, for a task router (B sequences; questions may be None).
     """
 
     gate_ids: torch.Tensor | None
     mask: torch.Tensor | None = None
     keep_routes: bool = False
     direct: bool = False
+    task_ids: torch.Tensor | None = None
+    questions: torch.Tensor | None = None
     aux_losses: list[torch.Tensor] = field(default_factory=list)
     counts: list[torch.Tensor] = field(default_factory=list)
     routes: list[LayerRoute] = field(default_factory=list)

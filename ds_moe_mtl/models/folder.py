@@ -1,7 +1,8 @@
 """The canonical model folder: safetensors, config.json, tokenizer, task map. No pickle.
 
 config.json: {"format": 1, "kind", "encoder" (transformers' config), "encoder_class", "pooler",
-"heads", "routing", "gate_of_task", "tasks" (rows as plain values), "about" (free)}.
+"heads", "routing", "gate_of_task", "tasks" (rows as plain values), "about" (free)}; a task_moe
+model has "router" too.
 """
 
 import json
@@ -14,6 +15,7 @@ import torch
 from ds_moe_mtl.models.gating import RoutingOptions
 from ds_moe_mtl.models.heads import HeadSpec
 from ds_moe_mtl.models.multitask import SPARSE_KINDS, MultiTaskNetwork, build_network
+from ds_moe_mtl.models.task_router import RouterOptions, TaskRouter
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -29,6 +31,7 @@ def describe_network(
 ) -> dict:
     """Return what config.json says of a network, enough to build it again."""
     transformer = network.encoder.transformer
+    router = network.router
     return {
         "format": FORMAT,
         "kind": kind,
@@ -38,6 +41,7 @@ def describe_network(
         "heads": [asdict(spec) for spec in network.heads.specs],
         "routing": asdict(routing) if kind in SPARSE_KINDS else None,
         "gate_of_task": network.gate_of_task.tolist(),
+        **({"router": _router_values(router)} if router is not None else {}),
         "tasks": tasks,
         "about": dict(about),
     }
@@ -103,6 +107,7 @@ def load_folder(
         config.hidden_dropout_prob,
         RoutingOptions(**description["routing"]) if description["routing"] else None,
         gate_of_task=description["gate_of_task"],
+        router=_router_options(description),
     )
     stored = next(iter(state.values())).dtype
     try:
@@ -110,3 +115,16 @@ def load_folder(
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
     return network.eval(), description
+
+
+def _router_values(router: TaskRouter) -> dict:
+    """Return a router's options, vector_size that of the vectors it has."""
+    values = asdict(router.options)
+    if router.options.route == "learned":
+        values["vector_size"] = router.vectors.shape[1]
+    return values
+
+
+def _router_options(description: dict) -> RouterOptions | None:
+    values = description.get("router")
+    return values and RouterOptions(**{**values, "layers": tuple(values["layers"])})

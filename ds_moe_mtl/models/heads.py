@@ -18,38 +18,57 @@ HEAD_INIT_STD = 0.02
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a head needs to know of its task. `spans`: reads [CLS] and the task's two words."""
+    """What a head needs to know of its task.
+
+    spans: reads [CLS] and the task's two words. shared: the name of a head that several tasks
+    have in common, "" for one of its own.
+    """
 
     name: str
     outputs: int
     spans: bool = False
+    shared: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of the head among the network's."""
+        return self.shared or self.name
 
 
 class TaskHeads(nn.Module):
-    """One linear head a task."""
+    """One linear head a task, or one for all tasks that share it."""
 
     def __init__(self, hidden_size: int, specs: Sequence[HeadSpec], dropout: float) -> None:
         super().__init__()
         self.specs = tuple(specs)
         self.dropout = Dropout(dropout)
         self.tasks = nn.ModuleDict()
-        for spec in specs:
+        for spec in self._heads():
             head = nn.Linear(hidden_size * (3 if spec.spans else 1), spec.outputs)
             nn.init.normal_(head.weight, std=HEAD_INIT_STD)
             nn.init.zeros_(head.bias)
-            self.tasks[spec.name] = head
+            self.tasks[spec.key] = head
         self.register_buffer("column", self._columns(), persistent=False)
+
+    def _heads(self) -> list[HeadSpec]:
+        """Return one spec a head, in the order of the tasks."""
+        heads: dict[str, HeadSpec] = {}
+        for spec in self.specs:
+            heads.setdefault(spec.key, spec)
+        return list(heads.values())
 
     def _columns(self) -> torch.Tensor:
         """Return [tasks, C]: the column of each task's outputs in the joint product; -1: none."""
         widest = max(spec.outputs for spec in self.specs)
         column = torch.full((len(self.specs), widest), -1, dtype=torch.long)
-        first = 0
+        firsts, first = {}, 0
         for spans in (False, True):
-            for task, spec in enumerate(self.specs):
-                if spec.spans == spans:
-                    column[task, : spec.outputs] = torch.arange(first, first + spec.outputs)
-                    first += spec.outputs
+            for spec in (spec for spec in self._heads() if spec.spans == spans):
+                firsts[spec.key] = first
+                first += spec.outputs
+        for task, spec in enumerate(self.specs):
+            start = firsts[spec.key]
+            column[task, : spec.outputs] = torch.arange(start, start + spec.outputs)
         return column
 
     def forward(
@@ -71,7 +90,7 @@ class TaskHeads(nn.Module):
         return joint_BK.gather(1, column_BC.clamp(min=0)).masked_fill(column_BC < 0, -torch.inf)
 
     def _product(self, x_BX: torch.Tensor, spans: bool) -> torch.Tensor:
-        heads = [self.tasks[spec.name] for spec in self.specs if spec.spans == spans]
+        heads = [self.tasks[spec.key] for spec in self._heads() if spec.spans == spans]
         if not heads:
             return x_BX.new_zeros((x_BX.shape[0], 0))
         weight = torch.cat([head.weight for head in heads])

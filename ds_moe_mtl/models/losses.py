@@ -1,5 +1,7 @@
 """The joint objective: cross-entropy over log(classes), squared error, mean over all examples.
 
+A question with answer options: cross-entropy over its options' scores, over log(options).
+
 B sequences, C outputs of the widest task.
 Source: "Sparsely Activated MoE are Robust Multi-Task Learners", eq. 9-10 and "Loss scaling".
 """
@@ -24,6 +26,36 @@ def sequence_losses(
     cross_entropy_B = -log_prob_BC.gather(1, target_B[:, None]).squeeze(1)
     scale_B = torch.log(num_outputs_B.clamp(min=2).float())
     return torch.where(regression_B, squared_B, cross_entropy_B / scale_B)
+
+
+def option_losses(
+    scores_B: torch.Tensor,
+    labels_B: torch.Tensor,
+    weights_B: torch.Tensor,
+    task_ids_B: torch.Tensor,
+    questions_B: torch.Tensor,
+) -> torch.Tensor:
+    """Return losses [B], float32, whose sum over a question's options, weighted, is its loss.
+
+    A question's loss is the cross-entropy of its options' scores over log(options). labels_B: 1
+    for the right option; weights_B: 1 / options. An example that is drawn twice into a batch
+    counts twice, as two questions with the same scores would.
+    """
+    if len(scores_B) == 0:
+        return scores_B
+    key_B = task_ids_B * (questions_B.max() + 1) + questions_B
+    _, group_B = torch.unique(key_B, return_inverse=True)
+    groups = int(group_B.max()) + 1
+    zeros_Q = scores_B.new_zeros(groups)
+    largest_Q = zeros_Q.scatter_reduce(
+        0, group_B, scores_B.detach(), "amax", include_self=False
+    )
+    copies_Q = zeros_Q.index_add(0, group_B, weights_B)
+    shifted_B = scores_B - largest_Q[group_B]
+    sum_Q = zeros_Q.index_add(0, group_B, shifted_B.exp()) / copies_Q
+    cross_entropy_B = sum_Q.log()[group_B] - shifted_B
+    options_B = 1 / weights_B
+    return labels_B * options_B * cross_entropy_B / torch.log(options_B.clamp(min=2))
 
 
 def task_sums(

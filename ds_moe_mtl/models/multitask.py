@@ -4,7 +4,7 @@ T tokens, B sequences, C outputs of the widest task.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -13,27 +13,34 @@ from ds_moe_mtl.models.context import GateCall, LayerRoute
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.gating import RoutingOptions
 from ds_moe_mtl.models.heads import HeadSpec, TaskHeads
+from ds_moe_mtl.models.routed_layers import RouteCall, RouteContext, route_layers
+from ds_moe_mtl.models.task_router import RouterOptions, TaskRouter
 from ds_moe_mtl.models.upcycle import gate_context, upcycle
 
 SPARSE_KINDS = ("mt_switch", "mt_tag")
-KINDS = ("single", "mt_dense", *SPARSE_KINDS)
+KINDS = ("single", "mt_dense", *SPARSE_KINDS, "task_moe")
 
 
 @dataclass
 class Outputs:
     """logits_BC float32 (-inf beyond a task's own outputs), the auxiliary loss, and layer records.
 
-    counts: tokens an expert [E] a sparse layer; routes: filled where asked for.
+    counts: tokens an expert [E] a sparse layer; routes: filled where asked for. losses_B: where
+    the network itself computes each sequence's loss (answers that are generated).
     """
 
     logits_BC: torch.Tensor
     aux_loss: torch.Tensor
     counts: list[torch.Tensor] = field(default_factory=list)
     routes: list[LayerRoute] = field(default_factory=list)
+    losses_B: torch.Tensor | None = None
 
 
 class MultiTaskNetwork(nn.Module):
-    """Encoder and heads; gate_of_task maps a task's index to its gate."""
+    """Encoder and heads; gate_of_task maps a task's index to its gate.
+
+    router: None, or the task router whose routes the encoder's RoutedLayers follow.
+    """
 
     def __init__(
         self,
@@ -41,8 +48,11 @@ class MultiTaskNetwork(nn.Module):
         heads: Sequence[HeadSpec],
         dropout: float,
         gate_of_task: Sequence[int] | None,
+        router: TaskRouter | None = None,
+        route_context: RouteContext | None = None,
     ) -> None:
         super().__init__()
+        self.router, self._route_context = router, route_context
         self.encoder = PackedEncoder(transformer)
         self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
         gates = torch.zeros(len(heads), dtype=torch.long)
@@ -51,6 +61,13 @@ class MultiTaskNetwork(nn.Module):
         self.register_buffer("gate_of_task", gates, persistent=False)
         outputs = torch.tensor([spec.outputs for spec in heads])
         self.register_buffer("num_outputs", outputs, persistent=False)
+        options = torch.tensor([bool(spec.shared) for spec in heads])
+        self.register_buffer("scores_options", options, persistent=False)
+
+    def set_step(self, step: int) -> None:
+        """Say which training step this is; a task router's temperature depends on it."""
+        if self.router is not None:
+            self.router.set_step(step)
 
     def forward(
         self,
@@ -61,6 +78,7 @@ class MultiTaskNetwork(nn.Module):
         groups: list[tuple[int, int]],
         task_ids_B: torch.Tensor,
         spans_B22: torch.Tensor,
+        questions_B: torch.Tensor | None = None,
         keep_routes: bool = False,
     ) -> Outputs:
         """Return every sequence's outputs; the arguments are MultiTaskBatch's fields."""
@@ -74,6 +92,7 @@ class MultiTaskNetwork(nn.Module):
             call.gate_ids = self.gate_of_task[task_ids_B].repeat_interleave(
                 lengths_B, output_size=len(input_ids_T)
             )[None]
+            call.task_ids, call.questions = task_ids_B, questions_B
             hidden_TD = self._run_encoder(call, inputs)
         cls_BD = self.encoder.pool(hidden_TD[starts_B])
         logits_BC = self.heads(hidden_TD, cls_BD, starts_B, task_ids_B, spans_B22)
@@ -81,6 +100,11 @@ class MultiTaskNetwork(nn.Module):
         return Outputs(logits_BC, aux_loss, call.counts, call.routes)
 
     def _run_encoder(self, call: GateCall, inputs: tuple) -> torch.Tensor:
+        if self.router is not None:
+            lengths = inputs[3].diff().tolist()
+            routes_LBE = self.router(call.task_ids, call.questions)
+            with self._route_context.use(RouteCall(routes_LBE, lengths, self.router.one_hot)):
+                return self.encoder(*inputs)
         context = gate_context(self.encoder)
         if context is None:
             return self.encoder(*inputs)
@@ -96,6 +120,7 @@ class MultiTaskNetwork(nn.Module):
         token = empty.new_zeros(1)
         call.gate_ids = token[None]
         call.mask = token[None]
+        call.task_ids = call.questions = token
         ends = torch.tensor([0, 1], dtype=torch.int32, device=empty.device)
         return self._run_encoder(call, (token, token, token, ends, ((0, 1),)))[:0]
 
@@ -108,15 +133,25 @@ def build_network(
     routing: RoutingOptions | None = None,
     expert_noise: float = 0.0,
     gate_of_task: Sequence[int] | None = None,
+    router: RouterOptions | None = None,
+    vectors: torch.Tensor | None = None,
 ) -> MultiTaskNetwork:
-    """Return the network of one of the four kinds around a dense `transformer`.
+    """Return the network of one of the five kinds around a dense `transformer`.
 
     mt_tag: `routing.num_gates` gates, task i using gate_of_task[i] (i where not given);
     mt_switch: one gate for all; single and mt_dense: no MoE layer, `routing` is not read.
+    task_moe: whole layers are experts, a route a task by `router` over task vectors [tasks, V].
     """
     if kind not in KINDS:
         raise ValueError(f"model.kind is one of {KINDS}, got {kind!r}")
     gates = None
+    if kind == "task_moe":
+        context = RouteContext()
+        layers = router.layers or tuple(range(len(transformer.encoder.layer)))
+        router = replace(router, layers=layers)
+        route_layers(transformer.encoder.layer, layers, router.experts, context, expert_noise)
+        task_router = TaskRouter(router, len(heads), vectors)
+        return MultiTaskNetwork(transformer, heads, dropout, None, task_router, context)
     if kind in SPARSE_KINDS:
         upcycle(transformer, options=routing, expert_noise=expert_noise)
     if kind == "mt_tag":

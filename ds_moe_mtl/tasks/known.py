@@ -9,10 +9,11 @@ from ds_moe_mtl.tasks.other import OTHER
 from ds_moe_mtl.tasks.spec import TaskSpec
 from ds_moe_mtl.tasks.superglue import SUPERGLUE
 from ds_moe_mtl.tasks.synthetic import EMBEDDED
+from ds_moe_mtl.tasks.text2text import PREFIX, gym_groups, gym_tasks
 
 
 def known_tasks() -> dict[str, TaskSpec]:
-    """Every known task by its name."""
+    """Every known task by its name, the 160 of the few-shot gym apart (`gym_tasks`)."""
     return {spec.name: spec for spec in (*GLUE, *SUPERGLUE, *OTHER, *EMBEDDED)}
 
 
@@ -31,15 +32,16 @@ def task_groups() -> dict[str, tuple[str, ...]]:
             *(spec.name for spec in OTHER if spec.name != "scitail"),
         ),
         "embedded": tuple(spec.name for spec in EMBEDDED),
+        **gym_groups(),
     }
 
 
 def get_task(name: str) -> TaskSpec:
     """The row of that name. Raises UserError with the nearest known name."""
     tasks = known_tasks()
-    if name not in tasks:
+    if name not in tasks and name not in gym_tasks():
         raise UserError(_unknown(name, list(tasks)))
-    return tasks[name]
+    return tasks.get(name) or gym_tasks()[name]
 
 
 def expand_tasks(names: Iterable[str]) -> list[str]:
@@ -52,7 +54,7 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     for name in names:
         if name in groups:
             expanded.update(dict.fromkeys(groups[name]))
-        elif name in tasks:
+        elif name in tasks or name in gym_tasks():
             expanded[name] = None
         else:
             raise UserError(_unknown(name, [*tasks, *groups]))
@@ -62,6 +64,9 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
 def _unknown(name: str, known: list[str]) -> str:
     plain = {_plain(other): other for other in known}
     near = [other for key, other in plain.items() if len(name) > 3 and key.startswith(_plain(name))]
+    if name.startswith(PREFIX):
+        plain = {_plain(other): other for other in gym_tasks()}
+        known = [*task_groups(), "gym-<CrossFit's name>"]
     near += [plain[key] for key in difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.5)]
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"tasks: unknown task {name!r}; {hint}known: {', '.join(sorted(known))}"

@@ -35,6 +35,9 @@ def score(
         rows = parts_N == part
         if spec.kind == "ranking":
             value = _ranking_accuracy(outputs_NC[rows], labels_N[rows], questions_N[rows])
+        elif spec.kind == "options":
+            right, chosen = _option_places(outputs_NC[rows], labels_N[rows], questions_N[rows])
+            value = METRICS[OPTION_METRICS.get(spec.metric, spec.metric)](right, chosen)
         elif spec.kind == "regression":
             value = METRICS[spec.metric](labels_N[rows], outputs_NC[rows].reshape(-1))
         else:
@@ -56,6 +59,23 @@ def _ranking_accuracy(
     order = np.lexsort((-outputs_NC[:, 1], questions_N))
     _, firsts = np.unique(questions_N[order], return_index=True)
     return float(labels_N[order][firsts].mean())
+
+
+def _option_places(
+    outputs_NC: np.ndarray, labels_N: np.ndarray, questions_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Place of the right and of the best scored option of each question, int [questions].
+
+    Where a task's options are always the same, in the same order, places are its classes.
+    """
+    firsts = np.flatnonzero(np.diff(questions_N, prepend=-1))
+    ends = np.append(firsts[1:], len(questions_N))
+    pairs = [
+        (labels_N[first:end].argmax(), outputs_NC[first:end, 0].argmax())
+        for first, end in zip(firsts, ends, strict=True)
+    ]
+    right, chosen = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return right, chosen
 
 
 def _accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
@@ -100,6 +120,9 @@ def _correlation(function: Callable, labels: np.ndarray, predicted: np.ndarray) 
         return 0.0
     return float(function(labels, predicted).statistic)
 
+
+OPTION_METRICS = {"exact_match": "accuracy"}
+"""The answer is one of the options, so it matches exactly or it is another."""
 
 CLASS_METRICS = ("accuracy", "matthews", "f1", "macro_f1")
 REGRESSION_METRICS = ("spearman", "pearson")

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-KINDS = ("classification", "regression", "ranking", "span")
+KINDS = ("classification", "regression", "ranking", "span", "options", "text")
 
 # Sec. 4.2 of "Sparsely Activated MoE are Robust Multi-Task Learners": small tasks have at most
 # 10k training examples.
@@ -16,7 +16,9 @@ class TaskSpec:
 
     kind: "classification" (one of `labels`), "regression" (a number), "ranking" (which of the
     `choices` columns; each is encoded by itself, label 1 = the right one), "span"
-    (classification of [CLS] together with one word in each of two texts).
+    (classification of [CLS] together with one word in each of two texts), "options" (which item
+    of the list in column choices[0] the answer `label` is; one score an item, from a head that
+    all such tasks share), "text" (the answer is generated).
     """
 
     name: str
@@ -43,8 +45,8 @@ class TaskSpec:
 
     @property
     def num_outputs(self) -> int:
-        """Numbers the task's head gives for a sequence: its classes, or 1 for a regression."""
-        return 1 if self.kind == "regression" else len(self.labels)
+        """Numbers the task's head gives for a sequence: its classes, or 1 for a score."""
+        return 1 if self.kind in ("regression", "options", "text") else len(self.labels)
 
     @property
     def is_own(self) -> bool:

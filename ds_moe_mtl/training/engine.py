@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,6 +12,7 @@ import torch
 
 from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import MultiTaskNetwork
+from ds_moe_mtl.training.clipping import clip_apart
 from ds_moe_mtl.training.host_memory import keep_freed_memory
 from ds_moe_mtl.training.rendezvous import Ranks, apply
 
@@ -103,22 +105,27 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
     return engine
 
 
-def set_learning_rate(engine, rate: float) -> None:
-    """Give every parameter group this step's rate."""
+def set_learning_rate(engine, rate: float, rates: Mapping[str, float]) -> None:
+    """Give every parameter group this step's rate: the one of its name in `rates`, or `rate`."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rates.get(group.get("name"), rate)
 
 
-def optimizer_step(engine, wants_norm: bool) -> Update:
+def optimizer_step(engine, wants_norm: bool, config: RunConfig | None = None) -> Update:
     """Step (at an accumulation boundary) and return what came of it; a collective call.
+
+    Router and model are clipped apart first where the configuration says so.
 
     ZeRO 1 and 2 compute the norm anyway, agree on whether it is finite and skip the step where it
     is not. Stage 0 does neither: there the norm is computed if wanted, and the ranks agree here.
     """
+    apart = None
+    if config is not None and config.clips_apart and engine.is_gradient_accumulation_boundary():
+        apart = clip_apart(engine, config)
     if not engine.zero_optimization():
         return _plain_step(engine, wants_norm)
     engine.step()
-    norm = engine.get_global_grad_norm()
+    norm = engine.get_global_grad_norm() if apart is None else apart
     return Update(None if norm is None else float(norm), bool(engine.optimizer.overflow))
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import distributed as dist
 
 from ds_moe_mtl.data import MultiTaskBatch, SuperBatches
-from ds_moe_mtl.evaluation.outputs import network_inputs
-from ds_moe_mtl.models.losses import sequence_losses, task_sums
+from ds_moe_mtl.evaluation.outputs import batch_losses, network_inputs
+from ds_moe_mtl.models.losses import task_sums
+from ds_moe_mtl.moe.optimizer_groups import ROUTER, VECTORS
 from ds_moe_mtl.training.dev import evaluate
 from ds_moe_mtl.training.engine import optimizer_step, set_learning_rate
 from ds_moe_mtl.training.metrics_log import MetricsLog
@@ -24,6 +25,9 @@ from ds_moe_mtl.training.watchdog import Watchdog
 
 AGREE_EVERY_ON_GPU = 8
 """Steps between two agreements on a stop request; each makes the host wait for the GPU."""
+
+MOST_NAMED = 16
+"""Tasks that a printed line names one by one; the metrics file always has all."""
 
 
 class TrainingLoop:
@@ -41,8 +45,13 @@ class TrainingLoop:
         watchdog: Watchdog,
         save: Callable[[int], None],
         say: Callable[[str], None],
+        evaluated: Callable[[int, dict, dict], None] | None = None,
     ) -> None:
-        """log is None on all ranks but rank 0; save(step) is a collective call."""
+        """log is None on all ranks but rank 0; save(step) is a collective call.
+
+        evaluated(step, results, losses): told of every evaluation, a collective call.
+        """
+        self.evaluated = evaluated
         self.engine, self.plan, self.loader, self.device = engine, plan, loader, device
         self.stop, self.log, self.save, self.say = stop, log, save, say
         self.skipped, self.watchdog = skipped, watchdog
@@ -88,20 +97,20 @@ class TrainingLoop:
     def _step(self, step: int, micro_batches: list[MultiTaskBatch], num_examples: int) -> None:
         # Dropout depends on seed, step and rank alone: nothing to store, resumes are exact.
         torch.manual_seed(_step_seed(self.plan.config.run.seed, step, dist.get_rank()))
-        set_learning_rate(
-            self.engine,
-            learning_rate(step, self.plan.total_steps, self.plan.warmup_steps, self.train.lr),
-        )
+        config = self.plan.config
+        share = learning_rate(step, self.plan.total_steps, self.plan.warmup_steps, 1.0)
+        rates = {ROUTER: share * config.router.lr, VECTORS: share * config.router.vectors_lr}
+        set_learning_rate(self.engine, share * self.train.lr, rates)
+        self.engine.module.set_step(step)
         divided_by = dist.get_world_size() * len(micro_batches)
         scale, parts = loss_scale(self.engine), []
         for batch in micro_batches:
             batch = batch.to(self.device)
             outputs = self.engine(**network_inputs(batch))
-            num_outputs_B = self.engine.module.num_outputs[batch.task_ids_B]
-            losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B)
+            losses_B = batch_losses(self.engine.module, outputs, batch)
             loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
             self.engine.backward(loss + outputs.aux_loss)
-            update = optimizer_step(self.engine, self._is_logged(step + 1))
+            update = optimizer_step(self.engine, self._is_logged(step + 1), config)
             parts.append((losses_B.detach(), batch))
             self.watchdog.progress(step + 1)
         self._norm = None if update.skipped else update.norm
@@ -132,11 +141,18 @@ class TrainingLoop:
             self.watchdog.progress(step, "dev scores")
 
         progress()
-        self.results = evaluate(self.engine.module, self.plan, self.device, progress)
-        scores = "  ".join(f"{name} {result['value']:.1f}" for name, result in self.results.items())
+        losses = {} if self.train.select == "dev_loss" else None
+        self.results = evaluate(self.engine.module, self.plan, self.device, progress, losses)
+        if self.evaluated is not None:
+            self.evaluated(step, self.results, losses or {})
+        values = {name: result["value"] for name, result in self.results.items()}
+        scores = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
+        if len(values) > MOST_NAMED:
+            scores = f"mean {sum(values.values()) / len(values):.2f} over {len(values)} tasks"
         self.say(f"step {step}: dev  {scores}")
         self._window.start(step, self.loader.stall_seconds)
-        return {f"dev/{name}": result["value"] for name, result in self.results.items()}
+        row = {f"dev/{name}": result["value"] for name, result in self.results.items()}
+        return row | {f"dev_loss/{name}": loss for name, loss in (losses or {}).items()}
 
     def _save(self, step: int) -> None:
         if step != self._saved:
@@ -209,9 +225,10 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 def _progress(row: dict, total: int) -> str:
     """Return the line a person reads: step, losses, rate, time left."""
-    losses = " ".join(
+    by_task = [
         f"{key[5:]} {value:.3f}" for key, value in row.items() if key.startswith("loss/")
-    )
+    ]
+    losses = " ".join(by_task) if len(by_task) <= MOST_NAMED else f"{len(by_task)} tasks"
     loss = f"loss {row['loss']:.3f} ({losses})" if "loss" in row else "no loss"
     norm = f"  norm {row['grad_norm']:.2f}" if "grad_norm" in row else ""
     skipped = f"  {row['skipped']} skipped" if "skipped" in row else ""

@@ -6,12 +6,24 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
 from ds_moe_mtl.models.pretrained import load_transformer, weights_hash
 from ds_moe_mtl.tasks import TaskSpec
-from ds_moe_mtl.training.plan import RunPlan, routing_options
+from ds_moe_mtl.training.plan import RunPlan, router_options, routing_options
+from ds_moe_mtl.training.stored_routes import load_routes, load_vectors
+
+OPTIONS_HEAD = "options"
+"""The one head that scores the options of every task that has them."""
 
 
 def head_specs(specs: list[TaskSpec]) -> list[HeadSpec]:
     """Return what the heads need to know of the tasks."""
-    return [HeadSpec(spec.name, spec.num_outputs, spec.kind == "span") for spec in specs]
+    return [
+        HeadSpec(
+            spec.name,
+            spec.num_outputs,
+            spec.kind == "span",
+            OPTIONS_HEAD if spec.kind == "options" else "",
+        )
+        for spec in specs
+    ]
 
 
 def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
@@ -22,7 +34,12 @@ def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
     """
     config = plan.config
     torch.manual_seed(config.run.seed)
+    routed = config.model.kind == "task_moe"
+    names = [spec.name for spec in plan.specs]
     try:
+        vectors = None
+        if routed and config.router.vectors != "random":
+            vectors = load_vectors(config.router.vectors, names)
         transformer = load_transformer(plan.source, config.model.dropout, config.model.pooler)
         sha256 = weights_hash(transformer)
         torch.manual_seed(config.run.seed)
@@ -32,8 +49,12 @@ def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
             head_specs(plan.specs),
             config.model.dropout,
             routing_options(config, len(plan.specs)),
-            config.moe.expert_noise,
+            config.router.expert_noise if routed else config.moe.expert_noise,
+            router=router_options(config) if routed else None,
+            vectors=vectors,
         )
+        if routed and config.router.routes_from is not None:
+            load_routes(network.router, config.router.routes_from, names)
     except ValueError as error:
         raise UserError(str(error)) from error
     return network, sha256

@@ -9,6 +9,7 @@ from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, o
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
 from ds_moe_mtl.models.pretrained import EncoderSource, find_encoder
+from ds_moe_mtl.models.task_router import RouterOptions
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 
 Say = Callable[[str], None]
@@ -141,6 +142,26 @@ def routing_options(config: RunConfig, num_tasks: int) -> RoutingOptions:
         router_z_loss=moe.router_z_loss,
         jitter=moe.jitter,
         impl=moe.impl,
+    )
+
+
+def router_options(config: RunConfig) -> RouterOptions:
+    """Return what the task router of a run is; layers () stands for all of the encoder."""
+    router = config.router
+    return RouterOptions(
+        experts=router.experts,
+        layers=router.layers or (),
+        route=router.route,
+        net=router.net,
+        hidden=router.hidden,
+        selection=router.selection,
+        temperature=router.temperature,
+        temperature_min=router.temperature_min,
+        temperature_decay=router.temperature_decay,
+        vector_size=router.vector_size,
+        freeze_vectors=router.freeze_vectors,
+        frozen=router.routes_from is not None,
+        seed=config.run.seed,
     )
 
 

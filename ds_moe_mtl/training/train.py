@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -46,6 +47,7 @@ from ds_moe_mtl.training.preflight import check_agreement, fingerprints
 from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.results import gather_results, print_results, run_results
 from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
+from ds_moe_mtl.training.selection import BestModel
 from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.stop import STOPPED, StopRequest
 from ds_moe_mtl.training.watchdog import Watchdog
@@ -237,7 +239,20 @@ def _train_one(
         say(f"checkpoint: {path}")
 
     say(f"ready in {time.perf_counter() - began:.1f} s")
-    loop = TrainingLoop(engine, plan, loader, device, stop, log, skipped, watchdog, save, say)
+    best = None
+    if config.train.select != "last":
+        best = BestModel(folder.path / "best", config.train.select, say)
+
+    def evaluated(step: int, results: dict, losses: dict) -> None:
+        if best is not None:
+            scores = run_results(plan, results, sha256)
+            best.offer(
+                step, results, losses, lambda path: _write_model(engine.module, run, scores, path)
+            )
+
+    loop = TrainingLoop(
+        engine, plan, loader, device, stop, log, skipped, watchdog, save, say, evaluated
+    )
     try:
         if not loop.run(first_step):
             say(f"stopped by {stop.signal_name or 'another rank'}; start it again to continue")
@@ -249,7 +264,12 @@ def _train_one(
             skipped_lines.close()
     watchdog.progress(plan.total_steps, "model folder")
     results = run_results(plan, loop.results, sha256)
-    _write_model(engine.module, run, results)
+    if best is None:
+        _write_model(engine.module, run, results, folder.path / "model")
+    elif ranks.rank == 0:
+        choice = best.move_to(folder.path / "model")
+        results = run_results(plan, choice["tasks"], sha256) | {"selected_step": choice["step"]}
+        say(f"the model of step {choice['step']} is kept ({config.train.select})")
     if ranks.rank == 0:
         write_json(folder.path / "results.json", results)
     dist.barrier()
@@ -257,7 +277,7 @@ def _train_one(
     return results
 
 
-def _write_model(network, run: _Run, results: dict) -> None:
+def _write_model(network, run: _Run, results: dict, path: Path) -> None:
     """Write the canonical model folder from all ranks' experts; a collective call."""
     from ds_moe_mtl.moe.convert import plain_state
 
@@ -269,7 +289,7 @@ def _write_model(network, run: _Run, results: dict) -> None:
     tasks = [spec.to_dict() for spec in plan.specs]
     about = {"results": results["tasks"], "encoder": results["encoder"], "notes": results["notes"]}
     description = describe_network(network, plan.config.model.kind, routing, tasks, about)
-    save_folder(run.folder.path / "model", description, state, plan.tokenizer)
+    save_folder(path, description, state, plan.tokenizer)
 
 
 def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks: Ranks) -> dict:
@@ -289,7 +309,16 @@ def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks:
         "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
         "gate_scale": config.moe.gate_scale if sparse else None,
         "attention": attention,
+        "routes": _routes_in_words(config) if config.model.kind == "task_moe" else None,
     }
+
+
+def _routes_in_words(config: RunConfig) -> str:
+    router = config.router
+    if router.route != "learned":
+        return router.route
+    learned = f"{router.net}, {router.selection}, vectors {Path(router.vectors).name}"
+    return learned + (f", frozen from {router.routes_from}" if router.routes_from else "")
 
 
 def _banner(about: dict, plan: RunPlan) -> list[str]:
