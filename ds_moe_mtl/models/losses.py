@@ -47,9 +47,7 @@ def option_losses(
     _, group_B = torch.unique(key_B, return_inverse=True)
     groups = int(group_B.max()) + 1
     zeros_Q = scores_B.new_zeros(groups)
-    largest_Q = zeros_Q.scatter_reduce(
-        0, group_B, scores_B.detach(), "amax", include_self=False
-    )
+    largest_Q = zeros_Q.scatter_reduce(0, group_B, scores_B.detach(), "amax", include_self=False)
     copies_Q = zeros_Q.index_add(0, group_B, weights_B)
     shifted_B = scores_B - largest_Q[group_B]
     sum_Q = zeros_Q.index_add(0, group_B, shifted_B.exp()) / copies_Q

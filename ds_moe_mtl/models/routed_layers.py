@@ -87,7 +87,9 @@ class RoutedLayer(nn.Module):
         else:
             out = self._by_tokens(call, expert_B, hidden_states, args, kwargs)
         if self.training and torch.is_grad_enabled():
-            idle = [p for e, x in enumerate(self.experts) if e not in chosen for p in x.parameters()]
+            idle = [
+                p for e, x in enumerate(self.experts) if e not in chosen for p in x.parameters()
+            ]
             out = out + sum((p.sum() * 0 for p in idle), start=out.new_zeros(())).to(out.dtype)
         return out
 
@@ -153,9 +155,7 @@ def route_layers(
 
     for index, place in enumerate(chosen, start=first_index):
         if not 0 <= place < len(layers):
-            raise ValueError(
-                f"router.layers: {place} is no layer; allowed: 0 to {len(layers) - 1}"
-            )
+            raise ValueError(f"router.layers: {place} is no layer; allowed: 0 to {len(layers) - 1}")
         experts = [copy.deepcopy(layers[place]) for _ in range(num_experts)]
         for parameter in (p for expert in experts for p in expert.parameters() if noise):
             parameter.data.add_(torch.randn_like(parameter), alpha=noise)

@@ -16,6 +16,8 @@ from ds_moe_mtl.models.router_nets import new_router_net
 
 ROUTES = ("learned", "average", "random_task", "random_instance")
 SELECTIONS = ("softmax", "gumbel", "straight_through")
+ROUTER_GROUP, VECTORS_GROUP = "task_router", "task_vectors"
+"""Names of the optimizer's groups that have rates, and may have a bound on the gradient, apart."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,7 @@ class TaskRouter(nn.Module):
     def tau(self) -> float:
         """Temperature of the current step."""
         o = self.options
-        return temperature(
-            self._now(), o.temperature, o.temperature_min, o.temperature_decay
-        )
+        return temperature(self._now(), o.temperature, o.temperature_min, o.temperature_decay)
 
     @property
     def one_hot(self) -> bool:

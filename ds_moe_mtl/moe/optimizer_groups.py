@@ -6,8 +6,7 @@ groups of one name merge silently, the last weight decay winning. So each group 
 
 from torch import nn
 
-ROUTER, VECTORS = "task_router", "task_vectors"
-"""Names of the groups that have rates, and may have a bound on the gradient, of their own."""
+from ds_moe_mtl.models.task_router import ROUTER_GROUP, VECTORS_GROUP
 
 
 def parameter_groups(
@@ -38,7 +37,7 @@ def parameter_groups(
         {"name": "weights", "params": decayed, "weight_decay": weight_decay},
         {"name": "biases_and_norms", "params": others, "weight_decay": 0.0},
         {"name": "gates", "params": gates, "weight_decay": 0.0, "betas": gate_betas},
-        {"name": ROUTER, "params": router, "weight_decay": weight_decay},
-        {"name": VECTORS, "params": vectors, "weight_decay": 0.0},
+        {"name": ROUTER_GROUP, "params": router, "weight_decay": weight_decay},
+        {"name": VECTORS_GROUP, "params": vectors, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

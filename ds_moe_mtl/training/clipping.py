@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 
 from ds_moe_mtl.config import RunConfig
-from ds_moe_mtl.moe.optimizer_groups import ROUTER, VECTORS
+from ds_moe_mtl.models.task_router import ROUTER_GROUP, VECTORS_GROUP
 
 
 def clip_apart(engine, config: RunConfig) -> float:
@@ -23,7 +23,7 @@ def clip_apart(engine, config: RunConfig) -> float:
     zero = bool(engine.zero_optimization())
     sides = {True: _Side(config.router.clip), False: _Side(config.train.clip)}
     for number, group in enumerate(engine.optimizer.param_groups):
-        side = sides[group.get("name") in (ROUTER, VECTORS)]
+        side = sides[group.get("name") in (ROUTER_GROUP, VECTORS_GROUP)]
         if zero:
             side.add_partition(engine.optimizer, number)
         else:
@@ -53,7 +53,9 @@ class _Side:
     def add_partition(self, optimizer, number: int) -> None:
         """Add this rank's part of a ZeRO group; the norm is that of all parts."""
         gradients = optimizer.averaged_gradients[number]
-        norm = float(optimizer.get_grad_norm_direct(gradients, optimizer.params_in_partition[number]))
+        norm = float(
+            optimizer.get_grad_norm_direct(gradients, optimizer.params_in_partition[number])
+        )
         self.squared += norm**2 if norm >= 0 else math.inf  # DeepSpeed says -1 for not finite
         self.gradients += list(gradients)
 

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from ds_moe_mtl.data import MultiTaskBatch, SuperBatches
 from ds_moe_mtl.evaluation.outputs import batch_losses, network_inputs
 from ds_moe_mtl.models.losses import task_sums
-from ds_moe_mtl.moe.optimizer_groups import ROUTER, VECTORS
+from ds_moe_mtl.models.task_router import ROUTER_GROUP, VECTORS_GROUP
 from ds_moe_mtl.training.dev import evaluate
 from ds_moe_mtl.training.engine import optimizer_step, set_learning_rate
 from ds_moe_mtl.training.metrics_log import MetricsLog
@@ -99,7 +99,10 @@ class TrainingLoop:
         torch.manual_seed(_step_seed(self.plan.config.run.seed, step, dist.get_rank()))
         config = self.plan.config
         share = learning_rate(step, self.plan.total_steps, self.plan.warmup_steps, 1.0)
-        rates = {ROUTER: share * config.router.lr, VECTORS: share * config.router.vectors_lr}
+        rates = {
+            ROUTER_GROUP: share * config.router.lr,
+            VECTORS_GROUP: share * config.router.vectors_lr,
+        }
         set_learning_rate(self.engine, share * self.train.lr, rates)
         self.engine.module.set_step(step)
         divided_by = dist.get_world_size() * len(micro_batches)
@@ -225,9 +228,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 def _progress(row: dict, total: int) -> str:
     """Return the line a person reads: step, losses, rate, time left."""
-    by_task = [
-        f"{key[5:]} {value:.3f}" for key, value in row.items() if key.startswith("loss/")
-    ]
+    by_task = [f"{key[5:]} {value:.3f}" for key, value in row.items() if key.startswith("loss/")]
     losses = " ".join(by_task) if len(by_task) <= MOST_NAMED else f"{len(by_task)} tasks"
     loss = f"loss {row['loss']:.3f} ({losses})" if "loss" in row else "no loss"
     norm = f"  norm {row['grad_norm']:.2f}" if "grad_norm" in row else ""

@@ -68,12 +68,13 @@ def print_results(results: Mapping, say: Callable[[str], None]) -> None:
     from ds_moe_mtl.tasks.metrics import average_half_up
 
     say("")
-    say(f"{'task':<16}{'metric':<12}{'dev':>8}{'examples':>10}")
+    width = max(15, *(len(name) for name in results["tasks"])) + 1
+    say(f"{'task':<{width}}{'metric':<12}{'dev':>8}{'examples':>10}")
     for name, result in results["tasks"].items():
         value = average_half_up([result["value"]], 1)
-        say(f"{name:<16}{result['metric']:<12}{value:>8}{result['examples']:>10,}")
+        say(f"{name:<{width}}{result['metric']:<12}{value:>8}{result['examples']:>10,}")
     for key, title in (("small_tasks", "small tasks"), ("all_tasks", "all tasks")):
         if results[key] is not None:
-            say(f"{title:<28}{average_half_up([results[key]], 1):>8}")
+            say(f"{title:<{width + 12}}{average_half_up([results[key]], 1):>8}")
     for note in results["notes"]:
         say(f"note: {note}")

@@ -12,11 +12,15 @@ from ds_moe_mtl.models.task_router import TaskRouter
 _SHAPE = ("experts", "net", "hidden", "route", "layers")
 
 
-def load_vectors(path: str | Path, names: Sequence[str]) -> torch.Tensor:
+def load_vectors(
+    path: str | Path, names: Sequence[str], reference: Sequence[str] | None = None
+) -> torch.Tensor:
     """Return task vectors [tasks, V] in the order of `names` from an .npz of names and vectors.
 
-    Each vector is scaled to the root mean square 1 over all, the size of random ones (our choice).
-    Raises ValueError, one line, for another file or one that lacks a task.
+    Centred on the mean of the reference tasks and scaled by their root mean square, so that they
+    are as large as random ones (our choice: vectors from text share most of their length).
+    reference: the tasks a router is trained on; None: `names`. Raises ValueError, one line, for
+    another file or one that lacks a task.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -26,11 +30,15 @@ def load_vectors(path: str | Path, names: Sequence[str]) -> torch.Tensor:
             f"router.vectors: {path} is no file of task vectors ({error}); allowed: random, or "
             f"what `ds-moe-mtl crossfit vectors` writes"
         ) from None
-    missing = [name for name in names if name not in stored]
+    reference = names if reference is None else reference
+    missing = [name for name in (*names, *reference) if name not in stored]
     if missing:
         raise ValueError(f"router.vectors: {path} has no vector of task {missing[0]!r}")
-    vectors = np.stack([stored[name] for name in names]).astype(np.float32)
-    return torch.from_numpy(vectors / max(float(np.sqrt((vectors**2).mean())), 1e-12))
+    known = np.stack([stored[name] for name in reference]).astype(np.float32)
+    centre = known.mean(axis=0) if len(known) > 1 else np.zeros_like(known[0])
+    size = max(float(np.sqrt(((known - centre) ** 2).mean())), 1e-12)
+    own = np.stack([stored[name] for name in names]).astype(np.float32)
+    return torch.from_numpy((own - centre) / size)
 
 
 def load_routes(router: TaskRouter, folder: str | Path, names: Sequence[str]) -> None:

@@ -1,0 +1,192 @@
+"""ds-moe-mtl crossfit: task vectors, few-shot tuning, routes, the study of task-level experts."""
+
+import json
+from pathlib import Path
+
+from ds_moe_mtl.cli.arguments import Parser, answer, run_config
+from ds_moe_mtl.config import UserError
+
+USAGE = """usage: ds-moe-mtl crossfit vectors | tune | routes | study ... (each has --help)
+
+  vectors   write task vectors from text or from Fisher information
+  tune      tune unseen tasks on a few examples, from an upstream run or directly
+  routes    draw which experts each task takes, and say whether the routes collapsed
+  study     learned against random, average and vanilla routing, upstream and on unseen tasks
+
+example: ds-moe-mtl crossfit study crossfit_router_minilm data.root=DATA --output runs/study"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run a part and return the exit status."""
+    parts = {"vectors": _vectors, "tune": _tune, "routes": _routes, "study": _study}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if arguments[0] not in parts:
+        return answer(lambda: _unknown(arguments[0], parts))
+    return parts[arguments[0]](arguments[1:])
+
+
+def _unknown(part: str, parts) -> int:
+    raise UserError(f"unknown part {part!r} of crossfit; allowed: {', '.join(parts)}")
+
+
+def _vectors(arguments: list[str]) -> int:
+    parser = Parser(
+        "crossfit vectors",
+        "Writes a vector for each task of a run, and for further ones, from their training rows.",
+        "ds-moe-mtl crossfit vectors crossfit_router_minilm data.root=DATA --output vectors.npz",
+    )
+    parser.add_argument("config", help="a run's YAML")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    parser.add_argument("--kind", choices=("text", "fisher"), default="text")
+    parser.add_argument("--more", nargs="*", default=["gym_unseen"], help="further tasks")
+    parser.add_argument("--steps", type=int, default=2500, help="fisher: steps a task (2500)")
+    parser.add_argument("--output", type=Path, required=True, help="an .npz")
+    options = parser.parse_args(arguments)
+    return answer(lambda: _write_vectors(options))
+
+
+def _write_vectors(options) -> int:
+    from ds_moe_mtl.config import load_config
+    from ds_moe_mtl.tasks import expand_tasks, get_task
+    from ds_moe_mtl.training import task_vectors
+    from ds_moe_mtl.training.network import head_specs
+    from ds_moe_mtl.training.plan import make_plan, task_specs
+
+    if options.steps < 1:
+        raise UserError(f"--steps: {options.steps}; allowed: at least 1")
+    config = load_config(options.config, options.overrides)
+    named = [get_task(name) for name in expand_tasks(options.more)]
+    specs = list({spec.name: spec for spec in (*task_specs(config), *named)}.values())
+    plan = make_plan(config, specs, lambda line: None)
+    if options.kind == "text":
+        vectors = task_vectors.text_vectors(plan.source, plan.train)
+    else:
+        seed = config.run.seed
+        vectors = task_vectors.fisher_vectors(
+            plan.source, head_specs(specs), plan.train, options.steps, seed, print
+        )
+    task_vectors.save_vectors(options.output, specs, vectors)
+    print(f"{len(specs)} vectors of {vectors.shape[1]} numbers: {options.output}")
+    return 0
+
+
+def _tune(arguments: list[str]) -> int:
+    parser = Parser(
+        "crossfit tune",
+        "Tunes unseen tasks on 16 examples each; a line of JSON a task, done ones are skipped.",
+        "ds-moe-mtl crossfit tune runs/upstream --sample 13 --output tuned.jsonl",
+    )
+    parser.add_argument("upstream", help="a run's or model's folder; or direct: the encoder")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl")
+    parser.add_argument("--encoder", default="minilm", help="of direct fine-tuning (minilm)")
+    parser.add_argument("--tasks", nargs="*", default=["gym_unseen"])
+    parser.add_argument("--sample", type=int, default=13, help="few-shot sample: 13 21 42 87 100")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--routes", default="vector", help="nearest, vector or learned")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rates", type=float, nargs="*", default=[1e-5, 2e-5, 5e-5])
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[2, 4, 8])
+    parser.add_argument("--clip", type=float, default=0.1, help="0: none")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--max-length", type=int, help="tokens; default: the task's own")
+    parser.add_argument("--test-limit", type=int, help="test examples a task; default: all")
+    parser.add_argument("--data-root", help="default: the upstream run's own")
+    parser.add_argument("--cache", help="of tokenised sets; default: the upstream run's own")
+    options = parser.parse_args(arguments)
+    return answer(lambda: _tune_all(options))
+
+
+def _tune_all(options) -> int:
+    from ds_moe_mtl.training.tune import tune_tasks
+
+    config = None if options.upstream == "direct" else run_config(Path(options.upstream))
+    root, cache = options.data_root, options.cache
+    if config is not None:
+        root = root or config.data.root
+        cache = cache or config.data.cache
+    if options.steps < 1 or not options.rates or min(options.batch_sizes, default=0) < 1:
+        raise UserError("--steps, --rates, --batch-sizes: allowed: at least one, each at least 1")
+    tune_tasks(
+        upstream=options.upstream,
+        encoder=options.encoder,
+        names=options.tasks,
+        root=root,
+        cache=cache,
+        vectors=config.router.vectors if config is not None else None,
+        options=options,
+        say=lambda line: print(line, flush=True),
+    )
+    return 0
+
+
+def _routes(arguments: list[str]) -> int:
+    parser = Parser(
+        "crossfit routes",
+        "Draws task_routes.png and writes task_routes.json: routes, specialisation, collapse.",
+        "ds-moe-mtl crossfit routes runs/crossfit_router_minilm",
+    )
+    parser.add_argument("folder", type=Path, help="a run's folder or a model folder")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    options = parser.parse_args(arguments)
+    return answer(lambda: _draw_routes(options.folder, options.json))
+
+
+def _draw_routes(folder: Path, as_json: bool) -> int:
+    numbers = write_task_routes(folder, folder)
+    if as_json:
+        print(json.dumps(numbers))
+        return 0
+    levels = ", ".join(f"{value:.2f}" for value in numbers["specialisation"])
+    print(f"specialisation by layer: {levels} (0: every task alike, 1: experts of their own)")
+    print(f"collapsed layers: {100 * numbers['collapsed_layers']:.0f}%")
+    print(f"routes: {folder / 'task_routes.png'}, {folder / 'task_routes.json'}")
+    return 0
+
+
+def write_task_routes(folder: Path, output: Path) -> dict:
+    """Write task_routes.png and .json of a task_moe model into `output`; return the numbers."""
+    from ds_moe_mtl.analysis.task_routes import draw_task_routes, model_routes
+    from ds_moe_mtl.evaluation import MultiTaskModel
+    from ds_moe_mtl.tasks.text2text import category
+
+    routes = model_routes(MultiTaskModel.from_pretrained(folder, "cpu"))
+    draw_task_routes(routes, [category(task) for task in routes.tasks], output / "task_routes.png")
+    numbers = routes.to_json()
+    (output / "task_routes.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    return numbers
+
+
+def _study(arguments: list[str]) -> int:
+    from ds_moe_mtl.training.study import STEPS, SYSTEMS
+
+    parser = Parser(
+        "crossfit study",
+        "Trains vanilla, average, random and learned task-level routing on the upstream tasks, "
+        "tunes all of them on the unseen ones, and reports. Started again it goes on.",
+        "ds-moe-mtl crossfit study crossfit_router_minilm data.root=DATA --output runs/study",
+    )
+    parser.add_argument("config", help="the YAML of stage 1 of the learned router")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, for every system")
+    parser.add_argument("--output", type=Path, required=True, help="the study's folder")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, 5 at most (3)")
+    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), help=", ".join(SYSTEMS))
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (1)")
+    parser.add_argument("--routes", default="vector", help="of unseen tasks, where learned")
+    parser.add_argument("--tune-steps", type=int, default=STEPS, help=f"a task ({STEPS})")
+    parser.add_argument("--tune-lr", type=float, default=1e-4)
+    parser.add_argument("--test-limit", type=int, default=200, help="test examples a task (200)")
+    options = parser.parse_intermixed_args(arguments)
+    return answer(lambda: _run_study(options))
+
+
+def _run_study(options) -> int:
+    from ds_moe_mtl.analysis.crossfit import write_report
+    from ds_moe_mtl.training.study import run_study
+
+    layout = run_study(options, lambda line: print(line, flush=True))
+    text = write_report(layout, write_task_routes)
+    print(text)
+    print(f"report: {options.output / 'report.md'}")
+    return 0
