@@ -4,6 +4,7 @@ B sequences (rows of a padded batch, or runs of tokens of a packed one), T token
 L routed layers, E experts.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -151,18 +152,23 @@ def route_layers(
     noise: standard deviation added to each copy (1e-8 in CrossTaskMoE). Raises ValueError for a
     layer that is not there.
     """
-    import copy
-
     for index, place in enumerate(chosen, start=first_index):
         if not 0 <= place < len(layers):
             raise ValueError(f"router.layers: {place} is no layer; allowed: 0 to {len(layers) - 1}")
-        experts = [copy.deepcopy(layers[place]) for _ in range(num_experts)]
+        experts = [_copied(layers[place]) for _ in range(num_experts)]
         for parameter in (p for expert in experts for p in expert.parameters() if noise):
             parameter.data.add_(torch.randn_like(parameter), alpha=noise)
         extra = len(layers) + (index - first_index) * (num_experts - 1)
         slots = [place, *range(extra, extra + num_experts - 1)]
         layers[place] = RoutedLayer(experts, index, context, slots)
     return first_index + len(chosen)
+
+
+def _copied(layer: nn.Module) -> nn.Module:
+    """Return a copy with weights of its own and the model's configuration, which names the
+    attention in use and may change."""
+    configs = [getattr(module, "config", None) for module in layer.modules()]
+    return copy.deepcopy(layer, {id(config): config for config in configs})
 
 
 def _take_slot(expert: nn.Module, slot: int) -> None:

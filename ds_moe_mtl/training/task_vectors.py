@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ds_moe_mtl.data import EncodedSplit, evaluation_batches
+from ds_moe_mtl.data import EncodedSplit
 from ds_moe_mtl.data.batch import collate
 from ds_moe_mtl.evaluation.outputs import batch_losses, network_inputs
 from ds_moe_mtl.models import HeadSpec, build_network
@@ -21,7 +21,8 @@ from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.pretrained import EncoderSource, load_transformer
 from ds_moe_mtl.tasks import TaskSpec
 
-TOKENS_PER_BATCH = 8192
+TEXTS = 64  # our choice
+ROWS_PER_BATCH = 16
 PCA_SIZE = 128  # CrossTaskMoE
 FISHER_LR = 3e-5  # CrossTaskMoE, with 2,500 steps of batch 8
 FISHER_BATCH = 8
@@ -30,15 +31,19 @@ Say = Callable[[str], None]
 
 @torch.no_grad()
 def text_vectors(source: EncoderSource, splits: Sequence[EncodedSplit]) -> np.ndarray:
-    """Return [K, V]: the mean last hidden state over all tokens of a task's sequences.
+    """Return [K, V]: the mean last hidden state over the tokens of TEXTS examples of a task.
 
-    An example with options counts once for each of them.
+    An example with options is read with the right one.
     """
     encoder = PackedEncoder(load_transformer(source, 0.0, False)).eval()
     rows = []
     for split in splits:
         total = torch.zeros(encoder.hidden_size, dtype=torch.float64)
-        for batch in evaluation_batches(split, 0, TOKENS_PER_BATCH):
+        rows_of_task = np.flatnonzero((split.labels > 0) | (split.weights == 1))[:TEXTS]
+        tokens = 0
+        for start in range(0, len(rows_of_task), ROWS_PER_BATCH):
+            chosen = rows_of_task[start : start + ROWS_PER_BATCH]
+            batch = collate([(0, int(n)) for n in chosen], [split])
             hidden_TD = encoder(
                 batch.input_ids_T,
                 batch.token_type_ids_T,
@@ -47,7 +52,8 @@ def text_vectors(source: EncoderSource, splits: Sequence[EncodedSplit]) -> np.nd
                 batch.groups,
             )
             total += hidden_TD.double().sum(dim=0)
-        rows.append((total / len(split.input_ids)).numpy())
+            tokens += batch.num_tokens
+        rows.append((total / tokens).numpy())
     return np.stack(rows).astype(np.float32)
 
 
