@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         status = train(config, ranks, say)
         if status == 0 and ranks.rank == 0 and config.model.kind in SPARSE_KINDS:
             _show_routes(config, say)
+        if status == 0 and ranks.rank == 0 and config.model.kind == "task_moe":
+            _show_task_routes(config, say)
         return status
     except UserError as error:
         if ranks is None or ranks.rank == 0 or isinstance(error, RankError):
@@ -62,6 +64,16 @@ def _show_routes(config: RunConfig, say: Callable[[str], None]) -> None:
     if not (folder / PICTURE).exists():
         write_routes(folder, config.data.root, config.data.cache)
     say(f"routes: {folder / PICTURE}")
+
+
+def _show_task_routes(config: RunConfig, say: Callable[[str], None]) -> None:
+    """Draw every task's route, once a run."""
+    from ds_moe_mtl.cli.crossfit import write_task_routes
+
+    folder = Path(config.run.dir)
+    if not (folder / "task_routes.png").exists():
+        write_task_routes(folder, folder)
+    say(f"routes: {folder / 'task_routes.png'}")
 
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

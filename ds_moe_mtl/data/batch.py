@@ -18,6 +18,9 @@ from ds_moe_mtl.data.encode import EncodedSplit
 # its padding at or under this share of the tokens that attention sees.
 MAX_ATTENTION_PADDING = 0.2
 
+NO_TARGET = -100
+"""In targets_BS beyond an answer's end: torch's own ignore_index."""
+
 
 @dataclass(frozen=True)
 class MultiTaskBatch:
@@ -35,6 +38,7 @@ class MultiTaskBatch:
     example_ids_B: Tensor  # int64, the sequence's row in the task's EncodedSplit
     groups: tuple[tuple[int, int], ...]  # sequences [first, last) that attention pads together
     attention_padding: float  # share of the tokens attention sees in the groups that is padding
+    targets_BS: Tensor | None = None  # int64, the answers to generate; NO_TARGET beyond each
 
     @property
     def num_tokens(self) -> int:
@@ -97,7 +101,19 @@ def collate_sequences(items: Iterable[tuple[int, EncodedSplit, int]]) -> MultiTa
         example_ids_B=torch.tensor([int(n) for _, _, n in items], dtype=torch.int64),
         groups=groups,
         attention_padding=1 - total / seen if seen else 0.0,
+        targets_BS=_targets(items),
     )
+
+
+def _targets(items: list[tuple[int, EncodedSplit, int]]) -> Tensor | None:
+    """The answers of these sequences, padded to the longest; None where none is generated."""
+    if not items or any(split.targets is None for _, split, _ in items):
+        return None
+    rows = [s.targets[s.target_offsets[n] : s.target_offsets[n + 1]] for _, s, n in items]
+    targets_BS = np.full((len(rows), max(map(len, rows))), NO_TARGET, dtype=np.int64)
+    for row, tokens in zip(targets_BS, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return torch.from_numpy(targets_BS)
 
 
 def attention_groups(

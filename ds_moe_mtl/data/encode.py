@@ -171,13 +171,14 @@ def _encode_answers(
     spec: TaskSpec, columns: dict[str, list], tokenizer, length: int, origin: str
 ) -> Arrays:
     """Rows with text answers: a sequence an option, or one with the answer's own tokens."""
-    check_text(columns, [*spec.text, spec.label], origin)
+    labelled = spec.label in columns
+    check_text(columns, [*spec.text, *([spec.label] if labelled else [])], origin)
     right = None
-    if spec.kind == "options":
+    if spec.kind == "options" and labelled:
         right = right_options(columns, spec.choices[0], spec.label, origin)
     arrays = tokenise(spec, columns, tokenizer, length, origin)
     rows = arrays["questions"]
-    if spec.kind == "text":
+    if spec.kind == "text" and labelled:
         arrays |= tokenise_targets(columns[spec.label], tokenizer)
     arrays["labels"] = np.zeros(len(rows), dtype=np.float32) if right is None else right
     arrays["weights"] = (1 / np.bincount(rows)[rows]).astype(np.float32)

@@ -58,12 +58,20 @@ def gym_rows(spec: TaskSpec, split: str, root: Path) -> Columns:
     if not rows:
         raise UserError(f"{files[0]}: task {spec.name!r} has no {split} rows")
     name = crossfit_name(spec.name)
+    shown = spec.kind == "text" and len({options for _, _, options in rows}) > 1
     return {
-        "input": [f"[{name}] {text}" for text, _, _ in rows],
+        "input": [
+            f"[{name}] {text}{_lettered(options) if shown else ''}" for text, _, options in rows
+        ],
         "output": [output for _, output, _ in rows],
         # A few rows name an option twice (commonsense_qa).
         "options": [list(dict.fromkeys(options)) for _, _, options in rows],
     }
+
+
+def _lettered(options: tuple[str, ...]) -> str:
+    """Options that differ from row to row as CrossFit shows them to a model that generates."""
+    return "".join(f" ({chr(ord('A') + i)}) {option}" for i, option in enumerate(options))
 
 
 def _of_table(spec: TaskSpec, files: list[Path], part: str, seed: str) -> list[Row]:

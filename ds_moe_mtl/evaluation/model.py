@@ -8,7 +8,13 @@ import torch
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit, encode_columns, encode_task, evaluation_batches
-from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, network_inputs, task_result
+from ds_moe_mtl.evaluation.outputs import (
+    assemble,
+    batch_outputs,
+    decoded,
+    network_inputs,
+    task_result,
+)
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.tasks import TaskSpec
@@ -66,14 +72,19 @@ class MultiTaskModel:
 
         examples: a text each, or a tuple with one value for each of the task's input columns
         (`inputs(task)`: text pairs; a word-sense example adds its word positions). For a ranking
-        task the answer is the name of the chosen column. Raises UserError for examples of
-        another shape.
+        task the answer is the name of the chosen column; for one with options, whose examples
+        are (text, list of options), the chosen option; for one that generates, a text. Raises
+        UserError for examples of another shape.
         """
         spec = self.task(task)
         if not examples:
             return []
         split = self._encode(spec, examples, max_length)
         outputs_NC = self.outputs(spec.name, split)
+        if spec.kind == "text":
+            return decoded(outputs_NC, self.tokenizer)
+        if spec.kind == "options":
+            return _best_options(examples, outputs_NC[:, 0], split.questions)
         if spec.kind == "regression":
             return [float(value) for value in outputs_NC[:, 0]]
         if spec.kind == "ranking":
@@ -83,7 +94,8 @@ class MultiTaskModel:
 
     def inputs(self, task: str) -> tuple[str, ...]:
         """Return the names of the values that an example of a task is made of."""
-        return self.task(task).columns[:-1]
+        spec = self.task(task)
+        return spec.text if spec.kind == "text" else spec.columns[:-1]
 
     def evaluate(
         self, task: str, root: str | None, cache: str | None = None, limit: int | None = None
@@ -91,7 +103,7 @@ class MultiTaskModel:
         """Return {"metric", "value" in percent, "examples"} on the task's dev split."""
         spec = self.task(task)
         split = encode_task(spec, "dev", self.tokenizer, root, cache, limit=limit)
-        return task_result(spec, self.outputs(task, split), split)
+        return task_result(spec, self.outputs(task, split), split, self.tokenizer)
 
     def outputs(self, task: str, split: EncodedSplit) -> np.ndarray:
         """Return the head's outputs [N, C] for every sequence of a split, in row order."""
@@ -119,7 +131,7 @@ class MultiTaskModel:
     def _encode(
         self, spec: TaskSpec, examples: Sequence[Texts], max_length: int | None
     ) -> EncodedSplit:
-        names = spec.columns[:-1]
+        names = self.inputs(spec.name)
         rows = [(example,) if isinstance(example, str) else tuple(example) for example in examples]
         for number, row in enumerate(rows):
             if len(row) != len(names):
@@ -129,3 +141,13 @@ class MultiTaskModel:
                 )
         columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         return encode_columns(spec, columns, self.tokenizer, max_length, "the examples given")
+
+
+def _best_options(
+    examples: Sequence[Texts], scores_N: np.ndarray, questions_N: np.ndarray
+) -> list[str]:
+    """Return each example's option with the best score."""
+    return [
+        example[1][int(scores_N[questions_N == number].argmax())]
+        for number, example in enumerate(examples)
+    ]

@@ -7,6 +7,7 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch
 from ds_moe_mtl.models.losses import option_losses, sequence_losses
 from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks.text_metrics import score_text
 
 INPUTS = (
     "input_ids_T",
@@ -17,12 +18,16 @@ INPUTS = (
     "task_ids_B",
     "spans_B22",
     "questions_B",
+    "targets_BS",
 )
 
 
 def network_inputs(batch: MultiTaskBatch) -> dict:
-    """Return the keywords of MultiTaskNetwork.forward for a batch."""
-    return {name: getattr(batch, name) for name in INPUTS}
+    """Return the keywords of a network's forward for a batch."""
+    inputs = {name: getattr(batch, name) for name in INPUTS}
+    if inputs["targets_BS"] is None:
+        del inputs["targets_BS"]
+    return inputs
 
 
 def batch_losses(network: torch.nn.Module, outputs, batch: MultiTaskBatch) -> torch.Tensor:
@@ -48,7 +53,13 @@ def batch_losses(network: torch.nn.Module, outputs, batch: MultiTaskBatch) -> to
 def batch_outputs(
     network: torch.nn.Module, batch: MultiTaskBatch, num_outputs: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (rows [B] of the task's split, float32 outputs [B, num_outputs]) of one batch."""
+    """Return (rows [B] of the task's split, float32 outputs [B, num_outputs]) of one batch.
+
+    A network that generates gives its answers' tokens instead, int64 [B, longest].
+    """
+    if hasattr(network, "generate"):
+        tokens = network.generate(**network_inputs(batch.to(device)))
+        return batch.example_ids_B.numpy(), tokens.cpu().numpy()
     logits_BC = network(**network_inputs(batch.to(device))).logits_BC
     return batch.example_ids_B.numpy(), logits_BC[:, :num_outputs].float().cpu().numpy()
 
@@ -59,17 +70,37 @@ def assemble(
     """Return the outputs of a whole split [N, C] in row order; every row must come exactly once."""
     rows = np.concatenate([rows for rows, _ in pieces])
     assert len(rows) == split.num_sequences and len(np.unique(rows)) == len(rows)
-    outputs_NC = np.empty((split.num_sequences, num_outputs), dtype=np.float32)
-    outputs_NC[rows] = np.concatenate([outputs for _, outputs in pieces])
+    found_NC = np.concatenate([outputs for _, outputs in pieces])
+    outputs_NC = np.empty_like(found_NC)
+    outputs_NC[rows] = found_NC
     return outputs_NC
 
 
-def task_result(spec: TaskSpec, outputs_NC: np.ndarray, split: EncodedSplit) -> dict:
+def decoded(tokens_NS: np.ndarray, tokenizer) -> list[str]:
+    """Return generated tokens as text."""
+    return tokenizer.batch_decode(tokens_NS.tolist(), skip_special_tokens=True)
+
+
+def answers(split: EncodedSplit, tokenizer) -> list[str]:
+    """Return the answers of a split's rows, as far as their tokens were kept (64)."""
+    ends = split.target_offsets
+    rows = [split.targets[a:b].tolist() for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def task_result(
+    spec: TaskSpec, outputs_NC: np.ndarray, split: EncodedSplit, tokenizer=None
+) -> dict:
     """Return {"metric", "value" in percent, "examples"} of a task's outputs.
 
-    Raises UserError where outputs are not finite: the training has diverged.
+    tokenizer: reads generated answers. Raises UserError where outputs are not finite: the training
+    has diverged.
     """
     from ds_moe_mtl.tasks.metrics import score
+
+    if spec.kind == "text":
+        value = score_text(spec.metric, decoded(outputs_NC, tokenizer), answers(split, tokenizer))
+        return {"metric": spec.metric, "value": value, "examples": split.num_examples}
 
     if not np.isfinite(outputs_NC).all():
         raise UserError(

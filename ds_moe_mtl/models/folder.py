@@ -2,7 +2,7 @@
 
 config.json: {"format": 1, "kind", "encoder" (transformers' config), "encoder_class", "pooler",
 "heads", "routing", "gate_of_task", "tasks" (rows as plain values), "about" (free)}; a task_moe
-model has "router" too.
+model has "router" too, and one that generates "family": "bart" (models.routed_bart).
 """
 
 import json
@@ -41,7 +41,7 @@ def describe_network(
         "heads": [asdict(spec) for spec in network.heads.specs],
         "routing": asdict(routing) if kind in SPARSE_KINDS else None,
         "gate_of_task": network.gate_of_task.tolist(),
-        **({"router": _router_values(router)} if router is not None else {}),
+        **({"router": router_values(router)} if router is not None else {}),
         "tasks": tasks,
         "about": dict(about),
     }
@@ -54,7 +54,12 @@ def save_folder(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors, seen = {}, set()
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() == 0 or place not in seen:  # tied weights are stored once
+            tensors[name] = tensor.detach().cpu().contiguous()
+        seen.add(place)
     temporary = folder / (WEIGHTS + ".tmp")
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(folder / WEIGHTS)
@@ -95,6 +100,8 @@ def load_folder(
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    if description.get("family") == "bart":
+        return _load_bart(description, state, folder, dtype), description
     encoder = dict(description["encoder"])
     config = AutoConfig.for_model(encoder.pop("model_type"), **encoder)
     transformer = AutoModel.from_config(config)
@@ -117,7 +124,31 @@ def load_folder(
     return network.eval(), description
 
 
-def _router_values(router: TaskRouter) -> dict:
+def _load_bart(description: dict, state: dict, folder: Path, dtype: torch.dtype | None):
+    """Return the network in eval mode of a description with family bart."""
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    from ds_moe_mtl.models.routed_bart import RoutedBart
+
+    values = dict(description["encoder"])
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    network = RoutedBart(
+        AutoModelForSeq2SeqLM.from_config(config),
+        len(description["tasks"]),
+        _router_options(description),
+        num_beams=description["num_beams"],
+    )
+    network.to(dtype or next(iter(state.values())).dtype)
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    network.transformer.tie_weights()
+    own = network.state_dict()
+    stored = {own[name].data_ptr() for name in state if name in own}
+    if unexpected or any(own[name].data_ptr() not in stored for name in missing):
+        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {(missing + unexpected)[0]}")
+    return network.eval()
+
+
+def router_values(router: TaskRouter) -> dict:
     """Return a router's options, vector_size that of the vectors it has."""
     values = asdict(router.options)
     if router.options.route == "learned":

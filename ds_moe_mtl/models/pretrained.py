@@ -111,6 +111,38 @@ def load_transformer(source: EncoderSource, dropout: float, pooler: bool) -> nn.
     return checked_encoder(model, source.name, pooler)
 
 
+def generates(source: EncoderSource) -> bool:
+    """Return whether the model is a sequence-to-sequence one. Raises ValueError for no model."""
+    from transformers import AutoConfig
+
+    try:
+        return bool(AutoConfig.from_pretrained(source.folder).is_encoder_decoder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.encoder: {source.name} cannot be loaded: {reason}") from error
+
+
+def load_generator(source: EncoderSource, dropout: float) -> nn.Module:
+    """Return the pretrained BART in float32, with `dropout` and no layers left out at random.
+
+    Raises ValueError, in one line, for another kind of sequence-to-sequence model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(source.folder)
+    if config.model_type != "bart":
+        raise ValueError(
+            f"model.encoder: {source.name} is a {config.model_type} model; allowed: BART, or an "
+            f"encoder"
+        )
+    config.dropout = dropout
+    config.encoder_layerdrop = config.decoder_layerdrop = 0.0
+    return AutoModelForSeq2SeqLM.from_pretrained(source.folder, config=config, dtype=torch.float32)
+
+
 def checked_encoder(model: nn.Module, name: str, pooler: bool) -> nn.Module:
     """Return `model` if it is an encoder we can pack, its pooler dropped unless asked for."""
     if not hasattr(getattr(model, "embeddings", None), "position_embeddings"):

@@ -74,6 +74,8 @@ class RoutedLayer(nn.Module):
         call = self.context.call
         assert call is not None, "a routed layer ran outside RouteContext.use"
         routes_BE = call.routes_LBE[self.index]
+        if call.lengths is None:  # beams are further rows of a sequence
+            routes_BE = routes_BE.repeat_interleave(len(hidden_states) // len(routes_BE), dim=0)
         if not call.one_hot:
             return self._mixed(call, routes_BE, hidden_states, args, kwargs)
         expert_B = routes_BE.argmax(dim=1).tolist()

@@ -48,7 +48,7 @@ def evaluate(
         if losses is not None:
             losses[spec.name] = sum(part for _, part in everyones) / split.num_examples
         outputs_NC = assemble(pieces, split, spec.num_outputs)
-        results[spec.name] = task_result(spec, outputs_NC, split)
+        results[spec.name] = task_result(spec, outputs_NC, split, plan.tokenizer)
     network.train(training)
     return results
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ds_moe_mtl.config import UserError, dump_config, load_config
 from ds_moe_mtl.config.deepspeed import STAGES, read_deepspeed, resolve_deepspeed
-from ds_moe_mtl.models.folder import describe_network, save_folder
+from ds_moe_mtl.models.folder import save_folder
 from ds_moe_mtl.training.checkpoint import (
     damage,
     identity_of,
@@ -21,8 +21,8 @@ from ds_moe_mtl.training.checkpoint import (
     save_checkpoint,
 )
 from ds_moe_mtl.training.engine import start_engine, start_process_group, stop_process_group
-from ds_moe_mtl.training.network import new_network
-from ds_moe_mtl.training.plan import make_plan, routing_options, task_specs
+from ds_moe_mtl.training.network import described, new_network
+from ds_moe_mtl.training.plan import make_plan, task_specs
 from ds_moe_mtl.training.rendezvous import Ranks, free_port
 from ds_moe_mtl.training.reshape import StoredTraining
 
@@ -153,13 +153,8 @@ def export_model(checkpoint: Path, output: Path) -> None:
     stored = StoredTraining(checkpoint, read_manifest(checkpoint))
     for name, parameter in network.named_parameters():
         parameter.data.copy_(stored.parameter(name).weight.view_as(parameter))
-    description = describe_network(
-        network,
-        config.model.kind,
-        routing_options(config, len(plan.specs)),
-        [spec.to_dict() for spec in plan.specs],
-        {"checkpoint": checkpoint.name, "encoder_sha256": sha256},
-    )
+    about = {"checkpoint": checkpoint.name, "encoder_sha256": sha256}
+    description = described(network, plan, about)
     save_folder(output, description, network.state_dict(), plan.tokenizer)
 
 

@@ -8,9 +8,10 @@ from ds_moe_mtl.config import OwnTask, RunConfig, UserError
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
-from ds_moe_mtl.models.pretrained import EncoderSource, find_encoder
+from ds_moe_mtl.models.pretrained import EncoderSource, find_encoder, generates
 from ds_moe_mtl.models.task_router import RouterOptions
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
+from ds_moe_mtl.tasks.text2text import as_text
 
 Say = Callable[[str], None]
 
@@ -49,6 +50,11 @@ class RunPlan:
         )
 
     @property
+    def generates(self) -> bool:
+        """Whether the model writes its answers instead of choosing them."""
+        return any(spec.kind == "text" for spec in self.specs)
+
+    @property
     def contaminated(self) -> list[str]:
         """Tasks of this run that the encoder's weights have seen, or may have seen, before."""
         return [spec.name for spec in self.specs if spec.name in self.source.seen_tasks]
@@ -65,6 +71,7 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         source = find_encoder(config.model.encoder)
         if source.note:
             say(f"note: {source.note}")
+        specs = _fitting(specs, generates(source), config)
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
     except (ValueError, OSError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
@@ -91,6 +98,33 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         say(f"data: {describe(spec, *splits)}")
     steps = _total_steps(config, train, specs)
     return RunPlan(config, specs, source, tokenizer, train, dev, steps)
+
+
+def _fitting(specs: list[TaskSpec], generate: bool, config: RunConfig) -> list[TaskSpec]:
+    """Return the rows as the model takes them: all as text where it generates.
+
+    Raises UserError for a task or a kind of model that does not go with the encoder.
+    """
+    if not generate:
+        text = [spec.name for spec in specs if spec.kind == "text"]
+        if text:
+            raise UserError(
+                f"tasks: {text[0]!r} has free-form answers, which model.encoder = "
+                f"{config.model.encoder} cannot give; allowed: tasks with options, or BART"
+            )
+        return specs
+    if config.model.kind not in ("mt_dense", "task_moe"):
+        raise UserError(
+            f"model.kind = {config.model.kind} with model.encoder = {config.model.encoder}, which "
+            f"generates; allowed: mt_dense, task_moe"
+        )
+    other = [spec.name for spec in specs if spec.kind not in ("options", "text")]
+    if other:
+        raise UserError(
+            f"tasks: {other[0]!r} is no text-to-text task, but model.encoder = "
+            f"{config.model.encoder} generates; allowed: gym tasks, gym_train"
+        )
+    return [as_text(spec) for spec in specs]
 
 
 def task_specs(config: RunConfig) -> list[TaskSpec]:

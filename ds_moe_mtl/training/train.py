@@ -16,7 +16,7 @@ import moe_kernels
 from ds_moe_mtl.config import RunConfig, UserError, dump_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
 from ds_moe_mtl.models.attention import packed_attention
-from ds_moe_mtl.models.folder import describe_network, save_folder
+from ds_moe_mtl.models.folder import save_folder
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.training.checkpoint import (
     choose_whole,
@@ -35,11 +35,10 @@ from ds_moe_mtl.training.engine import (
 )
 from ds_moe_mtl.training.loop import TrainingLoop
 from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines
-from ds_moe_mtl.training.network import new_network
+from ds_moe_mtl.training.network import described, new_network
 from ds_moe_mtl.training.plan import (
     RunPlan,
     make_plan,
-    routing_options,
     single_plans,
     task_specs,
 )
@@ -285,10 +284,8 @@ def _write_model(network, run: _Run, results: dict, path: Path) -> None:
     if state is None:
         return
     plan = run.plan
-    routing = routing_options(plan.config, len(plan.specs))
-    tasks = [spec.to_dict() for spec in plan.specs]
     about = {"results": results["tasks"], "encoder": results["encoder"], "notes": results["notes"]}
-    description = describe_network(network, plan.config.model.kind, routing, tasks, about)
+    description = described(network, plan, about)
     save_folder(path, description, state, plan.tokenizer)
 
 
@@ -298,6 +295,8 @@ def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks:
     sparse = config.model.kind in SPARSE_KINDS
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     attention = packed_attention(device, dtype[config.train.precision])
+    if plan.generates:
+        attention = network.transformer.config._attn_implementation
     return {
         "encoder": plan.source.resolved,
         "weights": sum(parameter.numel() for parameter in network.parameters()),

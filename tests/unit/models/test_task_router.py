@@ -102,7 +102,9 @@ def test_routes_stay_float32_where_the_model_is_bfloat16():
 
 
 def test_average_routes_share_equally_and_random_ones_are_one_hot():
-    torch.testing.assert_close(router_of(route="average").task_routes(), torch.full((2, 5, 3), 1 / 3))
+    torch.testing.assert_close(
+        router_of(route="average").task_routes(), torch.full((2, 5, 3), 1 / 3)
+    )
     table = router_of(route="random_task", tasks=300).task_routes()
     assert set(table.unique().tolist()) == {0.0, 1.0} and (table.sum(dim=2) == 1).all()
     assert (table.mean(dim=1) - 1 / 3).abs().max() < 0.1
