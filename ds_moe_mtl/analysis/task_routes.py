@@ -34,7 +34,7 @@ class TaskRoutes:
         """
         load_LE = self.routes_KLE.mean(axis=0)
         information_L = _entropy(load_LE) - _entropy(self.routes_KLE).mean(axis=0)
-        return information_L / np.log(self.routes_KLE.shape[2])
+        return np.maximum(information_L, 0) / np.log(self.routes_KLE.shape[2])
 
     @property
     def load_L(self) -> np.ndarray:
@@ -103,7 +103,9 @@ def draw_task_routes(routes: TaskRoutes, groups: Sequence[str], path: Path) -> N
             axis.axhline(edge - 0.5, color="white", linewidth=0.6)
     figure.supxlabel("expert", fontsize=8)
     figure.suptitle("Route of each task; specialisation of the layer", fontsize=9)
-    figure.colorbar(image, ax=axes, fraction=0.03, label="weight of the expert")
+    bar = figure.colorbar(image, ax=axes, fraction=0.03)
+    bar.set_label("weight of the expert", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 

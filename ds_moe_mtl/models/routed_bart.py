@@ -117,7 +117,9 @@ class RoutedBart(nn.Module):
         call = self._call(task_ids_B, questions_B)
         call.whole_batch = True
         # Transformers' own cache has one place a layer; experts that are mixed need one each.
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        cache = {}
+        if self.transformer.generation_config.use_cache:
+            cache = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
         with self._context.use(call):
             tokens = self.transformer.generate(
                 input_ids=inputs,
@@ -125,7 +127,7 @@ class RoutedBart(nn.Module):
                 num_beams=self.num_beams,
                 max_length=MAX_ANSWER,
                 do_sample=False,
-                past_key_values=cache if self.transformer.generation_config.use_cache else None,
+                **cache,
             )
         return nn.functional.pad(tokens, (0, MAX_ANSWER - tokens.shape[1]), value=pad)
 
