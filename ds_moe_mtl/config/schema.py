@@ -67,9 +67,18 @@ class OwnTask(Section):
         tuple[Text, ...], Field(min_length=1, max_length=2), BeforeValidator(_as_columns)
     ]
     label: Text
-    kind: Literal["classification", "regression"] | None = None  # null: by the label column
+    kind: Literal["classification", "regression", "text"] | None = None  # null: by the columns
+    options: Text | None = None  # column with the list of options that the label is one of
     metric: Text | None = None  # null: accuracy, or Spearman for regression
     max_length: Annotated[int, Field(ge=8)] | None = None
+
+    @_model_validator(mode="after")
+    def _options_are_a_kind(self) -> "OwnTask":
+        if self.kind is not None and self.options is not None:
+            raise ValueError(
+                f"tasks: {self.name!r} has kind = {self.kind} and options; allowed: one of them"
+            )
+        return self
 
 
 TaskEntry = Annotated[

@@ -10,20 +10,28 @@ from ds_moe_mtl.data.rows import label_name, score
 from ds_moe_mtl.data.tables import Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, known_tasks, task_groups
 from ds_moe_mtl.tasks.metrics import CLASS_METRICS, REGRESSION_METRICS
+from ds_moe_mtl.tasks.text_metrics import TEXT_METRICS
 
 DEFAULT_LENGTH = 128  # tokens, as most of the paper's tasks
+_METRICS = {
+    "classification": CLASS_METRICS,
+    "regression": REGRESSION_METRICS,
+    "options": CLASS_METRICS,
+    "text": tuple(TEXT_METRICS),
+}
 
 
 def own_spec(task: OwnTask) -> TaskSpec:
     """The task as a row: the kind, the labels and the number of training rows are its file's.
 
     Labels that are text or whole numbers make a classification, others a regression, unless the
-    task says. Raises UserError for a name that is taken, files that cannot be read, a label that
-    is missing, and labels that are no classes.
+    task says (text: the label is generated) or has a column of options. Raises UserError for a
+    name that is taken, files that cannot be read, a label that is missing, and labels that are no
+    classes.
     """
     if task.name in known_tasks() or task.name in task_groups():
         raise UserError(f"tasks: {task.name!r} is the name of a known task; choose another")
-    columns = [*task.text, task.label]
+    columns = [*task.text, task.label, *([task.options] if task.options else [])]
     if len(set(columns)) < len(columns):
         raise UserError(f"tasks: {task.name!r} names a column twice: {', '.join(columns)}")
     values = read_table(Path(task.train), columns)[task.label]
@@ -32,11 +40,11 @@ def own_spec(task: OwnTask) -> TaskSpec:
     for row, value in enumerate(values):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise UserError(f"{task.train}: row {row} (from 0): no label in column {task.label!r}")
-    kind = task.kind or _kind(values)
+    kind = "options" if task.options else task.kind or _kind(values)
     if kind == "regression":  # here, where rows still have the file's numbers
         for row, value in enumerate(values):
             score(task.label, row, value, task.train)
-    metrics = CLASS_METRICS if kind == "classification" else REGRESSION_METRICS
+    metrics = _METRICS[kind]
     if task.metric and task.metric not in metrics:
         raise UserError(
             f"tasks: {task.name!r}: metric {task.metric!r} is not one of {', '.join(metrics)}"
@@ -47,6 +55,7 @@ def own_spec(task: OwnTask) -> TaskSpec:
         text=tuple(task.text),
         label=task.label,
         labels=_classes(values, task) if kind == "classification" else (),
+        choices=(task.options,) if task.options else (),
         metric=task.metric or metrics[0],
         max_length=task.max_length or DEFAULT_LENGTH,
         published_size=len(values),

@@ -31,6 +31,9 @@ def right_options(columns: dict[str, list], options: str, label: str, origin: st
     """
     right: list[bool] = []
     for row, (choices, answer) in enumerate(zip(columns[options], columns[label], strict=True)):
+        if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices):
+            choices = [choice.strip() for choice in choices]  # P3's answers begin with blanks
+        answer = answer.strip()
         if not isinstance(choices, list) or choices.count(answer) != 1:
             raise UserError(
                 f"{origin}: row {row} (from 0): the answer {_shown(answer)} is not one of the "

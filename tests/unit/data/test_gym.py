@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from ds_moe_mtl.config import UserError
-from ds_moe_mtl.data import encode_task, read_split
+from ds_moe_mtl.config import OwnTask, UserError
+from ds_moe_mtl.data import encode_task, own_spec, read_split
 from ds_moe_mtl.tasks import get_task, task_groups
 from ds_moe_mtl.tasks.text2text import as_text, of_seed, on_test
 from tests.support.gym import write_gym
@@ -136,3 +136,30 @@ def test_every_unseen_task_of_the_real_gym_has_16_rows_a_sample_and_test_rows(tm
         of_seed(get_task("gym-ai2_arc"), 13), "train", minilm_tokenizer(), root, tmp_path
     )
     assert split.num_examples == 16 and 3 * 16 <= split.num_sequences <= 5 * 16
+
+
+def test_prompts_in_p3s_form_are_rows_of_the_users_own(tmp_path, tokenizer):
+    rows = [
+        {
+            "inputs_pretokenized": f"{word} is a colour?",
+            "targets_pretokenized": "\n" + ("yes" if word == "red" else "no"),
+            "answer_choices": ["yes", "no"],
+        }
+        for word in ("red", "cat", "dog", "bird")
+    ]
+    (tmp_path / "p3.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {
+        "name": "colour",
+        "train": str(tmp_path / "p3.jsonl"),
+        "dev": str(tmp_path / "p3.jsonl"),
+        "text": "inputs_pretokenized",
+        "label": "targets_pretokenized",
+    }
+    spec = own_spec(OwnTask(**own, options="answer_choices"))
+    split = encode_task(spec, "train", tokenizer, None, tmp_path / "cache")
+    assert (split.num_examples, split.num_sequences, spec.metric) == (4, 8, "accuracy")
+    np.testing.assert_array_equal(split.labels, [1, 0, 0, 1, 0, 1, 0, 1])
+    text = own_spec(OwnTask(**own, kind="text", metric="exact_match"))
+    assert encode_task(text, "dev", tokenizer, None, tmp_path / "cache").targets is not None
+    with pytest.raises(ValueError, match="kind = text and options; allowed: one of them"):
+        OwnTask(**own, kind="text", options="answer_choices")
