@@ -255,8 +255,8 @@ class RunConfig(Section):
     mixture: MixtureSection = MixtureSection()
     model: ModelSection = ModelSection()
     moe: MoeSection = MoeSection()
-    router: RouterSection = RouterSection()
     train: TrainSection
+    router: RouterSection = RouterSection()
     deepspeed: Text = "ds_configs/deepspeed/zero1.json"
 
     @property

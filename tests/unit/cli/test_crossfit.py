@@ -28,7 +28,7 @@ def status_and_error(capsys, arguments):
         (["routes", "{}"], "is not a model folder"),
         (["tune", "{}", "--output", "{}/o", "--tasks", "gym-emo"], "is not a model folder"),
         (["tune", "direct", "--output", "{}/o", "--tasks", "gym-nq"], "unknown task 'gym-nq'"),
-        (["tune", "direct", "--output", "{}/o", "--tasks", "gym-xsum"], "has no options"),
+        (["tune", "direct", "--output", "{}/o", "--tasks", "gym-xsum"], "has no answer options"),
         (["tune", "direct", "--output", "{}/o", "--sample", "14"], "--sample: 14; allowed: 13, 21"),
         (["tune", "direct", "--output", "{}/o", "--steps", "0"], "--steps"),
         (["study", "glue_small_dense_minilm", "--output", "{}/s"], "allowed: stage 1 of a learned"),
@@ -77,7 +77,7 @@ def test_every_system_of_the_study_is_a_configuration_of_its_own(tmp_path):
     layout = Layout(tmp_path, SYSTEMS, 3)
     layout.vectors.write_bytes(b"")
     found = {}
-    for system in (*SYSTEMS, STAGE_1):
+    for system in (STAGE_1, *SYSTEMS):
         layout.run(system, 2).mkdir(parents=True)
         found[system] = load_config(YAML, system_overrides(system, config, layout, 2))
     assert found["vanilla"].model.kind == "mt_dense"

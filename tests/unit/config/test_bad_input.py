@@ -15,10 +15,10 @@ train:
 """
 TASKS = (
     "a list of 1 or more, each a name of letters, digits and _+- or a section with the keys name, "
-    "train, dev, dev_fraction, text, label, kind, metric, max_length"
+    "train, dev, dev_fraction, text, label, kind, options, metric, max_length"
 )
 LINE = "command line: "
-SECTIONS = "run, data, tasks, mixture, model, moe, train, deepspeed"
+SECTIONS = "run, data, tasks, mixture, model, moe, train, router, deepspeed"
 
 BAD_OVERRIDES = {
     "train.lrr=1": LINE + "unknown key train.lrr; nearest known key: train.lr",

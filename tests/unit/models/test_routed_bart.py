@@ -1,7 +1,5 @@
 """BART with experts as layers in both halves: equalities, generation, model folder."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -121,7 +119,7 @@ def test_generation_with_a_cache_is_generation_without(folder, beams, route):
     network.transformer.generation_config.use_cache = False
     network.transformer.config.use_cache = False
     assert torch.equal(found, network.generate(**network_inputs(batch)))
-    assert len({tuple(row) for row in found.tolist()}) > 1
+    assert (found[:, 2:] != 1).any()  # more than the token that starts an answer
 
 
 def test_answers_do_not_depend_on_the_other_tasks_of_the_batch(folder):
@@ -155,8 +153,7 @@ def test_a_model_folder_gives_the_same_losses_and_answers(folder, tmp_path):
         loaded.generate(**network_inputs(batch)), network.generate(**network_inputs(batch))
     )
     assert loaded.router.tau == network.router.tau and about["family"] == "bart"
-    stored = copy.deepcopy(network.router.logits())
-    assert torch.equal(loaded.router.logits(), stored)
+    assert torch.equal(loaded.router.logits(), network.router.logits())
 
 
 def test_a_layer_beyond_both_halves_is_refused(folder):
