@@ -103,6 +103,9 @@ class RoutedLayer(nn.Module):
         else:
             lengths = torch.tensor(call.lengths, device=routes_BE.device)
             weights = routes_BE.repeat_interleave(lengths, dim=0)[None, :, None, :]
+            # Tokens in no sequence, which fill a batch up, have no route: nothing reads them.
+            fill = hidden_states.shape[1] - weights.shape[1]
+            weights = nn.functional.pad(weights, (0, 0, 0, 0, 0, fill))
         weights = weights.to(hidden_states.dtype)
         for expert, slot in zip(self.experts, self.slots, strict=True):
             _take_slot(expert, slot)
@@ -138,7 +141,8 @@ class RoutedLayer(nn.Module):
                 pieces.append(piece)
                 order.append(tokens)
         place = torch.argsort(torch.cat(order))
-        return torch.cat(pieces, dim=1)[:, place]
+        out = torch.cat(pieces, dim=1)[:, place]
+        return nn.functional.pad(out, (0, 0, 0, hidden_states.shape[1] - out.shape[1]))
 
 
 def route_layers(
