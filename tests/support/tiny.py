@@ -104,7 +104,7 @@ def tiny_config(folder: Path, **sections: dict) -> RunConfig:
         "train": {"steps": 4, "batch_size": 6, "lr": 1e-3, "log_every": 1},
     }
     for name, section in sections.items():
-        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return RunConfig.model_validate(values)
 
 
