@@ -130,9 +130,8 @@ def _curves(axis, series: dict, title: str, unit: str, marker: str = "") -> None
 
 def _pace(axis, course: Course) -> None:
     """Draw the gradient's norm, and the learning rate on an axis of its own."""
-    _curves(axis, course.named("grad_norm"), "gradient norm and learning rate", "norm")
-    if "grad_norm" in course.series:
-        axis.get_legend().remove()
+    norm = course.named("grad_norm")
+    _curves(axis, {"norm": norm[""]} if norm else {}, "gradient norm and learning rate", "norm")
     if "lr" in course.series:
         other = axis.twinx()
         other.plot(*course.series["lr"], color="tab:red", linewidth=1)

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _finetune(options) -> int:
     from ds_moe_mtl.config.load import find_experiment
-    from ds_moe_mtl.training.engine import device_type
+    from ds_moe_mtl.training.engine import device_type, stop_process_group
 
     os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
     from ds_moe_mtl.training.finetune import EXPERIMENT, FineTuning, finetune
@@ -72,7 +72,10 @@ def _finetune(options) -> int:
         seeds=options.seeds,
         keep=options.keep,
     )
-    status, rows = finetune(job, ranks, say)
+    try:
+        status, rows = finetune(job, ranks, say)
+    finally:
+        stop_process_group()
     if first and options.json:
         print(json.dumps({"task": job.task, "rows": rows}))
     elif first:

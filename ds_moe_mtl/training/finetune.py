@@ -45,7 +45,8 @@ class FineTuning:
 def finetune(job: FineTuning, ranks: Ranks, say: Say) -> tuple[int, list[dict]]:
     """Run or resume a fine-tuning; return (0 or 75, the leaderboard's rows).
 
-    Raises UserError, on every rank, for what the user can mend.
+    The process group stays open for another one: the caller ends it. Raises UserError, on every
+    rank, for what the user can mend.
     """
     trials = plan_trials(job, ranks, say)
     status = run_trials(trials, job.folder, ranks, say, job.keep)

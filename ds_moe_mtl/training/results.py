@@ -62,17 +62,19 @@ def averages(scores: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
 def data_notes(plan: RunPlan) -> list[str]:
     """Return what a reader of the scores must know: subsets and contaminated tasks."""
     notes = []
+    sample = plan.config.data.sample or 1
     for spec, split in zip(plan.specs, plan.train, strict=True):
+        wanted = round(sample * spec.published_size)
+        of = f"{spec.published_size:,} published examples"
+        if sample < 1:
+            of = f"the {wanted:,} examples of a {100 * sample:g}% sample"
         if SUBSTITUTE in split.origin:
             notes.append(
                 f"{spec.name}: trained on {split.num_examples:,} examples that are NOT the "
                 f"published {spec.published_size:,}"
             )
-        elif not spec.is_own and split.num_examples < spec.published_size:
-            notes.append(
-                f"{spec.name}: trained on {split.num_examples:,} of "
-                f"{spec.published_size:,} published examples"
-            )
+        elif not spec.is_own and split.num_examples < wanted:
+            notes.append(f"{spec.name}: trained on {split.num_examples:,} of {of}")
     for spec, split in zip(plan.specs, plan.dev, strict=True):
         if SUBSTITUTE in split.origin:
             notes.append(f"{spec.name}: scored on {split.num_examples:,} examples of another set")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig
-from ds_moe_mtl.training.engine import stop_process_group
 from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.run_folder import read_json, write_json
 from ds_moe_mtl.training.selection import mean_score
@@ -73,19 +72,17 @@ def run_trials(
     """Run or resume every trial and return the last one's status: 0, or 75 when stopped.
 
     keep: whose model/ stays, "all", "best" (of the leaderboard's first row) or "none". The
-    leaderboard is written after each trial. All runs share this process and its process group.
+    leaderboard is written after each trial. All runs share this process and its process group,
+    which stays open: the caller ends it.
     """
-    try:
-        for number, trial in enumerate(trials, 1):
-            if trial.results is None:
-                say(f"trial {number} of {len(trials)}: {point_name(trial.point)}, seed {trial.seed}")
-            status = train(trial.config, ranks, say, last=False)
-            if status:
-                return status
-            if ranks.rank == 0:
-                write_json(folder / LEADERBOARD, {"rows": leaderboard(trials)})
-    finally:
-        stop_process_group()
+    for number, trial in enumerate(trials, 1):
+        if trial.results is None:
+            say(f"trial {number} of {len(trials)}: {point_name(trial.point)}, seed {trial.seed}")
+        status = train(trial.config, ranks, say, last=False)
+        if status:
+            return status
+        if ranks.rank == 0:
+            write_json(folder / LEADERBOARD, {"rows": leaderboard(trials)})
     if ranks.rank == 0:
         drop_models(trials, keep)
     return 0
