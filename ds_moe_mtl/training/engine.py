@@ -146,9 +146,15 @@ def _plain_step(engine, wants_norm: bool) -> Update:
 
 
 def stop_process_group() -> None:
-    """Leave the process group; without it one mpich run in six aborted at its end."""
+    """Leave the process group; without it one mpich run in six aborted at its end.
+
+    By DeepSpeed's own function, which also lets go of the groups that it keeps: a later run of
+    this process makes new ones.
+    """
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()
 
 
 @contextlib.contextmanager
