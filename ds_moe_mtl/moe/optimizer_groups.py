@@ -20,7 +20,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.endswith(".wg.weight"):
+        if ".wg." in name:
             gates.append(parameter)
         elif parameter.dim() >= 2:
             decayed.append(parameter)

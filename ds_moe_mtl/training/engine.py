@@ -47,12 +47,14 @@ def collective_timeout(config: RunConfig) -> timedelta:
 
 
 def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.device:
-    """Join the process group of all ranks and return this rank's device.
+    """Join the process group of all ranks, or stay in it, and return this rank's device.
 
     timeout: of its collectives.
     """
     apply(ranks, os.environ)
     kind = device_type()
+    if torch.distributed.is_initialized():  # an earlier run of this process left it open
+        return torch.device("cpu") if kind == "cpu" else torch.device("cuda", ranks.local_rank)
     os.environ.setdefault("DS_ACCELERATOR", kind)  # otherwise it guesses, and warns of its guess
     import deepspeed
 
@@ -144,9 +146,15 @@ def _plain_step(engine, wants_norm: bool) -> Update:
 
 
 def stop_process_group() -> None:
-    """Leave the process group; without it one mpich run in six aborted at its end."""
+    """Leave the process group; without it one mpich run in six aborted at its end.
+
+    By DeepSpeed's own function, which also lets go of the groups that it keeps: a later run of
+    this process makes new ones.
+    """
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from ds_moe_mtl.training.engine import optimizer_step, set_learning_rate
 from ds_moe_mtl.training.metrics_log import MetricsLog
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
+from ds_moe_mtl.training.selection import Selection
 from ds_moe_mtl.training.skipped import SkippedSteps, loss_scale
 from ds_moe_mtl.training.stop import StopRequest
 from ds_moe_mtl.training.watchdog import Watchdog
@@ -41,19 +42,31 @@ class TrainingLoop:
         watchdog: Watchdog,
         save: Callable[[int], None],
         say: Callable[[str], None],
+        selection: Selection | None = None,
     ) -> None:
-        """log is None on all ranks but rank 0; save(step) is a collective call."""
+        """log is None on all ranks but rank 0; save(step) is a collective call.
+
+        selection is told of every evaluation; None: the last model is the run's.
+        """
         self.engine, self.plan, self.loader, self.device = engine, plan, loader, device
         self.stop, self.log, self.save, self.say = stop, log, save, say
         self.skipped, self.watchdog = skipped, watchdog
         self.train = plan.config.train
+        self.selection = selection
         self.results: dict[str, dict] = {}
+        self.steps_done = 0
         self._window = _Window(len(plan.specs), device)
 
     def run(self, first_step: int) -> bool:
-        """Return True when all steps are done, False when stopped after a checkpoint."""
+        """Return True when all steps are done, False when stopped after a checkpoint.
+
+        The selection's patience may end the run before its last step: `steps_done` says where.
+        """
         total = self.plan.total_steps
-        self._saved = first_step
+        eval_every = self.plan.eval_every
+        self._saved = self.steps_done = first_step
+        if self.selection is not None and self.selection.exhausted:
+            return True
         self.engine.train()
         batches = iter(self.loader)
         self._window.start(first_step, self.loader.stall_seconds)
@@ -61,13 +74,14 @@ class TrainingLoop:
             self.watchdog.progress(step + 1)
             micro_batches, num_examples = next(batches)
             self._step(step, micro_batches, num_examples)
-            done = step + 1
+            done = self.steps_done = step + 1
             last = done == total
             row = {"step": done}
             if self._is_logged(done):
                 row.update(self._training_row(done))
-            if last or (self.train.eval_every and done % self.train.eval_every == 0):
+            if last or (eval_every and done % eval_every == 0):
                 row.update(self._dev_row(done))
+                last = last or (self.selection is not None and self.selection.exhausted)
             if self.log is not None and len(row) > 1:
                 self.log.write(row)
             if self.train.save_every and done % self.train.save_every == 0 and not last:
@@ -76,7 +90,12 @@ class TrainingLoop:
                 self._save(done)
                 self.loader.close()
                 return False
-        self._save(total)
+            if last:
+                break
+        if not self.results and self.selection is None:
+            self._dev_row(self.steps_done)  # continued after its last step
+        if self.train.keep_checkpoints:
+            self._save(self.steps_done)
         self.loader.close()
         if total > first_step:
             self.say(
@@ -98,11 +117,14 @@ class TrainingLoop:
             batch = batch.to(self.device)
             outputs = self.engine(**network_inputs(batch))
             num_outputs_B = self.engine.module.num_outputs[batch.task_ids_B]
-            losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B)
+            losses_B = sequence_losses(
+                outputs.logits_BC, batch.labels_B, num_outputs_B, self.train.loss_scaling
+            )
             loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
             self.engine.backward(loss + outputs.aux_loss)
             update = optimizer_step(self.engine, self._is_logged(step + 1))
             parts.append((losses_B.detach(), batch))
+            self._window.add_loads(outputs.counts)
             self.watchdog.progress(step + 1)
         self._norm = None if update.skipped else update.norm
         for losses_B, batch in parts:
@@ -135,6 +157,8 @@ class TrainingLoop:
         self.results = evaluate(self.engine.module, self.plan, self.device, progress)
         scores = "  ".join(f"{name} {result['value']:.1f}" for name, result in self.results.items())
         self.say(f"step {step}: dev  {scores}")
+        if self.selection is not None:
+            self.selection.offer(step, self.results)
         self._window.start(step, self.loader.stall_seconds)
         return {f"dev/{name}": result["value"] for name, result in self.results.items()}
 
@@ -142,6 +166,8 @@ class TrainingLoop:
         if step != self._saved:
             self.watchdog.progress(step, "checkpoint")
             self.save(step)
+            if self.selection is not None:
+                self.selection.checkpointed()
             self._saved = step
             self.watchdog.saved(step)
             self._window.start(step, self.loader.stall_seconds)
@@ -165,6 +191,13 @@ class _Window:
         self._step, self._stalled, self._began = step, stalled, time.perf_counter()
         self._sums = torch.zeros((2, self.num_tasks), device=self.device)
         self._tokens = self._attended = 0.0
+        self._loads_LE = None
+
+    def add_loads(self, counts: list[torch.Tensor]) -> None:
+        """Count the tokens that each layer's experts got; counts: [E] a layer."""
+        if counts:
+            loads_LE = torch.stack(counts).double()
+            self._loads_LE = loads_LE if self._loads_LE is None else self._loads_LE + loads_LE
 
     def add(self, losses_B: torch.Tensor, batch: MultiTaskBatch, skipped: bool) -> None:
         if not skipped:
@@ -199,7 +232,20 @@ class _Window:
         row["attention_padding"] = 1 - real / max(attended, 1.0)
         row["examples_per_s"] = sum(examples) / seconds
         row["steps_per_s"] = (step - self._step) / seconds
+        if self._loads_LE is not None:
+            dist.all_reduce(self._loads_LE)
+            row.update(_load_shares(self._loads_LE))
         return row
+
+
+def _load_shares(loads_LE: torch.Tensor) -> dict[str, float]:
+    """Return each expert's share of a layer's tokens as "load/<layer>/<expert>", both from 1."""
+    shares_LE = loads_LE / loads_LE.sum(dim=1, keepdim=True).clamp(min=1)
+    return {
+        f"load/{layer}/{expert}": round(share, 4)
+        for layer, row in enumerate(shares_LE.tolist(), 1)
+        for expert, share in enumerate(row, 1)
+    }
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

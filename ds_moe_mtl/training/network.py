@@ -1,10 +1,19 @@
 """The network of a run, built from its plan."""
 
+from pathlib import Path
+
 import torch
 
-from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
-from ds_moe_mtl.models.pretrained import load_transformer, weights_hash
+from ds_moe_mtl.models.folder import (
+    described_transformer,
+    model_folder,
+    read_description,
+    read_state,
+)
+from ds_moe_mtl.models.pretrained import load_transformer, state_hash, weights_hash
+from ds_moe_mtl.models.transfer import continued_state
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.plan import RunPlan, routing_options
 
@@ -17,10 +26,15 @@ def head_specs(specs: list[TaskSpec]) -> list[HeadSpec]:
 def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
     """Return the network before training, in float32, and the SHA-256 of the encoder's weights.
 
-    Gates and heads are drawn from run.seed: the same on every rank. Raises UserError for an
-    encoder that does not fit.
+    Gates and heads are drawn from run.seed: the same on every rank. With start.model the weights
+    are that model's, and so is the hash. Raises UserError for what does not fit.
     """
     config = plan.config
+    if config.start.model is not None:
+        try:
+            return _continued(plan)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     torch.manual_seed(config.run.seed)
     try:
         transformer = load_transformer(plan.source, config.model.dropout, config.model.pooler)
@@ -33,7 +47,46 @@ def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
             config.model.dropout,
             routing_options(config, len(plan.specs)),
             config.moe.expert_noise,
+            expert_dropout=config.moe.expert_dropout,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
     return network, sha256
+
+
+def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
+    """Return the network of stage two, and the SHA-256 of the model that it starts from."""
+    config, specs = plan.config, plan.specs
+    folder = model_folder(Path(config.start.model))
+    description, state = read_description(folder), read_state(folder)
+    _check_form(config, description)
+    torch.manual_seed(config.run.seed)
+    network = build_network(
+        described_transformer(description, config.model.dropout),
+        config.model.kind,
+        head_specs(specs),
+        config.model.dropout,
+        routing_options(config, len(specs)),
+        expert_dropout=config.moe.expert_dropout,
+    )
+    network.load_state_dict(
+        continued_state(network, description, state, config.start.gate, config.start.head)
+    )
+    return network, state_hash(state)
+
+
+def _check_form(config: RunConfig, description: dict) -> None:
+    """Raise ValueError where the configuration contradicts the model it starts from."""
+    kind, routing = description["kind"], description["routing"]
+    wanted = {"model.kind": (config.model.kind, kind)}
+    wanted["model.pooler"] = (config.model.pooler, description["pooler"])
+    if routing is not None:
+        for key in ("num_experts", "gate_scale", "gate_embedding"):
+            wanted[f"moe.{key}"] = (getattr(config.moe, key), routing.get(key, 0))
+    for key, (given, there) in wanted.items():
+        dense = {given, there} == {"single", "mt_dense"}  # one architecture
+        if given != there and not dense:
+            raise ValueError(
+                f"{key} = {given}, but start.model = {config.start.model} has {there}; "
+                f"allowed: {key}={there}"
+            )

@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -46,6 +48,7 @@ from ds_moe_mtl.training.preflight import check_agreement, fingerprints
 from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.results import gather_results, print_results, run_results
 from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
+from ds_moe_mtl.training.selection import Selection
 from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.stop import STOPPED, StopRequest
 from ds_moe_mtl.training.watchdog import Watchdog
@@ -61,11 +64,11 @@ class _Run:
     folder: RunFolder
 
 
-def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
+def train(config: RunConfig, ranks: Ranks, say: Say, last: bool = True) -> int:
     """Train what `config` describes and return the exit status: 0 complete, 75 stopped.
 
-    `say` prints on rank 0 and is silent elsewhere. Raises UserError, on every rank, for what the
-    user can mend.
+    `say` prints on rank 0 and is silent elsewhere. last=False leaves the process group open for
+    another run of this process. Raises UserError, on every rank, for what the user can mend.
     """
     _set_threads(config, ranks)
     check_devices(ranks)
@@ -111,7 +114,8 @@ def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
     finally:
         for each in (folder, *(run.folder for run in runs)):
             each.release()
-        stop_process_group()
+        if last:
+            stop_process_group()
     print_results(results, say)
     for run in runs:
         say(f"model: {run.folder.path / 'model'}")
@@ -215,6 +219,13 @@ def _train_one(
         loader.load_state_dict(loader_state)
         say(f"continuing {chosen} after step {first_step}")
         watchdog.saved(first_step)
+    selection = None
+    if config.train.select == "best":
+
+        def write(path: Path, scores: dict) -> None:
+            _write_model(engine.module, plan, path, run_results(plan, scores, sha256))
+
+        selection = Selection(folder.path, first_step, config.train.patience, write)
     log = skipped_lines = None
     if ranks.rank == 0:
         folder.write_start(deepspeed, environment(ranks, device, about))
@@ -232,12 +243,14 @@ def _train_one(
             step,
             identity,
             loader.state_dict(),
-            config.train.keep_checkpoints,
+            max(1, config.train.keep_checkpoints),
         )
         say(f"checkpoint: {path}")
 
     say(f"ready in {time.perf_counter() - began:.1f} s")
-    loop = TrainingLoop(engine, plan, loader, device, stop, log, skipped, watchdog, save, say)
+    loop = TrainingLoop(
+        engine, plan, loader, device, stop, log, skipped, watchdog, save, say, selection
+    )
     try:
         if not loop.run(first_step):
             say(f"stopped by {stop.signal_name or 'another rank'}; start it again to continue")
@@ -247,29 +260,35 @@ def _train_one(
         if log is not None:
             log.close()
             skipped_lines.close()
-    watchdog.progress(plan.total_steps, "model folder")
-    results = run_results(plan, loop.results, sha256)
-    _write_model(engine.module, run, results)
+    watchdog.progress(loop.steps_done, "model folder")
+    if selection is None:
+        results = run_results(plan, loop.results, sha256, loop.steps_done)
+        _write_model(engine.module, plan, folder.path / "model", results)
+    else:
+        results = run_results(plan, selection.results, sha256, loop.steps_done, selection.best_step)
+        selection.finish(folder.path / "model")
     if ranks.rank == 0:
         write_json(folder.path / "results.json", results)
+        if not config.train.keep_checkpoints:
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
     dist.barrier()
+    engine.destroy()
     watchdog.rest()
     return results
 
 
-def _write_model(network, run: _Run, results: dict) -> None:
-    """Write the canonical model folder from all ranks' experts; a collective call."""
+def _write_model(network, plan: RunPlan, folder: Path, results: dict) -> None:
+    """Write a canonical model folder from all ranks' experts; a collective call."""
     from ds_moe_mtl.moe.convert import plain_state
 
     state = plain_state(network)
     if state is None:
         return
-    plan = run.plan
     routing = routing_options(plan.config, len(plan.specs))
     tasks = [spec.to_dict() for spec in plan.specs]
     about = {"results": results["tasks"], "encoder": results["encoder"], "notes": results["notes"]}
     description = describe_network(network, plan.config.model.kind, routing, tasks, about)
-    save_folder(run.folder.path / "model", description, state, plan.tokenizer)
+    save_folder(folder, description, state, plan.tokenizer)
 
 
 def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks: Ranks) -> dict:
