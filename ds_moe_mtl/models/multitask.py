@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+import moe_kernels
 from ds_moe_mtl.models.context import GateCall, LayerRoute
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.gating import RoutingOptions
@@ -63,7 +64,11 @@ class MultiTaskNetwork(nn.Module):
         spans_B22: torch.Tensor,
         keep_routes: bool = False,
     ) -> Outputs:
-        """Return every sequence's outputs; the arguments are MultiTaskBatch's fields."""
+        """Return every sequence's outputs; the arguments are MultiTaskBatch's fields.
+
+        On a CPU in 16 bits the tokens are filled up to a size that comes again, with tokens that
+        are in no sequence and that no gate routes; nothing reads their outputs.
+        """
         inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups)
         starts_B = cu_seqlens[:-1].long()
         call = GateCall(gate_ids=None, keep_routes=keep_routes)
@@ -99,14 +104,26 @@ class MultiTaskNetwork(nn.Module):
         return torch.cat([cls_BD, word_states(hidden_TD, starts_B, spans_B22)], dim=1)
 
     def _hidden_states(self, call: GateCall, inputs: tuple, gates_B: torch.Tensor) -> torch.Tensor:
-        """Return the last hidden states [T, D], each sequence routed by its gate."""
-        input_ids_T, cu_seqlens = inputs[0], inputs[3]
-        if len(input_ids_T) == 0:
-            return self._run_stand_in(call, input_ids_T)
-        call.gate_ids = gates_B.repeat_interleave(
-            cu_seqlens.diff().long(), output_size=len(input_ids_T)
-        )[None]
-        return self._run_encoder(call, inputs)
+        """Return the last hidden states, at least [T, D], each sequence routed by its gate.
+
+        What lies beyond the T tokens is of those that filled them up.
+        """
+        *tokens, cu_seqlens, groups = inputs
+        num_tokens = len(tokens[0])
+        if num_tokens == 0:
+            return self._run_stand_in(call, tokens[0])
+        gates_T = gates_B.repeat_interleave(cu_seqlens.diff().long(), output_size=num_tokens)
+        tokens = [*tokens, gates_T]
+        size = moe_kernels.recurring_size(num_tokens, gates_T.device, self.encoder.dtype)
+        if size > num_tokens:
+            fill = (0, size - num_tokens)
+            tokens = [nn.functional.pad(ids_T, fill) for ids_T in tokens]
+            call.mask = nn.functional.pad(torch.ones_like(gates_T), fill)[None]
+        *tokens, gates_T = tokens
+        call.gate_ids = gates_T[None]
+        hidden_TD = self._run_encoder(call, (*tokens, cu_seqlens, groups))
+        call.routes = [route.first(num_tokens) for route in call.routes]
+        return hidden_TD
 
     def _run_encoder(self, call: GateCall, inputs: tuple) -> torch.Tensor:
         context = gate_context(self.encoder)
