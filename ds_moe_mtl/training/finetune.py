@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ds_moe_mtl.config import EXPERIMENTS, OwnTask, RunConfig, UserError, load_config
-from ds_moe_mtl.models.folder import CONFIG, model_folder, read_description
+from ds_moe_mtl.models.folder import CONFIG, model_folder, read_description, read_state
+from ds_moe_mtl.models.pretrained import state_hash
 from ds_moe_mtl.training.plan import make_plan, task_specs
 from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.run_folder import read_json, write_json
@@ -104,15 +105,18 @@ def pick_donor(job: FineTuning, config: RunConfig, ranks: Ranks, say: Say) -> st
     limited = train.model_copy(update={"limit_examples": limit, "limit_dev": 1})
     plan = make_plan(config.model_copy(update={"train": limited}), task_specs(config), lambda _: _)
     split = plan.train[0]
+    folder = Path(plan.source.folder)
     about = {
         "model": job.model,
+        "sha256": state_hash(read_state(folder)),
         "task": job.task,
         "examples": split.num_examples,
+        "tokens": len(split.input_ids),
         "sample": [config.data.sample, config.data.sample_seed],
     }
     found = read_json(job.folder / GATES)
     if found is None or any(found[key] != value for key, value in about.items()):
-        losses = donor_losses(Path(plan.source.folder), plan.specs[0], split, config.run.seed)
+        losses = donor_losses(folder, plan.specs[0], split, config.run.seed)
         found = {**about, "losses": losses, "gate": next(iter(losses))}
         if ranks.rank == 0:
             job.folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """One command's work: plan, claim the folder, start the ranks, train, write what a run leaves."""
 
+import gc
 import hashlib
 import os
 import shutil
@@ -103,6 +104,7 @@ def train(config: RunConfig, ranks: Ranks, say: Say, last: bool = True) -> int:
                 if part is None:
                     part = _train_one(run, network, deepspeed, device, ranks, stop, watchdog, say)
                     network = None
+                    gc.collect()  # an engine is full of cycles: its memory waits for this
                 if part is None:
                     return STOPPED
                 parts[run.plan.specs[0].name] = part

@@ -27,7 +27,7 @@ class Answer:
         return f"status {self.status}\n{self.stdout[-3000:]}\n{self.stderr[-2000:]}"
 
 
-def run_commands(commands: Sequence[Sequence[object]], time_limit: float = 240) -> list[Answer]:
+def run_commands(commands: Sequence[Sequence[object]], time_limit: float = 900) -> list[Answer]:
     """Return the answers of ds-moe-mtl's commands (without that word), run one after another."""
     with tempfile.TemporaryDirectory() as folder:
         asked, told = Path(folder, "asked.json"), Path(folder, "told.json")
