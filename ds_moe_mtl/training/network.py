@@ -1,6 +1,7 @@
 """The network of a run, built from its plan."""
 
 import torch
+from torch import nn
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
@@ -25,15 +26,21 @@ def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
     try:
         transformer = load_transformer(plan.source, config.model.dropout, config.model.pooler)
         sha256 = weights_hash(transformer)
-        torch.manual_seed(config.run.seed)
-        network = build_network(
-            transformer,
-            config.model.kind,
-            head_specs(plan.specs),
-            config.model.dropout,
-            routing_options(config, len(plan.specs)),
-            config.moe.expert_noise,
-        )
+        network = network_around(transformer, plan)
     except ValueError as error:
         raise UserError(str(error)) from error
     return network, sha256
+
+
+def network_around(transformer: nn.Module, plan: RunPlan) -> MultiTaskNetwork:
+    """Return the run's network around an encoder; gates and heads are drawn from run.seed."""
+    config = plan.config
+    torch.manual_seed(config.run.seed)
+    return build_network(
+        transformer,
+        config.model.kind,
+        head_specs(plan.specs),
+        config.model.dropout,
+        routing_options(config, len(plan.specs)),
+        config.moe.expert_noise,
+    )

@@ -5,17 +5,18 @@ import torch
 from transformers import BertConfig, BertModel
 
 from ds_moe_mtl.models import memory, upcycle
+from ds_moe_mtl.models.shape import SIZES
 
 WEIGHTS = memory.Weights(experts=800, rest=160)
 
 
-@pytest.mark.parametrize("size", memory.SIZES)
+@pytest.mark.parametrize("size", SIZES)
 def test_counted_weights_are_those_of_the_upcycled_model(size):
-    shape = memory.SIZES[size]
+    shape = SIZES[size]
     config = BertConfig(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
-        num_attention_heads=shape.hidden // 64,
+        num_attention_heads=shape.heads,
         intermediate_size=shape.intermediate,
     )
     with torch.device("meta"):
