@@ -80,7 +80,7 @@ def _wait(processes: list[subprocess.Popen]) -> None:
 
 
 def _check(processes: list[subprocess.Popen], folder: Path) -> None:
-    for rank, process in enumerate(processes):
+    for rank in range(len(processes)):
         mistake = folder / f"mistake{rank}"
         if mistake.exists():
             raise UserError(mistake.read_text())

@@ -9,6 +9,7 @@ COMMANDS = {
     "predict": "label texts with a trained model",
     "export": "write a checkpoint as a model or for other ranks",
     "routes": "show which expert each task uses",
+    "plan": "memory, traffic and step time of a run before it runs",
     "bench": "time sparse against dense models",
     "tasks": "list the tasks that are known",
     "doctor": "check what this machine can run",

@@ -112,9 +112,7 @@ def step_cost(
     rounds = 3 if zero_stage else 2
     reduction = ring_seconds(element * weights.rest, ranks, machine, rounds)
     reduction += ring_seconds(element * own, replicas, machine, rounds)
-    updated = (
-        weights.rest / ranks + own / replicas if zero_stage else weights.rest + own
-    )
+    updated = weights.rest / ranks + own / replicas if zero_stage else weights.rest + own
     return StepCost(
         compute=flops * tokens / machine.flops,
         reduction=reduction,

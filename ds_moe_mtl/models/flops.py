@@ -63,10 +63,13 @@ def count_parameters(
     shape: Shape,
     num_experts: int = 0,
     num_gates: int = 0,
-    head_outputs: Sequence[int] = (),
+    heads: Sequence[tuple[int, int]] = (),
     pooler: bool = False,
 ) -> Parameters:
-    """Return the weights of an encoder and its linear heads; num_experts 0: the dense model."""
+    """Return the weights of an encoder and its linear heads; num_experts 0: the dense model.
+
+    heads: (inputs, outputs) of each.
+    """
     hidden, layers = shape.hidden, shape.layers
     attention = 4 * (hidden * hidden + hidden)
     norms = 4 * hidden
@@ -75,11 +78,11 @@ def count_parameters(
     shared = layers * (attention + norms) + embeddings
     shared += 0 if num_experts else layers * expert
     shared += hidden * hidden + hidden if pooler else 0
-    heads = [outputs * (hidden + 1) for outputs in head_outputs]
+    of_heads = [outputs * (inputs + 1) for inputs, outputs in heads]
     gate = num_experts * hidden
-    active = shared + layers * ((expert if num_experts else 0) + gate) + max(heads, default=0)
+    active = shared + layers * ((expert if num_experts else 0) + gate) + max(of_heads, default=0)
     return Parameters(
-        shared, layers * num_experts * expert, layers * num_gates * gate, sum(heads), active
+        shared, layers * num_experts * expert, layers * num_gates * gate, sum(of_heads), active
     )
 
 
@@ -88,15 +91,16 @@ def count_flops(
     attended: float,
     num_experts: int = 0,
     num_gates: int = 0,
-    outputs_a_token: float = 0.0,
+    heads: Sequence[tuple[int, int]] = (),
+    heads_a_token: float = 0.0,
 ) -> Flops:
     """Return one token's forward operations.
 
     attended: keys a query meets, the mean over tokens of their sequence's length (sum of squared
     lengths / sum of lengths). A top-1 layer computes one expert a token, so its FFN costs the dense
     one's; the gates are counted as the model needs them, the token's own alone (one product over
-    all gates, which is what small layers compute, costs G times that). outputs_a_token: outputs of
-    all heads together / tokens a sequence.
+    all gates, which is what small layers compute, costs G times that). heads_a_token: sequences a
+    token; all heads are computed for each.
     """
     hidden, layers = shape.hidden, shape.layers
     return Flops(
@@ -104,5 +108,5 @@ def count_flops(
         attention=layers * 2 * 2 * attended * hidden,
         ffn=layers * 2 * 2 * hidden * shape.intermediate,
         gates=layers * 2 * hidden * num_experts if num_gates else 0,
-        heads=2 * hidden * outputs_a_token,
+        heads=2 * heads_a_token * sum(inputs * outputs for inputs, outputs in heads),
     )
