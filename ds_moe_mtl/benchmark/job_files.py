@@ -36,8 +36,9 @@ def write_job(
 ) -> list[Path]:
     """Write deepspeed.json and run.sbatch into `folder` and return their paths.
 
-    overrides: of the command line; config_name: its YAML. The JSON is the run's own with the chosen stage; the script is launchers/slurm's with the
-    nodes, GPUs and memory of the plan and the whole command. Raises UserError where none fits.
+    overrides: of the command line; config_name: its YAML. The JSON is the run's own with the chosen
+    stage; the script is launchers/slurm's with the nodes, GPUs and memory of the plan and the whole
+    command. Raises UserError where none fits.
     """
     row, machine = choose(plan), paper.machine
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,8 @@ def _script(gpus: int, per_node: int, row: dict, paper: RunOnPaper, arguments: l
         text.replace(
             "#!/usr/bin/env bash\n",
             f"#!/usr/bin/env bash\n# Written by `ds-moe-mtl plan`: {planned}, ep_size "
-            f"{row['ep_size']}.\n# From the repository, with the environment active: sbatch THIS_FILE\n",
+            f"{row['ep_size']}.\n"
+            "# From the repository, with the environment active: sbatch THIS_FILE\n",
             1,
         )
         + "\n"

@@ -151,7 +151,8 @@ def peak_bytes(
     """Return the fullest of a step's three moments, on one rank.
 
     backward: all activations are there, the reduction's bucket, and the first layer's gradients.
-    reduction (stage 0: after the last layer): the gradients once in the bucket, once beside it.
+    reduction (stage 0: after the last layer): the gradients once in the bucket, once beside it;
+    where they are more than the bucket holds, those the rank updates once more.
     update: the gradients a rank updates, the largest group of them once more as one flat tensor,
     and in 16 bits that tensor in fp32. Weights and optimizer are there in all three.
     bucket_elements: DeepSpeed's reduce_bucket_size, twice with overlap_comm.
@@ -169,9 +170,10 @@ def peak_bytes(
     owned = element * min(weights.rest + own, sum(groups) + shared / 2) if zero_stage else whole
     flat = max(groups) * (element + (4 if precision != "fp32" else 0)) if zero_stage else 0.0
     largest = element * max(weights.rest, own)
+    overflowing = owned if zero_stage and whole > bucket else 0.0
     moments = [
         ("backward", 0.0, activations, bucket + at_work),
-        ("reduction", whole, 0.0, bucket if zero_stage else largest),
+        ("reduction", whole + overflowing, 0.0, bucket if zero_stage else largest),
         ("update", owned, 0.0, flat),
     ]
     phase, gradients, kept, buffers = max(moments, key=lambda moment: sum(moment[1:]))

@@ -80,6 +80,17 @@ class MultiTaskNetwork(nn.Module):
         aux_loss = sum(call.aux_losses, start=logits_BC.new_zeros(()))
         return Outputs(logits_BC, aux_loss, call.counts, call.routes)
 
+    def checkpoint_activations(self) -> None:
+        """Keep only each layer's input in the forward pass; layers run again in the backward pass.
+
+        The second run gets the gate ids and the random numbers of the first.
+        """
+        options = {"use_reentrant": False}
+        context = gate_context(self.encoder)
+        if context is not None:
+            options["context_fn"] = context.checkpoint_contexts
+        self.encoder.transformer.gradient_checkpointing_enable(options)
+
     def _run_encoder(self, call: GateCall, inputs: tuple) -> torch.Tensor:
         context = gate_context(self.encoder)
         if context is None:

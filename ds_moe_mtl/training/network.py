@@ -36,7 +36,7 @@ def network_around(transformer: nn.Module, plan: RunPlan) -> MultiTaskNetwork:
     """Return the run's network around an encoder; gates and heads are drawn from run.seed."""
     config = plan.config
     torch.manual_seed(config.run.seed)
-    return build_network(
+    network = build_network(
         transformer,
         config.model.kind,
         head_specs(plan.specs),
@@ -44,3 +44,6 @@ def network_around(transformer: nn.Module, plan: RunPlan) -> MultiTaskNetwork:
         routing_options(config, len(plan.specs)),
         config.moe.expert_noise,
     )
+    if config.train.activation_checkpointing:
+        network.checkpoint_activations()
+    return network
