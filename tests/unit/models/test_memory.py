@@ -1,4 +1,4 @@
-"""The memory formulas: counted weights, what each ZeRO stage leaves, and what torch really keeps."""
+"""The memory formulas: counted weights, states by ZeRO stage, and what autograd really keeps."""
 
 import pytest
 import torch
