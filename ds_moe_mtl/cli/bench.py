@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     if arguments and arguments[0] == BENCHMARK:
         arguments = arguments[1:]
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.config is not None and "=" in options.config:
         options.overrides.insert(0, options.config)
         options.config = None

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         "--write", type=Path, metavar="FOLDER", help="write a DeepSpeed JSON and a Slurm script"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.config is not None and "=" in options.config:
         options.overrides.insert(0, options.config)
         options.config = None

@@ -89,7 +89,9 @@ class MultiTaskNetwork(nn.Module):
         context = gate_context(self.encoder)
         if context is not None:
             options["context_fn"] = context.checkpoint_contexts
-        self.encoder.transformer.gradient_checkpointing_enable(options)
+        transformer = self.encoder.transformer
+        newer = getattr(transformer, "activation_checkpointing_enable", None)
+        (newer or transformer.gradient_checkpointing_enable)(options)
 
     def _run_encoder(self, call: GateCall, inputs: tuple) -> torch.Tensor:
         context = gate_context(self.encoder)

@@ -95,6 +95,6 @@ def test_a_calibration_predicts_what_the_whole_run_then_takes(tiny, capsys):
         predicted["forward"] + predicted["backward"] + predicted["optimizer"]
     )
     chosen = next(row for row in plan["memory"] if row["chosen"])
-    # Its 50M-element bucket dwarfs this model: what is checked is that both count the same things.
-    assert measured["peak"] == pytest.approx(chosen["peak"], rel=0.1)
+    states = chosen["weights"] + chosen["optimizer"]
+    assert measured["held"] == pytest.approx(states, rel=0.05)
     assert measured["held"] < measured["peak"] < measured["resident"]

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the layers run twice, with the same gates, routes and random numbers."""
+"""Activation checkpointing: layers run twice, with the same gates, routes and random numbers."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def losses_and_gradients(kind: str, dropout: float, checkpointing: bool, aux: fl
         )
         loss = outputs.logits_BC.square().mean() + outputs.aux_loss
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     return losses, gradients, len(calls)
 
