@@ -76,6 +76,7 @@ def draw(contests: list[dict], path: Path) -> None:
         axis.tick_params(labelsize=8)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    axes[0][0].legend(fontsize=7, loc="lower right", frameon=False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
