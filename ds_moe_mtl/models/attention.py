@@ -11,9 +11,15 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ds_moe_mtl.models.dropout import dropout as drop
+from moe_kernels import recurring_size
 
 PACKED_EAGER = "ds_moe_mtl_packed_eager"
 PACKED_SDPA = "ds_moe_mtl_packed_sdpa"
+
+# recurring_size's step and sizes an octave. Our choice: about 200 shapes for GLUE, whose padding
+# stays under 25% of the places (measured: 23% with them, 18% without).
+_SEQUENCES = (1, 8)
+_LENGTHS = (4, 16)
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,22 @@ class AttentionGroup:
 def attention_groups(
     lengths: list[int], groups: list[tuple[int, int]], device: torch.device, dtype: torch.dtype
 ) -> list[AttentionGroup]:
-    """Return the padding plan for sequences of `lengths` tokens, grouped by [first, last)."""
+    """Return the padding plan for sequences of `lengths` tokens, grouped by [first, last).
+
+    On a CPU in 16 bits both sides of a group are sizes that come again: pads, and sequences that
+    are all pads, fill it up.
+    """
     plan, start = [], 0
     for first, last in groups:
         sizes = lengths[first:last]
         stop, longest = start + sum(sizes), max(sizes)
-        if min(sizes) == longest:
-            plan.append(AttentionGroup(start, stop, len(sizes), longest))
+        rows = recurring_size(len(sizes), device, dtype, *_SEQUENCES)
+        length = recurring_size(longest, device, dtype, *_LENGTHS)
+        if min(sizes) == length and len(sizes) == rows:
+            plan.append(AttentionGroup(start, stop, rows, length))
         else:
-            plan.append(_padded_group(sizes, start, stop, longest, device, dtype))
+            sizes = sizes + [0] * (rows - len(sizes))
+            plan.append(_padded_group(sizes, start, stop, length, device, dtype))
         start = stop
     return plan
 
@@ -56,7 +69,7 @@ def _padded_group(
     size_N1 = torch.tensor(sizes)[:, None]
     place_1L = torch.arange(longest)[None, :]
     real_NL = place_1L < size_N1
-    first_N1 = size_N1.cumsum(dim=0) - size_N1
+    first_N1 = (size_N1.cumsum(dim=0) - size_N1).clamp(max=stop - start - 1)
     rows = (first_N1 + place_1L.where(real_NL, torch.zeros_like(place_1L))).reshape(-1)
     bias = torch.zeros(real_NL.shape, dtype=dtype).masked_fill_(~real_NL, torch.finfo(dtype).min)
     return AttentionGroup(
@@ -132,7 +145,10 @@ def _packed(attend):
             out = attend(*padded, group.bias, scaling, dropout)
             out = out.transpose(1, 2).reshape(-1, heads * size)
             outputs.append(out if group.places is None else _Unpad.apply(out, group.places))
-        out_TD = torch.cat(outputs) if outputs else v_TD
+        beyond = tokens - (packed_groups[-1].stop if packed_groups else 0)
+        if beyond:
+            outputs.append(v_TD.new_zeros(beyond, v_TD.shape[1]))
+        out_TD = torch.cat(outputs)
         return out_TD.view(1, tokens, heads, size), None
 
     return attention

@@ -20,6 +20,10 @@ class LayerRoute:
     expert_T: torch.Tensor
     prob_T: torch.Tensor
 
+    def first(self, num_tokens: int) -> "LayerRoute":
+        """Return the route of the first tokens."""
+        return LayerRoute(self.expert_T[:num_tokens], self.prob_T[:num_tokens])
+
 
 @dataclass
 class GateCall:

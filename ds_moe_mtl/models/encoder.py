@@ -30,6 +30,11 @@ class PackedEncoder(nn.Module):
         return self.transformer.config.hidden_size
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the hidden states."""
+        return self.transformer.embeddings.word_embeddings.weight.dtype
+
+    @property
     def max_length(self) -> int:
         """Longest sequence in tokens that the position embeddings carry."""
         return self.transformer.embeddings.position_embeddings.num_embeddings - self.first_position
@@ -45,11 +50,11 @@ class PackedEncoder(nn.Module):
         """Return the last hidden states [T, D].
 
         cu_seqlens [B + 1]: where sequences start; groups: [first, last) sequences that attention
-        pads together. Positions restart at 0 in each sequence.
+        pads together. Positions restart at 0 in each sequence. Tokens after the last sequence's are
+        carried along and attend to nothing.
         """
-        dtype = self.transformer.embeddings.word_embeddings.weight.dtype
         device = input_ids_T.device
-        name = packed_attention(device, dtype)
+        name = packed_attention(device, self.dtype)
         if self.transformer.config._attn_implementation != name:
             self.transformer.set_attn_implementation(name)
         lengths = cu_seqlens.diff().tolist()
@@ -59,7 +64,7 @@ class PackedEncoder(nn.Module):
             input_ids=input_ids_T[None],
             token_type_ids=token_type_ids_T[None],
             position_ids=position_ids_T[None] + self.first_position,
-            packed_groups=attention_groups(lengths, groups, device, dtype),
+            packed_groups=attention_groups(lengths, groups, device, self.dtype),
         )
         return out.last_hidden_state[0]
 

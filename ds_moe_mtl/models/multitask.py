@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+import moe_kernels
 from ds_moe_mtl.models.context import GateCall, LayerRoute
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.gating import RoutingOptions
@@ -63,18 +64,31 @@ class MultiTaskNetwork(nn.Module):
         spans_B22: torch.Tensor,
         keep_routes: bool = False,
     ) -> Outputs:
-        """Return every sequence's outputs; the arguments are MultiTaskBatch's fields."""
-        inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups)
+        """Return every sequence's outputs; the arguments are MultiTaskBatch's fields.
+
+        On a CPU in 16 bits the tokens are filled up to a size that comes again, with tokens that
+        are in no sequence and that no gate routes; nothing reads their outputs.
+        """
         starts_B = cu_seqlens[:-1].long()
         call = GateCall(gate_ids=None, keep_routes=keep_routes)
-        if len(input_ids_T) == 0:
+        num_tokens = len(input_ids_T)
+        if num_tokens == 0:
             hidden_TD = self._run_stand_in(call, input_ids_T)
         else:
             lengths_B = cu_seqlens.diff().long()
-            call.gate_ids = self.gate_of_task[task_ids_B].repeat_interleave(
-                lengths_B, output_size=len(input_ids_T)
-            )[None]
-            hidden_TD = self._run_encoder(call, inputs)
+            gates_T = self.gate_of_task[task_ids_B].repeat_interleave(
+                lengths_B, output_size=num_tokens
+            )
+            tokens = [input_ids_T, token_type_ids_T, position_ids_T, gates_T]
+            size = moe_kernels.recurring_size(num_tokens, gates_T.device, self.encoder.dtype)
+            if size > num_tokens:
+                fill = (0, size - num_tokens)
+                tokens = [nn.functional.pad(ids_T, fill) for ids_T in tokens]
+                call.mask = nn.functional.pad(torch.ones_like(gates_T), fill)[None]
+            *tokens, gates_T = tokens
+            call.gate_ids = gates_T[None]
+            hidden_TD = self._run_encoder(call, (*tokens, cu_seqlens, groups))
+            call.routes = [route.first(num_tokens) for route in call.routes]
         cls_BD = self.encoder.pool(hidden_TD[starts_B])
         logits_BC = self.heads(hidden_TD, cls_BD, starts_B, task_ids_B, spans_B22)
         aux_loss = sum(call.aux_losses, start=logits_BC.new_zeros(()))

@@ -6,6 +6,7 @@ Imports torch only; triton is imported by the first call that needs it. See kern
 from moe_kernels.ffn import ACTIVATIONS, expert_ffn
 from moe_kernels.implementation import IMPLEMENTATIONS, resolve_impl
 from moe_kernels.permutation import permute, received_order, unpermute
+from moe_kernels.recurring import recurring_size
 from moe_kernels.routing import Routing, limit_capacity, route
 from moe_kernels.top1 import GATE_SCALES, gate_scale_of, top1_moe_ffn
 
@@ -19,6 +20,7 @@ __all__ = [
     "limit_capacity",
     "permute",
     "received_order",
+    "recurring_size",
     "resolve_impl",
     "route",
     "top1_moe_ffn",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ds_moe_mtl.cli.export import main as export
 from ds_moe_mtl.config import dump_config
-from ds_moe_mtl.training.checkpoint import damage
+from ds_moe_mtl.training.checkpoint import damage, list_checkpoints
 from tests.support.ends import differences, rows_of
 from tests.support.launch import ROOT, launch, rank_environ, start
 from tests.support.tiny import tiny_config, write_tiny
@@ -69,7 +69,7 @@ def copied(unbroken, tmp_path) -> Path:
     return run
 
 
-def test_a_run_of_two_ranks_killed_between_checkpoints_ends_bit_for_bit_as_if_it_never_was(
+def test_two_ranks_killed_and_then_without_room_on_one_end_bit_for_bit_as_if_they_never_were(
     tiny, tmp_path
 ):
     sections = {"moe": {"ep_size": 2}, "deepspeed": str(ROOT / "ds_configs/deepspeed/zero2.json")}
@@ -84,6 +84,13 @@ def test_a_run_of_two_ranks_killed_between_checkpoints_ends_bit_for_bit_as_if_it
         )
         running.kill()
     assert not (tmp_path / "broken/results.json").exists()
+    checkpoints = list_checkpoints(tmp_path / "broken/checkpoints")
+    smallest = min(f.stat().st_size for f in checkpoints[0].rglob("*.pt"))
+    full = launch([ROOT / "tests/support/limited.py", 1, smallest // 2, broken], 2, "mpirun")
+    assert full.returncode == 2 and "cannot write a checkpoint" in full.stderr, full.text
+    assert "Traceback" not in full.stderr and "hang" not in full.stderr, full.text
+    assert list_checkpoints(tmp_path / "broken/checkpoints") == checkpoints
+    assert [damage(checkpoint) for checkpoint in checkpoints] == [""] * len(checkpoints)
     again = train(broken, ranks=2)
     assert again.returncode == 0 and "continuing" in again.stdout, again.text
     assert differences(tmp_path / "broken", tmp_path / "whole") == []

@@ -4,9 +4,9 @@ Against autograd over the plain loop it keeps no copy of the inner activations (
 again, into one buffer all experts share: fresh memory costs more than GELU does), writes each
 block's result where it belongs instead of concatenating, and scatters without adding.
 
-In 16 bits a CPU's products and GELU are compiled by oneDNN for each shape (0.75 ms a product
-measured), and every expert of every layer has another number of tokens in every step. So blocks
-are filled up with rows of zeros to a few sizes that come again (see computed_rows).
+In 16 bits on a CPU, where every expert of every layer has another number of tokens in every step,
+blocks are filled up with rows of zeros to sizes that come again (recurring_size says why): at most
+15 rows or 1.6% more.
 
 T tokens, R routed tokens, N one expert's tokens, P its computed rows (P - N of them zero),
 D hidden size, F inner size, E experts.
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe_kernels.ffn.reference import ACTIVATIONS
+from moe_kernels.recurring import recurring_size
 
 gelu_out = torch.ops.aten.gelu.out
 gelu_backward_out = torch.ops.aten.gelu_backward.grad_input
@@ -55,7 +56,7 @@ class _BlockFFN(torch.autograd.Function):
             x_TD, memory_format=torch.contiguous_format
         )
         keep_y = scale_T is not None and ctx.needs_input_grad[2]
-        computed = [computed_rows(count, x_TD) for count in counts]
+        computed = [recurring_size(count, x_TD.device, x_TD.dtype) for count in counts]
         buffer_PF = x_TD.new_empty(max(computed), w1[0].shape[0])
         kept = []
         for e, (first, end) in enumerate(_blocks(counts)):
@@ -87,7 +88,7 @@ class _BlockFFN(torch.autograd.Function):
             (grad_y_TD.new_empty if full else grad_y_TD.new_zeros)(shape) if wants_x else None
         )
         grad_scale_T = torch.zeros_like(scale_T) if wants_scale else None
-        most = max(computed_rows(count, grad_y_TD) for count in ctx.counts)
+        most = max(kept[e * each].shape[0] for e in range(num_experts))
         buffer_a_PF, buffer_g_PF = grad_y_TD.new_empty(2, most, weights[0].shape[0])
         for e, (first, end) in enumerate(_blocks(ctx.counts)):
             x_PD, h_PF = kept[e * each : e * each + 2]
@@ -122,18 +123,6 @@ class _BlockFFN(torch.autograd.Function):
                 _put(grad_x_TD, rows_N, (gh_PF @ w1_FD)[: end - first])
         flat = (g for kind in grads for g in kind)
         return grad_x_TD, None, grad_scale_T, None, None, *flat
-
-
-def computed_rows(count: int, like: Tensor) -> int:
-    """Return P, the rows an expert with `count` tokens computes: count, or a size that recurs.
-
-    16-bit on CPU: the next multiple of 16, and of a 64th of the power of two below it where that
-    is more: at most 15 rows or 1.6% are added, and no octave has more than 64 sizes.
-    """
-    if like.device.type != "cpu" or like.dtype.itemsize != 2:
-        return count
-    step = max(16, (1 << count.bit_length()) // 128)
-    return -(-count // step) * step
 
 
 def _take(x_TD: Tensor, rows_N: slice | Tensor, count: int, num_computed: int) -> Tensor:

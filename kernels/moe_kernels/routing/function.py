@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_kernels.implementation import check_kernel_dtype, contiguous, resolve_impl
 from moe_kernels.opaque import opaque
-from moe_kernels.routing.blocks import gate_logits_by_run
+from moe_kernels.routing.blocks import gate_logits_by_block
 from moe_kernels.routing.reference import choose
 from moe_kernels.routing.types import Routing, sort_by_expert
 
@@ -40,7 +40,7 @@ def route(
     if name != "torch":
         return _route_on_gpu(*arguments, num_experts, with_logits, name)
     with torch.autocast(x_TD.device.type, enabled=False):
-        logits_TE = gate_logits_by_run(x_TD, gate_weight, gate_ids_T, num_experts)
+        logits_TE = gate_logits_by_block(x_TD, gate_weight, gate_ids_T, num_experts)
         expert_T, prob_T = choose(logits_TE, mask_T)
         if with_logits and mask_T is not None:
             logits_TE = torch.where(mask_T.unsqueeze(1), logits_TE, 0.0)
