@@ -12,6 +12,7 @@ COMMANDS = {
     "report": "draw a run's losses, dev scores and expert loads",
     "reproduce": "run a table of the paper and print it beside the paper's",
     "routes": "show which expert each task uses",
+    "plan": "memory, traffic and step time of a run before it runs",
     "bench": "time sparse against dense models",
     "tasks": "list the tasks that are known",
     "doctor": "check what this machine can run",

@@ -177,6 +177,8 @@ class TrainSection(Section):
     max_skipped: CountOrZero = 100  # steps in a row whose loss or gradient is not finite
     hang_timeout: Positive = 1800.0  # seconds without progress after which all ranks end
     threads: Count | None = None  # CPU threads a rank; null: torch's own choice
+    activation_checkpointing: bool = False  # true: layers are computed again in the backward pass
+    profile: CountOrZero = 0  # steps to trace with torch.profiler; 0: none
 
     @_model_validator(mode="after")
     def _one_length_and_whole_warmup(self) -> "TrainSection":

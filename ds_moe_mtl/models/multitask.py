@@ -120,6 +120,19 @@ class MultiTaskNetwork(nn.Module):
         call.routes = [route.first(num_tokens) for route in call.routes]
         return hidden_TD
 
+    def checkpoint_activations(self) -> None:
+        """Keep only each layer's input in the forward pass; layers run again in the backward pass.
+
+        The second run gets the gate ids and the random numbers of the first.
+        """
+        options = {"use_reentrant": False}
+        context = gate_context(self.encoder)
+        if context is not None:
+            options["context_fn"] = context.checkpoint_contexts
+        transformer = self.encoder.transformer
+        newer = getattr(transformer, "activation_checkpointing_enable", None)
+        (newer or transformer.gradient_checkpointing_enable)(options)
+
     def _run_encoder(self, call: GateCall, inputs: tuple) -> torch.Tensor:
         context = gate_context(self.encoder)
         if context is None:

@@ -145,6 +145,13 @@ def _plain_step(engine, wants_norm: bool) -> Update:
     return Update(float(norm) if wants_norm else None, skipped)
 
 
+def rank_zero_says(value):
+    """Return rank 0's value on every rank; a collective call."""
+    said = [value]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
 def stop_process_group() -> None:
     """Leave the process group; without it one mpich run in six aborted at its end.
 

@@ -6,9 +6,11 @@ the examples of the whole super-batch, times what DeepSpeed divides by afterward
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import distributed as dist
+from torch.profiler import record_function
 
 from ds_moe_mtl.data import MultiTaskBatch, SuperBatches
 from ds_moe_mtl.evaluation.outputs import network_inputs
@@ -21,6 +23,7 @@ from ds_moe_mtl.training.schedule import learning_rate
 from ds_moe_mtl.training.selection import Selection
 from ds_moe_mtl.training.skipped import SkippedSteps, loss_scale
 from ds_moe_mtl.training.stop import StopRequest
+from ds_moe_mtl.training.trace import BACKWARD, FORWARD, OPTIMIZER, StepTrace
 from ds_moe_mtl.training.watchdog import Watchdog
 
 AGREE_EVERY_ON_GPU = 8
@@ -62,6 +65,14 @@ class TrainingLoop:
 
         The selection's patience may end the run before its last step: `steps_done` says where.
         """
+        folder = Path(self.plan.config.run.dir)
+        trace = StepTrace(self.train.profile, folder, dist.get_rank(), self.say)
+        try:
+            return self._run(first_step, trace)
+        finally:
+            trace.close()
+
+    def _run(self, first_step: int, trace: StepTrace) -> bool:
         total = self.plan.total_steps
         eval_every = self.plan.eval_every
         self._saved = self.steps_done = first_step
@@ -74,6 +85,7 @@ class TrainingLoop:
             self.watchdog.progress(step + 1)
             micro_batches, num_examples = next(batches)
             self._step(step, micro_batches, num_examples)
+            trace.step()
             done = self.steps_done = step + 1
             last = done == total
             row = {"step": done}
@@ -115,14 +127,17 @@ class TrainingLoop:
         scale, parts = loss_scale(self.engine), []
         for batch in micro_batches:
             batch = batch.to(self.device)
-            outputs = self.engine(**network_inputs(batch))
-            num_outputs_B = self.engine.module.num_outputs[batch.task_ids_B]
-            losses_B = sequence_losses(
-                outputs.logits_BC, batch.labels_B, num_outputs_B, self.train.loss_scaling
-            )
-            loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
-            self.engine.backward(loss + outputs.aux_loss)
-            update = optimizer_step(self.engine, self._is_logged(step + 1))
+            with record_function(FORWARD):
+                outputs = self.engine(**network_inputs(batch))
+                num_outputs_B = self.engine.module.num_outputs[batch.task_ids_B]
+                losses_B = sequence_losses(
+                    outputs.logits_BC, batch.labels_B, num_outputs_B, self.train.loss_scaling
+                )
+                loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
+            with record_function(BACKWARD):
+                self.engine.backward(loss + outputs.aux_loss)
+            with record_function(OPTIMIZER):
+                update = optimizer_step(self.engine, self._is_logged(step + 1))
             parts.append((losses_B.detach(), batch))
             self._window.add_loads(outputs.counts)
             self.watchdog.progress(step + 1)
@@ -143,6 +158,7 @@ class TrainingLoop:
         if self.skipped.count:
             row["skipped"] = self.skipped.count
         row["stall"] = self._window.stall(self.loader.stall_seconds)
+        row["stall_seconds"] = self._window.stall_seconds(self.loader.stall_seconds)
         self.say(_progress(row, self.plan.total_steps))
         self._window.start(step, self.loader.stall_seconds)
         return row
@@ -208,6 +224,10 @@ class _Window:
     def stall(self, stalled: float) -> float:
         """Return the share of the window that the step waited for its batch."""
         return (stalled - self._stalled) / max(time.perf_counter() - self._began, 1e-9)
+
+    def stall_seconds(self, stalled: float) -> float:
+        """Return the seconds of the window that steps waited for their batches, on this rank."""
+        return stalled - self._stalled
 
     def row(self, step: int, names: list[str]) -> dict:
         """Return the logged row of the window; a collective call.

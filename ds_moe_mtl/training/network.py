@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
@@ -39,16 +40,7 @@ def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
     try:
         transformer = load_transformer(plan.source, config.model.dropout, config.model.pooler)
         sha256 = weights_hash(transformer)
-        torch.manual_seed(config.run.seed)
-        network = build_network(
-            transformer,
-            config.model.kind,
-            head_specs(plan.specs),
-            config.model.dropout,
-            routing_options(config, len(plan.specs)),
-            config.moe.expert_noise,
-            expert_dropout=config.moe.expert_dropout,
-        )
+        network = network_around(transformer, plan, config.moe.expert_noise)
     except ValueError as error:
         raise UserError(str(error)) from error
     return network, sha256
@@ -56,19 +48,11 @@ def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
 
 def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
     """Return the network of stage two, and the SHA-256 of the model that it starts from."""
-    config, specs = plan.config, plan.specs
+    config = plan.config
     folder = model_folder(Path(config.start.model))
     description, state = read_description(folder), read_state(folder)
     _check_form(config, description)
-    torch.manual_seed(config.run.seed)
-    network = build_network(
-        described_transformer(description, config.model.dropout),
-        config.model.kind,
-        head_specs(specs),
-        config.model.dropout,
-        routing_options(config, len(specs)),
-        expert_dropout=config.moe.expert_dropout,
-    )
+    network = network_around(described_transformer(description, config.model.dropout), plan)
     network.load_state_dict(
         continued_state(network, description, state, config.start.gate, config.start.head)
     )
@@ -90,3 +74,23 @@ def _check_form(config: RunConfig, description: dict) -> None:
                 f"{key} = {given}, but start.model = {config.start.model} has {there}; "
                 f"allowed: {key}={there}"
             )
+
+
+def network_around(
+    transformer: nn.Module, plan: RunPlan, expert_noise: float = 0.0
+) -> MultiTaskNetwork:
+    """Return the run's network around an encoder; gates and heads are drawn from run.seed."""
+    config = plan.config
+    torch.manual_seed(config.run.seed)
+    network = build_network(
+        transformer,
+        config.model.kind,
+        head_specs(plan.specs),
+        config.model.dropout,
+        routing_options(config, len(plan.specs)),
+        expert_noise,
+        expert_dropout=config.moe.expert_dropout,
+    )
+    if config.train.activation_checkpointing:
+        network.checkpoint_activations()
+    return network
