@@ -16,7 +16,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc hands large blocks back to the kernel and takes them again, page by page, in
     every step. For MiniLM in bf16 on one CPU core, 60 steps of 32 examples took 70 s by default, 58
-    so, and 59 with nothing ever given back; peak memory 1.9, 2.0 and 3.9 GiB. Linux with glibc only.
+    so, and 59 with nothing ever given back; peak memory 1.9, 2.0 and 3.9 GiB. Linux with glibc
+    only.
     """
     if not sys.platform.startswith("linux"):
         return False
