@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Making $(VENV) with the tested versions; this takes some minutes the first time."
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,bench]"
 	@touch $@
 
 lint: install

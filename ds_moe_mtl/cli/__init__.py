@@ -5,11 +5,15 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "train a run from a YAML",
+    "finetune": "fine-tune one task from a trained model: grids, seeds, gates",
     "evaluate": "score a trained model on dev splits",
     "predict": "label texts with a trained model",
     "export": "write a checkpoint as a model or for other ranks",
+    "report": "draw a run's losses, dev scores and expert loads",
+    "reproduce": "run a table of the paper and print it beside the paper's",
     "routes": "show which expert each task uses",
     "crossfit": "few-shot tasks: vectors, tuning, routes, the study",
+    "plan": "memory, traffic and step time of a run before it runs",
     "bench": "time sparse against dense models",
     "tasks": "list the tasks that are known",
     "doctor": "check what this machine can run",
@@ -22,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: ds-moe-mtl COMMAND ... (each has --help)\n")
         for name, purpose in COMMANDS.items():
-            print(f"  {name:<10}{purpose}")
+            print(f"  {name:<11}{purpose}")
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:

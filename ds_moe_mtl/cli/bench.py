@@ -1,29 +1,42 @@
-"""ds-moe-mtl bench: sparse against FLOP-matched dense, in one run on one process."""
+"""ds-moe-mtl bench: throughput of our models, stock DeepSpeed and a plain Trainer."""
 
 import json
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
-from ds_moe_mtl.config import load_config
+from ds_moe_mtl.config import UserError, load_config
+
+BENCHMARK = "throughput"
+"""The one benchmark; its name may be left out."""
 
 
 def main(arguments: list[str]) -> int:
     """Print the tables (or JSON) and return the exit status."""
     parser = Parser(
-        "bench",
-        "Times MT-TaG and MT-Switch against the dense model on the same batches.",
-        "ds-moe-mtl bench glue_small_mttag_minilm data.root=DATA train.precision=fp32",
+        "bench [throughput]",
+        "Times MT-TaG and MT-Switch against the dense model, DeepSpeed's own MoE layer and a plain "
+        "Hugging Face Trainer on the same data, in turn.",
+        "ds-moe-mtl bench throughput glue_small_mttag_minilm data.root=DATA train.precision=fp32",
     )
     parser.add_argument("config", nargs="?", help="a YAML; default: the embedded suite's")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     parser.add_argument("--rounds", type=int, default=15, help="rounds that count (15)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--ranks", default="1", help="numbers of ranks, as in 1,2,4 (1)")
     parser.add_argument(
-        "--stock", action="store_true", help="DeepSpeed's own MoE layer too: capacity 1, no drop"
+        "--only", help="contestants, as in mt_tag,trainer; mt_dense is always there (all)"
+    )
+    parser.add_argument(
+        "--shape",
+        choices=("minilm", "bert_base", "bert_large"),
+        help="random weights of this shape in the encoder's place",
     )
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--plot", type=Path, help="draw the whole steps into this picture")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    if arguments and arguments[0] == BENCHMARK:
+        arguments = arguments[1:]
+    options = parser.parse_intermixed_args(arguments)
     if options.config is not None and "=" in options.config:
         options.overrides.insert(0, options.config)
         options.config = None
@@ -31,33 +44,43 @@ def main(arguments: list[str]) -> int:
 
 
 def _bench(options) -> int:
+    counts = _counts(options.ranks)
+    if options.rounds < 2:
+        raise UserError(f"--rounds = {options.rounds}; allowed: 2 or more")
     config = load_config(options.config, options.overrides)
-    from ds_moe_mtl.benchmark.throughput import measure
+    from ds_moe_mtl.benchmark.chart import draw, show
+    from ds_moe_mtl.benchmark.contestants import chosen
+    from ds_moe_mtl.benchmark.ranks import on_ranks
+
+    names = chosen(options.only)
 
     def say(line: str) -> None:
         if not options.json:
             print(line, flush=True)
 
-    found = measure(config, options.rounds, options.clock, options.stock, say)
-    if options.output is not None:
-        options.output.write_text(json.dumps(found, indent=2) + "\n")
-    if options.json:
-        print(json.dumps(found))
-        return 0
-    about = "device", "threads", "torch", "precision", "clock"
-    say(", ".join(f"{key} {found[key]}" for key in about))
-    for table, title in (("model", "forward + backward"), ("step", "whole step, DeepSpeed")):
+    contests = []
+    for count in counts:
+        request = {
+            "contestants": names,
+            "rounds": options.rounds,
+            "clock": options.clock,
+            "shape": options.shape,
+        }
+        contests.append(on_ranks("contest", config, request, count))
+        show(contests[-1], say)
         say("")
-        say(f"{title:<24}{'ms':>9}{'quartiles':>18}{'/ dense':>9}{'ex/s':>8}  parts, ms")
-        for kind, row in found[table].items():
-            low, high = row["quartiles_ms"]
-            parts = "  ".join(
-                f"{key[:-3]} {value:.0f}"
-                for key, value in row.items()
-                if key.endswith("_ms") and key != "quartiles_ms"
-            )
-            say(
-                f"{kind:<24}{row['ms']:>9.1f}{f'{low:.0f} to {high:.0f}':>18}"
-                f"{row['ratio']:>9.3f}{row['examples_per_s']:>8.0f}  {parts}"
-            )
+    if options.output is not None:
+        options.output.write_text(json.dumps(contests, indent=2) + "\n")
+    if options.plot is not None:
+        draw(contests, options.plot)
+        say(f"picture: {options.plot}")
+    if options.json:
+        print(json.dumps(contests))
     return 0
+
+
+def _counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--ranks = {text!r}; allowed: whole numbers above 0, as in 1,2,4")
+    return [int(part) for part in parts]

@@ -2,11 +2,18 @@
 
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
 from ds_moe_mtl.config.errors import RankError, UserError
-from ds_moe_mtl.config.load import DEFAULT_EXPERIMENT, differing_keys, dump_config, load_config
+from ds_moe_mtl.config.load import (
+    DEFAULT_EXPERIMENT,
+    EXPERIMENTS,
+    differing_keys,
+    dump_config,
+    load_config,
+)
 from ds_moe_mtl.config.schema import OwnTask, RunConfig
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
+    "EXPERIMENTS",
     "OwnTask",
     "RankError",
     "RunConfig",

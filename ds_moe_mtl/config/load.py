@@ -29,7 +29,7 @@ def load_config(
     check_files=False nothing is looked for (a finished run's config.yaml, read elsewhere).
     Raises UserError, one line, for anything the user can mend.
     """
-    file = DEFAULT_EXPERIMENT if path is None else _find_experiment(Path(path))
+    file = DEFAULT_EXPERIMENT if path is None else find_experiment(Path(path))
     source = displayed(file)
     document = parse_yaml(read_text(file), source)
     if not isinstance(document.values, dict):
@@ -72,7 +72,7 @@ def _differences(one: Any, other: Any, path: tuple[str, ...]) -> list[str]:
     return [] if one == other else [dotted(path)]
 
 
-def _find_experiment(path: Path) -> Path:
+def find_experiment(path: Path) -> Path:
     """Return the YAML in the current folder, else in the repository or among the shipped."""
     found = locate(str(path), (Path.cwd(), REPOSITORY))
     if path.parent == Path() and found is None:
@@ -206,7 +206,11 @@ def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
                 if name not in (None, "random")
             }
         )
+    start = config.start
+    if start.model is not None:
+        model = found("start.model", start.model, "a folder, of a model or of a finished run")
+        start = start.model_copy(update={"model": model})
     native = found("deepspeed", config.deepspeed, "a file, DeepSpeed's JSON")
-    return config.model_copy(
-        update={"tasks": tuple(tasks), "data": data, "router": router, "deepspeed": native}
-    )
+    files = {"tasks": tuple(tasks), "data": data, "start": start}
+    files |= {"router": router, "deepspeed": native}
+    return config.model_copy(update=files)

@@ -54,6 +54,9 @@ class DataSection(Section):
 
     root: Text | None = None  # a local folder | null: the Hub | "embedded": the shipped suite
     cache: Text | None = None  # null: <XDG cache>/ds_moe_mtl
+    # The share of each task's published training examples that is used, drawn class by class.
+    sample: Annotated[float, Field(gt=0, lt=1)] | None = None
+    sample_seed: CountOrZero = 0  # of that draw alone: seeds of a run share their sample
 
 
 class OwnTask(Section):
@@ -118,6 +121,14 @@ class ModelSection(Section):
     pooler: bool = False  # false: the paper's linear head on [CLS]
 
 
+class StartSection(Section):
+    """Stage two: a trained model whose weights the run starts from, instead of an encoder's."""
+
+    model: Text | None = None  # a model folder or a finished run's; it gives the encoder
+    gate: Text = "own"  # of mt_tag: own | random | the task whose gate the tasks here begin with
+    head: Literal["auto", "keep", "new"] = "auto"  # auto: kept where the model has the task
+
+
 class MoeSection(Section):
     """The sparse layer: experts, gates, and how tokens reach them."""
 
@@ -130,6 +141,8 @@ class MoeSection(Section):
     router_z_loss: NotNegative = 0.0
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0  # width of the multiplicative input noise
     expert_noise: NotNegative = 0.0  # standard deviation added to the copied experts
+    expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # between an expert's two layers
+    gate_embedding: CountOrZero = 0  # width of task vectors that generate the gates; 0: free gates
     gate_momentum: bool = True  # false: gates of absent tasks do not move (appendix A.4)
     impl: Literal["auto", "torch", "triton", "cuda"] = "auto"
 
@@ -201,19 +214,23 @@ class TrainSection(Section):
     ] = (0.9, 0.999)  # paper, appendix A.3.2, as eps
     eps: Positive = 1e-8
     clip: NotNegative = 1.0  # largest norm of the gradient; 0: no clipping
+    loss_scaling: bool = True  # classification losses over log(classes); paper, section 3.3
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; null: each task's own
     limit_examples: Count | None = None  # training examples a task
     limit_dev: Count | None = None  # dev examples a task
-    eval_every: CountOrZero = 0  # steps; 0: only at the end
+    eval_every: CountOrZero | Literal["epoch"] = 0  # steps; epoch: once a pass; 0: at the end
     select: Literal["last", "dev_score", "dev_loss"] = "last"  # which evaluated model is kept
+    patience: CountOrZero = 0  # evaluations without a better one that end the run; 0: none
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of generated answers
     log_every: Count = 10  # steps
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     save_every: CountOrZero = 0  # steps; 0: only at the end or when stopped
-    keep_checkpoints: Count = 2
+    keep_checkpoints: CountOrZero = 2  # 0: one while the run lasts, none of a complete run
     max_skipped: CountOrZero = 100  # steps in a row whose loss or gradient is not finite
     hang_timeout: Positive = 1800.0  # seconds without progress after which all ranks end
     threads: Count | None = None  # CPU threads a rank; null: torch's own choice
+    activation_checkpointing: bool = False  # true: layers are computed again in the backward pass
+    profile: CountOrZero = 0  # steps to trace with torch.profiler; 0: none
 
     @_model_validator(mode="after")
     def _one_length_and_whole_warmup(self) -> "TrainSection":
@@ -232,6 +249,16 @@ class TrainSection(Section):
         if self.steps is not None and self.warmup > self.steps:
             raise ValueError(
                 f"train.warmup = {self.warmup:g} is longer than train.steps = {self.steps}"
+            )
+        if self.select != "last" and not self.eval_every:
+            raise ValueError(
+                f"train.select = {self.select} with train.eval_every = 0; allowed: a number of "
+                "steps or epoch"
+            )
+        if self.patience and self.select == "last":
+            raise ValueError(
+                f"train.patience = {self.patience} with train.select = last; "
+                "allowed: train.select = dev_score or dev_loss"
             )
         if self.batch_size < self.accumulation:
             raise ValueError(
@@ -254,6 +281,7 @@ class RunConfig(Section):
     ]
     mixture: MixtureSection = MixtureSection()
     model: ModelSection = ModelSection()
+    start: StartSection = StartSection()
     moe: MoeSection = MoeSection()
     train: TrainSection
     router: RouterSection = RouterSection()
@@ -270,5 +298,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"moe.ep_size = {self.moe.ep_size} with model.kind = task_moe; allowed: 1 (its "
                 "experts are whole layers on every rank)"
+            )
+        if self.model.kind == "task_moe" and self.train.activation_checkpointing:
+            raise ValueError(
+                "train.activation_checkpointing = true with model.kind = task_moe; allowed: false"
+            )
+        if self.model.kind == "task_moe" and self.start.model is not None:
+            raise ValueError(
+                f"start.model = {self.start.model} with model.kind = task_moe; allowed: null "
+                "(router.routes_from takes routes, ds-moe-mtl crossfit tune a whole model)"
             )
         return self

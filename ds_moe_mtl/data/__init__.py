@@ -6,9 +6,10 @@ from ds_moe_mtl.data.encode import EncodedSplit, encode_columns, encode_task
 from ds_moe_mtl.data.loader import SuperBatches, evaluation_batches
 from ds_moe_mtl.data.mixture import sampling_rates
 from ds_moe_mtl.data.own import own_spec
-from ds_moe_mtl.data.source import read_split
+from ds_moe_mtl.data.source import SUBSTITUTE, read_split
 
 __all__ = [
+    "SUBSTITUTE",
     "EncodedSplit",
     "MultiTaskBatch",
     "SuperBatches",

@@ -3,6 +3,7 @@
 from collections import Counter
 
 from ds_moe_mtl.data.encode import EncodedSplit
+from ds_moe_mtl.data.source import SUBSTITUTE
 from ds_moe_mtl.tasks import TaskSpec
 
 
@@ -30,6 +31,6 @@ def describe(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> str:
     ]
     if shares:
         line += f"; {', '.join(shares[:6])}" + (f", {len(shares) - 6} more" * (len(shares) > 6))
-    if "(not the published" in train.origin + dev.origin:
+    if SUBSTITUTE in train.origin + dev.origin:
         line += f"; train from {train.origin}; dev from {dev.origin}"
     return line

@@ -11,6 +11,7 @@ import numpy as np
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data.cache import default_cache, load_arrays, one_writer, save_arrays
 from ds_moe_mtl.data.rows import check_text, label_numbers, right_options
+from ds_moe_mtl.data.sample import stratified
 from ds_moe_mtl.data.source import Source, find_split
 from ds_moe_mtl.data.tokens import Arrays, tokenise, tokenise_targets
 from ds_moe_mtl.tasks import TaskSpec
@@ -59,13 +60,16 @@ def encode_task(
     max_length: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    sample: tuple[float, int] | None = None,
 ) -> EncodedSplit:
     """The task's "train" or "dev" as token sequences.
 
     tokenizer: a fast Hugging Face tokenizer. root: see `data.source.read_split`. cache: folder
     (None: the user's cache folder). max_length: tokens (None: the task's own). limit: a random
-    subset of at most that many examples, fixed by `seed`. The cache key is the content of the
-    rows, the tokenizer, the task's row, the length and the subset. Raises UserError for bad data.
+    subset of at most that many examples, fixed by `seed`. sample: (share of the published
+    examples, seed) of a draw class by class (see `sample.stratified`), before `limit`. The cache
+    key is the content of the rows, the tokenizer, the task's row, the length and the subset.
+    Raises UserError for bad data.
     """
     length = _length(spec, tokenizer, max_length)
     sources = [find_split(spec, name, root) for name in spec.splits(split)]
@@ -79,6 +83,9 @@ def encode_task(
         "max_length": length,
         "subset": None if limit is None else [limit, seed],
     }
+    key["spec"].pop("published_dev_size")  # changes no token
+    if sample is not None:
+        key["sample"] = sample
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     file_name = re.sub(r"[^\w.-]", "_", f"{spec.name}-{split}-{digest[:20]}.safetensors")
     path = folder / file_name
@@ -87,7 +94,7 @@ def encode_task(
     with one_writer(path):
         if (found := load_arrays(path)) is not None:
             return _split_of(found, cached=True)
-        arrays = _encode_sources(spec, sources, tokenizer, length, limit, seed)
+        arrays = _encode_sources(spec, sources, tokenizer, length, limit, seed, sample)
         save_arrays(path, arrays, {"origin": ", ".join(source.origin for source in sources)})
     found = load_arrays(path)
     assert found is not None, f"{path} was damaged while it was written"
@@ -121,11 +128,19 @@ def _length(spec: TaskSpec, tokenizer, asked: int | None) -> int:
 
 
 def _encode_sources(
-    spec: TaskSpec, sources: list[Source], tokenizer, length: int, limit: int | None, seed: int
+    spec: TaskSpec,
+    sources: list[Source],
+    tokenizer,
+    length: int,
+    limit: int | None,
+    seed: int,
+    sample: tuple[float, int] | None,
 ) -> Arrays:
     pieces, examples = [], 0
     for part, source in enumerate(sources):
         columns = source.read()
+        if sample is not None:
+            columns = stratified(spec, columns, *sample)
         if limit is not None:
             # As many of each dev split as of the other.
             share = max(1, limit // len(sources) + (part < limit % len(sources)))

@@ -86,6 +86,11 @@ class SuperBatches:
         self.close()
         self._position = Position(state["step"], tuple(state["drawn"]))
 
+    def build(self, position: Position) -> tuple[list[MultiTaskBatch], int, Position]:
+        """This rank's micro-batches at a position, the examples of all ranks, the next position."""
+        pairs, position = self.order.super_batch(position)
+        return self._my_part(pairs), len(pairs), position
+
     def close(self) -> None:
         """Stop building ahead."""
         if self._stop is not None:
@@ -131,8 +136,8 @@ class SuperBatches:
     def _build_ahead(self, position: Position, ready: queue.Queue, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
-                pairs, position = self.order.super_batch(position)
-                built = (self._my_part(pairs), len(pairs), position)
+                built = self.build(position)
+                position = built[2]
             except Exception as error:  # handed to the thread that asked
                 built = error
             while not stop.is_set():

@@ -13,6 +13,8 @@ from ds_moe_mtl.tasks import TaskSpec, lexicon, synthetic, task_groups
 from ds_moe_mtl.tasks.text2text import FOLDER
 
 EMBEDDED_ROOT = "embedded"
+SUBSTITUTE = "(not the published"
+"""What a split's origin says where other rows stand in for it."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _local(spec: TaskSpec, split: str, root: Path) -> Source:
         if stand_in is None or not (root / stand_in).is_file():
             raise UserError(f"data.root: task {spec.name!r} needs {path}, which is not there")
         path = root / stand_in
-        origin = f"{path} (not the published {split} split)"
+        origin = f"{path} {SUBSTITUTE} {split} split)"
     return Source(
         origin, content_hash([path]), lambda: _filled(read_table(path, spec.columns), origin)
     )

@@ -16,7 +16,7 @@ from ds_moe_mtl.evaluation.outputs import (
     task_result,
 )
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.folder import load_folder
+from ds_moe_mtl.models.folder import load_folder, model_folder
 from ds_moe_mtl.tasks import TaskSpec
 
 TOKENS_PER_BATCH = 8192
@@ -43,9 +43,7 @@ class MultiTaskModel:
         """
         from transformers import AutoTokenizer
 
-        folder = Path(folder)
-        if (folder / "model" / "config.json").is_file():
-            folder = folder / "model"
+        folder = model_folder(Path(folder))
         try:
             network, description = load_folder(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)

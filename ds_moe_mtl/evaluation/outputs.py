@@ -30,12 +30,17 @@ def network_inputs(batch: MultiTaskBatch) -> dict:
     return inputs
 
 
-def batch_losses(network: torch.nn.Module, outputs, batch: MultiTaskBatch) -> torch.Tensor:
-    """Return each sequence's loss [B], float32; weighted and summed it is that of the examples."""
+def batch_losses(
+    network: torch.nn.Module, outputs, batch: MultiTaskBatch, scaling: bool = True
+) -> torch.Tensor:
+    """Return each sequence's loss [B], float32; weighted and summed it is that of the examples.
+
+    scaling: as in sequence_losses.
+    """
     if outputs.losses_B is not None:
         return outputs.losses_B
     num_outputs_B = network.num_outputs[batch.task_ids_B]
-    losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B)
+    losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B, scaling)
     is_option_B = network.scores_options[batch.task_ids_B]
     if not network.scores_options.any():
         return losses_B

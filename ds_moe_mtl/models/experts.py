@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import moe_kernels
+from ds_moe_mtl.models.dropout import dropout
 
 _APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activation names of moe_kernels, with torch's `approximate` argument."""
@@ -32,19 +33,26 @@ def activation_of(hidden_act: str) -> str:
 
 
 class FeedForward(nn.Module):
-    """A BERT FFN: fc2(gelu(fc1(x))), both with bias."""
+    """A BERT FFN: fc2(gelu(fc1(x))), both with bias; in training `dropout` between the two."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: str = "gelu") -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         if activation not in _APPROXIMATE:
             raise ValueError(f"activation is one of {sorted(_APPROXIMATE)}, got {activation!r}")
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
         self.activation = activation
+        self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = nn.functional.gelu(self.fc1(x), approximate=_APPROXIMATE[self.activation])
-        return self.fc2(h)
+        return self.fc2(dropout(h, self.dropout, self.training))
 
 
 FFNWeights = tuple[
@@ -55,7 +63,8 @@ FFNWeights = tuple[
 def ffn_weights(experts: Sequence[nn.Module]) -> FFNWeights | None:
     """Return (w1, b1, w2, b2, activation) when the experts are biased two-layer GELU FFNs.
 
-    FeedForward and nn.Sequential(Linear, GELU, Linear) are; None for any other module.
+    FeedForward and nn.Sequential(Linear, GELU, Linear) are; None for any other module, and while
+    they drop activations.
     """
     parts = [_linear_pair(expert) for expert in experts]
     if any(part is None for part in parts) or len({part[2] for part in parts}) != 1:
@@ -72,6 +81,8 @@ def ffn_weights(experts: Sequence[nn.Module]) -> FFNWeights | None:
 
 def _linear_pair(expert: nn.Module) -> tuple[nn.Linear, nn.Linear, str] | None:
     if isinstance(expert, FeedForward):
+        if expert.training and expert.dropout > 0:
+            return None
         return expert.fc1, expert.fc2, expert.activation
     if (
         isinstance(expert, nn.Sequential)

@@ -90,28 +90,17 @@ def load_folder(
 
     dtype None keeps the stored one. Raises ValueError, one line, for a folder that does not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModel
-
     folder = Path(folder)
     description = read_description(folder)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    state = read_state(folder)
     if description.get("family") == "bart":
         return _load_bart(description, state, folder, dtype), description
-    encoder = dict(description["encoder"])
-    config = AutoConfig.for_model(encoder.pop("model_type"), **encoder)
-    transformer = AutoModel.from_config(config)
-    if not description["pooler"] and hasattr(transformer, "pooler"):
-        transformer.pooler = None
+    transformer = described_transformer(description)
     network = build_network(
         transformer,
         description["kind"],
         [HeadSpec(**head) for head in description["heads"]],
-        config.hidden_dropout_prob,
+        transformer.config.hidden_dropout_prob,
         RoutingOptions(**description["routing"]) if description["routing"] else None,
         gate_of_task=description["gate_of_task"],
         router=_router_options(description),
@@ -159,3 +148,34 @@ def router_values(router: TaskRouter) -> dict:
 def _router_options(description: dict) -> RouterOptions | None:
     values = description.get("router")
     return values and RouterOptions(**{**values, "layers": tuple(values["layers"])})
+
+
+def model_folder(folder: Path) -> Path:
+    """Return the model/ of a run's folder, or the folder itself where it is a model's."""
+    inner = Path(folder) / "model"
+    return inner if (inner / CONFIG).is_file() else Path(folder)
+
+
+def read_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Return a model folder's tensors. Raises ValueError, one line, where they cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+
+
+def described_transformer(description: Mapping, dropout: float | None = None) -> torch.nn.Module:
+    """Return the dense encoder that a description speaks of, newly drawn; dropout None: its own."""
+    from transformers import AutoConfig, AutoModel
+
+    encoder = dict(description["encoder"])
+    config = AutoConfig.for_model(encoder.pop("model_type"), **encoder)
+    if dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    transformer = AutoModel.from_config(config)
+    if not description["pooler"] and hasattr(transformer, "pooler"):
+        transformer.pooler = None
+    return transformer

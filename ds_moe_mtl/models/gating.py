@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 import moe_kernels
 
@@ -25,6 +26,7 @@ class RoutingOptions:
     ceil(routed tokens / experts * capacity_factor) tokens of a call, in token order; others get 0.
     load_balance_loss, router_z_loss: weights of the auxiliary losses (0: off).
     jitter: in training, gate inputs are multiplied by U(1 - jitter, 1 + jitter).
+    gate_embedding: width of the task vectors that generate the gates (0: each gate by itself).
     """
 
     num_experts: int = 4
@@ -36,6 +38,7 @@ class RoutingOptions:
     router_z_loss: float = 0.0
     jitter: float = 0.0
     impl: str = "auto"
+    gate_embedding: int = 0
 
     @property
     def is_plain(self) -> bool:
@@ -59,8 +62,42 @@ class RoutingOptions:
             )
         if self.dispatch not in DISPATCHES:
             raise ValueError(f"dispatch is one of {DISPATCHES}, got {self.dispatch!r}")
+        if self.gate_embedding < 0:
+            raise ValueError(f"gate_embedding must not be negative, got {self.gate_embedding}")
         if self.capacity_factor <= 0:
             raise ValueError(f"capacity_factor must be positive, got {self.capacity_factor}")
+
+
+class GeneratedGates(nn.Module):
+    """Gates as products of a vector a gate and a generator that all gates of the layer share.
+
+    `weight` [G * E, D] stands where nn.Linear's does: gate g is vector g times the generator. Tasks
+    with like vectors route alike, and every task's examples train the generator. Source: the
+    future work of the paper's appendix A.4; a vector a layer and the linear form are our choice.
+    """
+
+    def __init__(self, hidden_size: int, options: RoutingOptions) -> None:
+        super().__init__()
+        width = options.gate_embedding
+        self._shape = (options.num_gates * options.num_experts, hidden_size)
+        self.vectors = nn.Parameter(torch.randn(options.num_gates, width))
+        generator = torch.empty(width, options.num_experts * hidden_size)
+        # So that new gates have GATE_INIT_STD, as free ones.
+        self.generator = nn.Parameter(nn.init.normal_(generator, std=GATE_INIT_STD / width**0.5))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The gates' matrix [G * E, D], computed anew at every call."""
+        return (self.vectors @ self.generator).view(self._shape)
+
+
+def new_gates(hidden_size: int, options: RoutingOptions) -> nn.Module:
+    """Return newly drawn gates: a module whose `weight` is their matrix [G * E, D]."""
+    if options.gate_embedding:
+        return GeneratedGates(hidden_size, options)
+    gates = nn.Linear(hidden_size, options.num_gates * options.num_experts, bias=False)
+    nn.init.normal_(gates.weight, std=GATE_INIT_STD)
+    return gates
 
 
 def route_tokens(

@@ -83,7 +83,7 @@ class TaskHeads(nn.Module):
         cls_BD = self.dropout(cls_BD)
         outputs = [self._product(cls_BD, spans=False)]
         if any(spec.spans for spec in self.specs):
-            words_BW = self.dropout(_word_states(hidden_TD, starts_B, spans_B22))
+            words_BW = self.dropout(word_states(hidden_TD, starts_B, spans_B22))
             outputs.append(self._product(torch.cat([cls_BD, words_BW], dim=1), spans=True))
         joint_BK = torch.cat(outputs, dim=1).float()
         column_BC = self.column[task_ids_B]
@@ -98,7 +98,7 @@ class TaskHeads(nn.Module):
         return nn.functional.linear(x_BX, weight, bias)
 
 
-def _word_states(
+def word_states(
     hidden_TD: torch.Tensor, starts_B: torch.Tensor, spans_B22: torch.Tensor
 ) -> torch.Tensor:
     """Return [B, 2 * D]: each of the two words as the mean of its pieces (our choice).

@@ -10,12 +10,15 @@ import torch
 
 
 def sequence_losses(
-    logits_BC: torch.Tensor, labels_B: torch.Tensor, num_outputs_B: torch.Tensor
+    logits_BC: torch.Tensor,
+    labels_B: torch.Tensor,
+    num_outputs_B: torch.Tensor,
+    scaled: bool = True,
 ) -> torch.Tensor:
     """Return each sequence's loss [B], float32.
 
     num_outputs_B: classes of the sequence's task; 1 means regression (squared error on column 0).
-    Classification is divided by log(classes). labels_B: class index, or the score.
+    Classification is divided by log(classes) where `scaled`. labels_B: class index, or the score.
     """
     regression_B = num_outputs_B == 1
     score_B = logits_BC[:, 0]
@@ -24,6 +27,8 @@ def sequence_losses(
     target_B = torch.where(regression_B, torch.zeros_like(labels_B), labels_B).long()
     log_prob_BC = torch.log_softmax(classes_BC, dim=-1)
     cross_entropy_B = -log_prob_BC.gather(1, target_B[:, None]).squeeze(1)
+    if not scaled:
+        return torch.where(regression_B, squared_B, cross_entropy_B)
     scale_B = torch.log(num_outputs_B.clamp(min=2).float())
     return torch.where(regression_B, squared_B, cross_entropy_B / scale_B)
 

@@ -9,11 +9,7 @@ from torch import nn
 import moe_kernels
 from ds_moe_mtl.models.context import LayerRoute
 from ds_moe_mtl.models.experts import ffn_weights, run_experts
-from ds_moe_mtl.models.gating import (
-    GATE_INIT_STD,
-    RoutingOptions,
-    route_tokens,
-)
+from ds_moe_mtl.models.gating import RoutingOptions, new_gates, route_tokens
 
 
 class Gate(nn.Module):
@@ -21,8 +17,7 @@ class Gate(nn.Module):
 
     def __init__(self, hidden_size: int, options: RoutingOptions) -> None:
         super().__init__()
-        self.wg = nn.Linear(hidden_size, options.num_gates * options.num_experts, bias=False)
-        nn.init.normal_(self.wg.weight, std=GATE_INIT_STD)
+        self.wg = new_gates(hidden_size, options)
 
 
 class MoELayer(nn.Module):

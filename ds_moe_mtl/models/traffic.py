@@ -5,6 +5,9 @@ P ranks of an expert group, E experts, L = E / P experts a rank, T tokens a rank
 
 from collections.abc import Sequence
 
+ALL_TO_ALL = "ds_moe_mtl::all_to_all"
+"""The name of an exchange, waiting and all, in torch.profiler's traces."""
+
 ROW_TRANSFERS = 4
 """Times a routed row crosses a layer: dispatch and combine, forward and backward."""
 

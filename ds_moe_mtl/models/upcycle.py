@@ -22,6 +22,7 @@ def upcycle(
     *,
     options: RoutingOptions | None = None,
     expert_noise: float = 0.0,
+    expert_dropout: float = 0.0,
 ) -> nn.Module:
     """Return `model` with an MoELayer of copied experts in place of every FFN.
 
@@ -29,7 +30,8 @@ def upcycle(
     `output.dense`): BERT, MiniLM, RoBERTa, XLM-R, CamemBERT, ELECTRA. The model then takes
     `gate_ids` ([batch] or [batch, seq]) as a further keyword; its 2-D attention_mask keeps pads
     from being routed. `options` replaces the three short arguments. `expert_noise`: standard
-    deviation of noise added to each copy. Raises ValueError for a model without such layers.
+    deviation of noise added to each copy; `expert_dropout`: between its two layers, in training.
+    Raises ValueError for a model without such layers.
     """
     if options is None:
         options = RoutingOptions(
@@ -45,7 +47,7 @@ def upcycle(
         raise ValueError(f"{type(model).__name__} is upcycled already")
     context = GateContext()
     for layer in layers:
-        expert = _copied_ffn(layer, activation_of(model.config.hidden_act))
+        expert = _copied_ffn(layer, activation_of(model.config.hidden_act), expert_dropout)
         moe = MoELayer(expert.fc1.in_features, expert, options).to(expert.fc1.weight)
         for copy in moe.experts if expert_noise > 0 else ():
             for parameter in copy.parameters():
@@ -75,9 +77,10 @@ def gate_context(model: nn.Module) -> GateContext | None:
     return ffns[0].context if ffns else None
 
 
-def _copied_ffn(layer: nn.Module, activation: str) -> FeedForward:
+def _copied_ffn(layer: nn.Module, activation: str, dropout: float) -> FeedForward:
     first, second = layer.intermediate.dense, layer.output.dense
-    expert = FeedForward(first.in_features, first.out_features, activation).to(first.weight)
+    expert = FeedForward(first.in_features, first.out_features, activation, dropout)
+    expert = expert.to(first.weight)
     expert.fc1.load_state_dict(first.state_dict())
     expert.fc2.load_state_dict(second.state_dict())
     return expert

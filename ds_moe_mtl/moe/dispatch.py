@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.profiler import record_function
 
 import moe_kernels
 from ds_moe_mtl.models.experts import run_experts
 from ds_moe_mtl.models.gating import RoutingOptions
+from ds_moe_mtl.models.traffic import ALL_TO_ALL
 
 
 def remote_experts(
@@ -30,7 +32,8 @@ def remote_experts(
     scale_T = moe_kernels.gate_scale_of(routing.prob_T, options.gate_scale)
     sent_PL = routing.counts_E.view(dist.get_world_size(group), len(experts))
     received_PL = torch.empty_like(sent_PL)
-    dist.all_to_all_single(received_PL, sent_PL.contiguous(), group=group)
+    with record_function(ALL_TO_ALL):
+        dist.all_to_all_single(received_PL, sent_PL.contiguous(), group=group)
     send_sizes = sent_PL.sum(1).tolist()
     receive_sizes = received_PL.sum(1).tolist()
 
@@ -49,12 +52,15 @@ class _AllToAll(torch.autograd.Function):
     def forward(ctx, rows, send_sizes, receive_sizes, group):
         ctx.sizes, ctx.group = (send_sizes, receive_sizes), group
         out = rows.new_empty((sum(receive_sizes), rows.shape[1]))
-        dist.all_to_all_single(out, rows.contiguous(), receive_sizes, send_sizes, group=group)
+        with record_function(ALL_TO_ALL):
+            dist.all_to_all_single(out, rows.contiguous(), receive_sizes, send_sizes, group=group)
         return out
 
     @staticmethod
     def backward(ctx, grad):
         send_sizes, receive_sizes = ctx.sizes
         out = grad.new_empty((sum(send_sizes), grad.shape[1]))
-        dist.all_to_all_single(out, grad.contiguous(), send_sizes, receive_sizes, group=ctx.group)
+        rows, group = grad.contiguous(), ctx.group
+        with record_function(ALL_TO_ALL):
+            dist.all_to_all_single(out, rows, send_sizes, receive_sizes, group=group)
         return out, None, None, None

@@ -6,9 +6,8 @@ S tokens, D hidden size, G gates, E experts.
 import torch
 from deepspeed.moe.sharded_moe import TopKGate
 from torch import distributed as dist
-from torch import nn
 
-from ds_moe_mtl.models.gating import GATE_INIT_STD, RoutingOptions, route_tokens
+from ds_moe_mtl.models.gating import RoutingOptions, new_gates, route_tokens
 from moe_kernels import Routing, gate_scale_of
 
 
@@ -31,8 +30,7 @@ class TaskGate(TopKGate):
             use_rts=False,
         )
         self.options = options
-        self.wg = nn.Linear(hidden_size, options.num_gates * options.num_experts, bias=False)
-        nn.init.normal_(self.wg.weight, std=GATE_INIT_STD)
+        self.wg = new_gates(hidden_size, options)
 
     def route(
         self,

@@ -26,7 +26,7 @@ def parameter_groups(
             vectors.append(parameter)
         elif name.startswith("router."):
             router.append(parameter)
-        elif name.endswith(".wg.weight"):
+        elif ".wg." in name:
             gates.append(parameter)
         elif parameter.dim() >= 2:
             decayed.append(parameter)

@@ -29,6 +29,7 @@ class TaskSpec:
     metric: str = "accuracy"
     max_length: int = 128  # tokens, special ones included
     published_size: int = 0  # training examples of the published split; 0 = unknown
+    published_dev_size: int = 0  # examples of the published dev splits; 0 = unknown
     hub: tuple[str, str] | None = None  # data set and configuration
     folder: str = ""  # below a local data root
     train_split: str = "train"

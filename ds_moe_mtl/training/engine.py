@@ -49,12 +49,14 @@ def collective_timeout(config: RunConfig) -> timedelta:
 
 
 def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.device:
-    """Join the process group of all ranks and return this rank's device.
+    """Join the process group of all ranks, or stay in it, and return this rank's device.
 
     timeout: of its collectives.
     """
     apply(ranks, os.environ)
     kind = device_type()
+    if torch.distributed.is_initialized():  # an earlier run of this process left it open
+        return torch.device("cpu") if kind == "cpu" else torch.device("cuda", ranks.local_rank)
     os.environ.setdefault("DS_ACCELERATOR", kind)  # otherwise it guesses, and warns of its guess
     import deepspeed
 
@@ -150,10 +152,23 @@ def _plain_step(engine, wants_norm: bool) -> Update:
     return Update(float(norm) if wants_norm else None, skipped)
 
 
+def rank_zero_says(value):
+    """Return rank 0's value on every rank; a collective call."""
+    said = [value]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
 def stop_process_group() -> None:
-    """Leave the process group; without it one mpich run in six aborted at its end."""
+    """Leave the process group; without it one mpich run in six aborted at its end.
+
+    By DeepSpeed's own function, which also lets go of the groups that it keeps: a later run of
+    this process makes new ones.
+    """
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ the examples of the whole super-batch, times what DeepSpeed divides by afterward
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import distributed as dist
+from torch.profiler import record_function
 
 from ds_moe_mtl.data import MultiTaskBatch, SuperBatches
 from ds_moe_mtl.evaluation.outputs import batch_losses, network_inputs
@@ -19,8 +21,10 @@ from ds_moe_mtl.training.engine import optimizer_step, set_learning_rate
 from ds_moe_mtl.training.metrics_log import MetricsLog
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
+from ds_moe_mtl.training.selection import Selection
 from ds_moe_mtl.training.skipped import SkippedSteps, loss_scale
 from ds_moe_mtl.training.stop import StopRequest
+from ds_moe_mtl.training.trace import BACKWARD, FORWARD, OPTIMIZER, StepTrace
 from ds_moe_mtl.training.watchdog import Watchdog
 
 AGREE_EVERY_ON_GPU = 8
@@ -45,24 +49,39 @@ class TrainingLoop:
         watchdog: Watchdog,
         save: Callable[[int], None],
         say: Callable[[str], None],
-        evaluated: Callable[[int, dict, dict], None] | None = None,
+        selection: Selection | None = None,
     ) -> None:
         """log is None on all ranks but rank 0; save(step) is a collective call.
 
-        evaluated(step, results, losses): told of every evaluation, a collective call.
+        selection is told of every evaluation; None: the last model is the run's.
         """
-        self.evaluated = evaluated
         self.engine, self.plan, self.loader, self.device = engine, plan, loader, device
         self.stop, self.log, self.save, self.say = stop, log, save, say
         self.skipped, self.watchdog = skipped, watchdog
         self.train = plan.config.train
+        self.selection = selection
         self.results: dict[str, dict] = {}
+        self.steps_done = 0
         self._window = _Window(len(plan.specs), device)
 
     def run(self, first_step: int) -> bool:
-        """Return True when all steps are done, False when stopped after a checkpoint."""
+        """Return True when all steps are done, False when stopped after a checkpoint.
+
+        The selection's patience may end the run before its last step: `steps_done` says where.
+        """
+        folder = Path(self.plan.config.run.dir)
+        trace = StepTrace(self.train.profile, folder, dist.get_rank(), self.say)
+        try:
+            return self._run(first_step, trace)
+        finally:
+            trace.close()
+
+    def _run(self, first_step: int, trace: StepTrace) -> bool:
         total = self.plan.total_steps
-        self._saved = first_step
+        eval_every = self.plan.eval_every
+        self._saved = self.steps_done = first_step
+        if self.selection is not None and self.selection.exhausted:
+            return True
         self.engine.train()
         batches = iter(self.loader)
         self._window.start(first_step, self.loader.stall_seconds)
@@ -70,13 +89,15 @@ class TrainingLoop:
             self.watchdog.progress(step + 1)
             micro_batches, num_examples = next(batches)
             self._step(step, micro_batches, num_examples)
-            done = step + 1
+            trace.step()
+            done = self.steps_done = step + 1
             last = done == total
             row = {"step": done}
             if self._is_logged(done):
                 row.update(self._training_row(done))
-            if last or (self.train.eval_every and done % self.train.eval_every == 0):
+            if last or (eval_every and done % eval_every == 0):
                 row.update(self._dev_row(done))
+                last = last or (self.selection is not None and self.selection.exhausted)
             if self.log is not None and len(row) > 1:
                 self.log.write(row)
             if self.train.save_every and done % self.train.save_every == 0 and not last:
@@ -85,7 +106,12 @@ class TrainingLoop:
                 self._save(done)
                 self.loader.close()
                 return False
-        self._save(total)
+            if last:
+                break
+        if not self.results and self.selection is None:
+            self._dev_row(self.steps_done)  # continued after its last step
+        if self.train.keep_checkpoints:
+            self._save(self.steps_done)
         self.loader.close()
         if total > first_step:
             self.say(
@@ -109,12 +135,17 @@ class TrainingLoop:
         scale, parts = loss_scale(self.engine), []
         for batch in micro_batches:
             batch = batch.to(self.device)
-            outputs = self.engine(**network_inputs(batch))
-            losses_B = batch_losses(self.engine.module, outputs, batch)
-            loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
-            self.engine.backward(loss + outputs.aux_loss)
-            update = optimizer_step(self.engine, self._is_logged(step + 1), config)
+            with record_function(FORWARD):
+                outputs = self.engine(**network_inputs(batch))
+                scaling = self.train.loss_scaling
+                losses_B = batch_losses(self.engine.module, outputs, batch, scaling)
+                loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
+            with record_function(BACKWARD):
+                self.engine.backward(loss + outputs.aux_loss)
+            with record_function(OPTIMIZER):
+                update = optimizer_step(self.engine, self._is_logged(step + 1), config)
             parts.append((losses_B.detach(), batch))
+            self._window.add_loads(outputs.counts)
             self.watchdog.progress(step + 1)
         self._norm = None if update.skipped else update.norm
         for losses_B, batch in parts:
@@ -133,6 +164,7 @@ class TrainingLoop:
         if self.skipped.count:
             row["skipped"] = self.skipped.count
         row["stall"] = self._window.stall(self.loader.stall_seconds)
+        row["stall_seconds"] = self._window.stall_seconds(self.loader.stall_seconds)
         self.say(_progress(row, self.plan.total_steps))
         self._window.start(step, self.loader.stall_seconds)
         return row
@@ -146,13 +178,13 @@ class TrainingLoop:
         progress()
         losses = {} if self.train.select == "dev_loss" else None
         self.results = evaluate(self.engine.module, self.plan, self.device, progress, losses)
-        if self.evaluated is not None:
-            self.evaluated(step, self.results, losses or {})
         values = {name: result["value"] for name, result in self.results.items()}
         scores = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
         if len(values) > MOST_NAMED:
             scores = f"mean {sum(values.values()) / len(values):.2f} over {len(values)} tasks"
         self.say(f"step {step}: dev  {scores}")
+        if self.selection is not None:
+            self.selection.offer(step, self.results, losses or {})
         self._window.start(step, self.loader.stall_seconds)
         row = {f"dev/{name}": result["value"] for name, result in self.results.items()}
         return row | {f"dev_loss/{name}": loss for name, loss in (losses or {}).items()}
@@ -161,6 +193,8 @@ class TrainingLoop:
         if step != self._saved:
             self.watchdog.progress(step, "checkpoint")
             self.save(step)
+            if self.selection is not None:
+                self.selection.checkpointed()
             self._saved = step
             self.watchdog.saved(step)
             self._window.start(step, self.loader.stall_seconds)
@@ -184,6 +218,13 @@ class _Window:
         self._step, self._stalled, self._began = step, stalled, time.perf_counter()
         self._sums = torch.zeros((2, self.num_tasks), device=self.device)
         self._tokens = self._attended = 0.0
+        self._loads_LE = None
+
+    def add_loads(self, counts: list[torch.Tensor]) -> None:
+        """Count the tokens that each layer's experts got; counts: [E] a layer."""
+        if counts:
+            loads_LE = torch.stack(counts).double()
+            self._loads_LE = loads_LE if self._loads_LE is None else self._loads_LE + loads_LE
 
     def add(self, losses_B: torch.Tensor, batch: MultiTaskBatch, skipped: bool) -> None:
         if not skipped:
@@ -194,6 +235,10 @@ class _Window:
     def stall(self, stalled: float) -> float:
         """Return the share of the window that the step waited for its batch."""
         return (stalled - self._stalled) / max(time.perf_counter() - self._began, 1e-9)
+
+    def stall_seconds(self, stalled: float) -> float:
+        """Return the seconds of the window that steps waited for their batches, on this rank."""
+        return stalled - self._stalled
 
     def row(self, step: int, names: list[str]) -> dict:
         """Return the logged row of the window; a collective call.
@@ -218,7 +263,20 @@ class _Window:
         row["attention_padding"] = 1 - real / max(attended, 1.0)
         row["examples_per_s"] = sum(examples) / seconds
         row["steps_per_s"] = (step - self._step) / seconds
+        if self._loads_LE is not None:
+            dist.all_reduce(self._loads_LE)
+            row.update(_load_shares(self._loads_LE))
         return row
+
+
+def _load_shares(loads_LE: torch.Tensor) -> dict[str, float]:
+    """Return each expert's share of a layer's tokens as "load/<layer>/<expert>", both from 1."""
+    shares_LE = loads_LE / loads_LE.sum(dim=1, keepdim=True).clamp(min=1)
+    return {
+        f"load/{layer}/{expert}": round(share, 4)
+        for layer, row in enumerate(shares_LE.tolist(), 1)
+        for expert, share in enumerate(row, 1)
+    }
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,12 +1,27 @@
 """The network of a run, built from its plan."""
 
-import torch
+from pathlib import Path
 
-from ds_moe_mtl.config import UserError
+import torch
+from torch import nn
+
+from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
-from ds_moe_mtl.models.folder import describe_network
-from ds_moe_mtl.models.pretrained import load_generator, load_transformer, weights_hash
+from ds_moe_mtl.models.folder import (
+    describe_network,
+    described_transformer,
+    model_folder,
+    read_description,
+    read_state,
+)
+from ds_moe_mtl.models.pretrained import (
+    load_generator,
+    load_transformer,
+    state_hash,
+    weights_hash,
+)
 from ds_moe_mtl.models.routed_bart import RoutedBart, bart_description
+from ds_moe_mtl.models.transfer import continued_state
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.plan import RunPlan, router_options, routing_options
 from ds_moe_mtl.training.stored_routes import load_routes, load_vectors
@@ -31,10 +46,15 @@ def head_specs(specs: list[TaskSpec]) -> list[HeadSpec]:
 def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
     """Return the network before training, in float32, and the SHA-256 of the encoder's weights.
 
-    Gates and heads are drawn from run.seed: the same on every rank. Raises UserError for an
-    encoder that does not fit.
+    Gates and heads are drawn from run.seed: the same on every rank. With start.model the weights
+    are that model's, and so is the hash. Raises UserError for what does not fit.
     """
     config = plan.config
+    if config.start.model is not None:
+        try:
+            return _continued(plan)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     torch.manual_seed(config.run.seed)
     routed = config.model.kind == "task_moe"
     names = [spec.name for spec in plan.specs]
@@ -46,17 +66,8 @@ def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
             return _new_generator(plan, router_options(config) if routed else None, vectors)
         transformer = load_transformer(plan.source, config.model.dropout, config.model.pooler)
         sha256 = weights_hash(transformer)
-        torch.manual_seed(config.run.seed)
-        network = build_network(
-            transformer,
-            config.model.kind,
-            head_specs(plan.specs),
-            config.model.dropout,
-            routing_options(config, len(plan.specs)),
-            config.router.expert_noise if routed else config.moe.expert_noise,
-            router=router_options(config) if routed else None,
-            vectors=vectors,
-        )
+        expert_noise = config.router.expert_noise if routed else config.moe.expert_noise
+        network = network_around(transformer, plan, expert_noise, vectors)
         if routed and config.router.routes_from is not None:
             load_routes(network.router, config.router.routes_from, names)
     except ValueError as error:
@@ -90,3 +101,61 @@ def described(network, plan: RunPlan, about: dict) -> dict:
     if plan.generates:
         return bart_description(network, kind, tasks, about)
     return describe_network(network, kind, routing_options(plan.config, len(tasks)), tasks, about)
+
+
+def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
+    """Return the network of stage two, and the SHA-256 of the model that it starts from."""
+    config = plan.config
+    folder = model_folder(Path(config.start.model))
+    description, state = read_description(folder), read_state(folder)
+    _check_form(config, description)
+    network = network_around(described_transformer(description, config.model.dropout), plan)
+    network.load_state_dict(
+        continued_state(network, description, state, config.start.gate, config.start.head)
+    )
+    return network, state_hash(state)
+
+
+def _check_form(config: RunConfig, description: dict) -> None:
+    """Raise ValueError where the configuration contradicts the model it starts from."""
+    kind, routing = description["kind"], description["routing"]
+    wanted = {"model.kind": (config.model.kind, kind)}
+    wanted["model.pooler"] = (config.model.pooler, description["pooler"])
+    if routing is not None:
+        for key in ("num_experts", "gate_scale", "gate_embedding"):
+            wanted[f"moe.{key}"] = (getattr(config.moe, key), routing.get(key, 0))
+    for key, (given, there) in wanted.items():
+        dense = {given, there} == {"single", "mt_dense"}  # one architecture
+        if given != there and not dense:
+            raise ValueError(
+                f"{key} = {given}, but start.model = {config.start.model} has {there}; "
+                f"allowed: {key}={there}"
+            )
+
+
+def network_around(
+    transformer: nn.Module,
+    plan: RunPlan,
+    expert_noise: float = 0.0,
+    vectors: torch.Tensor | None = None,
+) -> MultiTaskNetwork:
+    """Return the run's network around an encoder; gates and heads are drawn from run.seed.
+
+    vectors [tasks, width]: of a task router; None: drawn.
+    """
+    config = plan.config
+    torch.manual_seed(config.run.seed)
+    network = build_network(
+        transformer,
+        config.model.kind,
+        head_specs(plan.specs),
+        config.model.dropout,
+        routing_options(config, len(plan.specs)),
+        expert_noise,
+        expert_dropout=config.moe.expert_dropout,
+        router=router_options(config) if config.model.kind == "task_moe" else None,
+        vectors=vectors,
+    )
+    if config.train.activation_checkpointing:
+        network.checkpoint_activations()
+    return network

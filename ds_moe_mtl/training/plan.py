@@ -8,7 +8,7 @@ from ds_moe_mtl.config import OwnTask, RunConfig, UserError
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
-from ds_moe_mtl.models.pretrained import EncoderSource, find_encoder, generates
+from ds_moe_mtl.models.pretrained import EncoderSource, find_encoder, generates, trained_source
 from ds_moe_mtl.models.task_router import RouterOptions
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 from ds_moe_mtl.tasks.text2text import as_text
@@ -33,6 +33,12 @@ class RunPlan:
         """Steps of rising learning rate; below 1, train.warmup is a share of all steps."""
         warmup = self.config.train.warmup
         return int(warmup if warmup >= 1 else warmup * self.total_steps)
+
+    @property
+    def eval_every(self) -> int:
+        """Steps between evaluations; 0: only at the end."""
+        every = self.config.train.eval_every
+        return _steps_per_epoch(self.config, self.train, self.specs) if every == "epoch" else every
 
     def super_batches(self, rank: int = 0, world_size: int = 1) -> SuperBatches:
         """Return the training batches of one rank."""
@@ -68,13 +74,17 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
     from transformers import AutoTokenizer
 
     try:
-        source = find_encoder(config.model.encoder)
+        if config.start.model is not None:
+            source = trained_source(Path(config.start.model))
+        else:
+            source = find_encoder(config.model.encoder)
         if source.note:
             say(f"note: {source.note}")
         specs = _fitting(specs, generates(source), config)
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
     except (ValueError, OSError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
+    sample = (config.data.sample, config.data.sample_seed) if config.data.sample else None
     train, dev = [], []
     for spec in specs:
         splits = [
@@ -87,10 +97,11 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
                 config.train.max_length,
                 limit,
                 config.run.seed,
+                drawn,
             )
-            for split, limit in (
-                ("train", config.train.limit_examples),
-                ("dev", config.train.limit_dev),
+            for split, limit, drawn in (
+                ("train", config.train.limit_examples, sample),
+                ("dev", config.train.limit_dev, None),
             )
         ]
         train.append(splits[0])
@@ -176,6 +187,7 @@ def routing_options(config: RunConfig, num_tasks: int) -> RoutingOptions:
         router_z_loss=moe.router_z_loss,
         jitter=moe.jitter,
         impl=moe.impl,
+        gate_embedding=moe.gate_embedding,
     )
 
 
@@ -202,6 +214,10 @@ def router_options(config: RunConfig) -> RouterOptions:
 def _total_steps(config: RunConfig, train: list[EncodedSplit], specs: list[TaskSpec]) -> int:
     if config.train.steps is not None:
         return config.train.steps
+    return max(1, round(config.train.epochs * _steps_per_epoch(config, train, specs)))
+
+
+def _steps_per_epoch(config: RunConfig, train: list[EncodedSplit], specs: list[TaskSpec]) -> int:
     counts = [split.num_examples for split in train]
     order = ExampleOrder(config.mixture, specs, counts, config.train.batch_size, config.run.seed)
-    return max(1, round(config.train.epochs * order.steps_per_epoch))
+    return order.steps_per_epoch

@@ -3,18 +3,31 @@
 import math
 from collections.abc import Callable, Mapping
 
+from ds_moe_mtl.data import SUBSTITUTE
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.tasks import TaskSpec, is_small
 from ds_moe_mtl.training.plan import RunPlan
 
 
-def run_results(plan: RunPlan, scores: Mapping[str, dict], encoder_sha256: str) -> dict:
-    """Return results.json of one run: scores in percent, averages, and what they stand on."""
+def run_results(
+    plan: RunPlan,
+    scores: Mapping[str, dict],
+    encoder_sha256: str,
+    steps: int | None = None,
+    best_step: int | None = None,
+) -> dict:
+    """Return results.json of one run: scores in percent, averages, and what they stand on.
+
+    steps: taken (None: all that were planned). best_step: whose model was kept, where not the last.
+    """
     config = plan.config
+    start = config.start
     return {
         "tasks": dict(scores),
         **averages(scores, plan.specs),
-        "steps": plan.total_steps,
+        "steps": plan.total_steps if steps is None else steps,
+        "best_step": best_step,
+        "start": start.model_dump(mode="json") if start.model is not None else None,
         "model_kind": config.model.kind,
         "gate_scale": config.moe.gate_scale if config.model.kind in SPARSE_KINDS else None,
         "seed": config.run.seed,
@@ -49,11 +62,26 @@ def averages(scores: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
 def data_notes(plan: RunPlan) -> list[str]:
     """Return what a reader of the scores must know: subsets and contaminated tasks."""
     notes = []
+    sample = plan.config.data.sample or 1
     for spec, split in zip(plan.specs, plan.train, strict=True):
-        if spec.published_size and split.num_examples < spec.published_size:
+        wanted = round(sample * spec.published_size)
+        of = f"{spec.published_size:,} published examples"
+        if sample < 1:
+            of = f"the {wanted:,} examples of a {100 * sample:g}% sample"
+        if SUBSTITUTE in split.origin:
             notes.append(
-                f"{spec.name}: trained on {split.num_examples:,} of "
-                f"{spec.published_size:,} published examples"
+                f"{spec.name}: trained on {split.num_examples:,} examples that are NOT the "
+                f"published {spec.published_size:,}"
+            )
+        elif not spec.is_own and split.num_examples < wanted:
+            notes.append(f"{spec.name}: trained on {split.num_examples:,} of {of}")
+    for spec, split in zip(plan.specs, plan.dev, strict=True):
+        if SUBSTITUTE in split.origin:
+            notes.append(f"{spec.name}: scored on {split.num_examples:,} examples of another set")
+        elif split.num_examples < spec.published_dev_size:
+            notes.append(
+                f"{spec.name}: scored on {split.num_examples:,} of "
+                f"{spec.published_dev_size:,} published dev examples"
             )
     if plan.contaminated:
         notes.append(

@@ -1,7 +1,9 @@
 """One command's work: plan, claim the folder, start the ranks, train, write what a run leaves."""
 
+import gc
 import hashlib
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Callable
@@ -46,7 +48,7 @@ from ds_moe_mtl.training.preflight import check_agreement, fingerprints
 from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.results import gather_results, print_results, run_results
 from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
-from ds_moe_mtl.training.selection import BestModel
+from ds_moe_mtl.training.selection import Selection
 from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.stop import STOPPED, StopRequest
 from ds_moe_mtl.training.watchdog import Watchdog
@@ -62,11 +64,11 @@ class _Run:
     folder: RunFolder
 
 
-def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
+def train(config: RunConfig, ranks: Ranks, say: Say, last: bool = True) -> int:
     """Train what `config` describes and return the exit status: 0 complete, 75 stopped.
 
-    `say` prints on rank 0 and is silent elsewhere. Raises UserError, on every rank, for what the
-    user can mend.
+    `say` prints on rank 0 and is silent elsewhere. last=False leaves the process group open for
+    another run of this process. Raises UserError, on every rank, for what the user can mend.
     """
     _set_threads(config, ranks)
     check_devices(ranks)
@@ -101,6 +103,7 @@ def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
                 if part is None:
                     part = _train_one(run, network, deepspeed, device, ranks, stop, watchdog, say)
                     network = None
+                    gc.collect()  # an engine is full of cycles: its memory waits for this
                 if part is None:
                     return STOPPED
                 parts[run.plan.specs[0].name] = part
@@ -112,7 +115,8 @@ def train(config: RunConfig, ranks: Ranks, say: Say) -> int:
     finally:
         for each in (folder, *(run.folder for run in runs)):
             each.release()
-        stop_process_group()
+        if last:
+            stop_process_group()
     print_results(results, say)
     for run in runs:
         say(f"model: {run.folder.path / 'model'}")
@@ -216,6 +220,15 @@ def _train_one(
         loader.load_state_dict(loader_state)
         say(f"continuing {chosen} after step {first_step}")
         watchdog.saved(first_step)
+    selection = None
+    if config.train.select != "last":
+
+        def write(path: Path, scores: dict) -> None:
+            _write_model(engine.module, plan, path, run_results(plan, scores, sha256))
+
+        selection = Selection(
+            folder.path, first_step, config.train.patience, write, config.train.select
+        )
     log = skipped_lines = None
     if ranks.rank == 0:
         folder.write_start(deepspeed, environment(ranks, device, about))
@@ -233,24 +246,13 @@ def _train_one(
             step,
             identity,
             loader.state_dict(),
-            config.train.keep_checkpoints,
+            max(1, config.train.keep_checkpoints),
         )
         say(f"checkpoint: {path}")
 
     say(f"ready in {time.perf_counter() - began:.1f} s")
-    best = None
-    if config.train.select != "last":
-        best = BestModel(folder.path / "best", config.train.select, say)
-
-    def evaluated(step: int, results: dict, losses: dict) -> None:
-        if best is not None:
-            scores = run_results(plan, results, sha256)
-            best.offer(
-                step, results, losses, lambda path: _write_model(engine.module, run, scores, path)
-            )
-
     loop = TrainingLoop(
-        engine, plan, loader, device, stop, log, skipped, watchdog, save, say, evaluated
+        engine, plan, loader, device, stop, log, skipped, watchdog, save, say, selection
     )
     try:
         if not loop.run(first_step):
@@ -261,32 +263,32 @@ def _train_one(
         if log is not None:
             log.close()
             skipped_lines.close()
-    watchdog.progress(plan.total_steps, "model folder")
-    results = run_results(plan, loop.results, sha256)
-    if best is None:
-        _write_model(engine.module, run, results, folder.path / "model")
-    elif ranks.rank == 0:
-        choice = best.move_to(folder.path / "model")
-        results = run_results(plan, choice["tasks"], sha256) | {"selected_step": choice["step"]}
-        say(f"the model of step {choice['step']} is kept ({config.train.select})")
+    watchdog.progress(loop.steps_done, "model folder")
+    if selection is None:
+        results = run_results(plan, loop.results, sha256, loop.steps_done)
+        _write_model(engine.module, plan, folder.path / "model", results)
+    else:
+        results = run_results(plan, selection.results, sha256, loop.steps_done, selection.best_step)
+        selection.finish(folder.path / "model")
     if ranks.rank == 0:
         write_json(folder.path / "results.json", results)
+        if not config.train.keep_checkpoints:
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
     dist.barrier()
+    engine.destroy()
     watchdog.rest()
     return results
 
 
-def _write_model(network, run: _Run, results: dict, path: Path) -> None:
-    """Write the canonical model folder from all ranks' experts; a collective call."""
+def _write_model(network, plan: RunPlan, folder: Path, results: dict) -> None:
+    """Write a canonical model folder from all ranks' experts; a collective call."""
     from ds_moe_mtl.moe.convert import plain_state
 
     state = plain_state(network)
     if state is None:
         return
-    plan = run.plan
     about = {"results": results["tasks"], "encoder": results["encoder"], "notes": results["notes"]}
-    description = described(network, plan, about)
-    save_folder(path, description, state, plan.tokenizer)
+    save_folder(folder, described(network, plan, about), state, plan.tokenizer)
 
 
 def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks: Ranks) -> dict:

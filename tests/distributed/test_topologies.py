@@ -6,20 +6,31 @@ from tests.support.launch import ROOT, run_ranks
 from tests.support.steps import MARGIN, assert_same_training, train_tiny
 from tests.support.tiny import write_tiny
 
+FREE, GENERATED = 0, 2  # moe.gate_embedding
 CASES = {
-    1: [(1, "zero0", 1), (1, "zero1", 1), (1, "zero1", 2)],
-    2: [(1, "zero0", 1), (1, "zero1", 1), (2, "zero1", 1), (2, "zero2", 1), (2, "zero1", 2)],
-    4: [(1, "zero1", 1), (2, "zero1", 1), (4, "zero1", 1), (4, "zero2", 1)],
+    1: [
+        *((1, "zero0", 1, FREE), (1, "zero1", 1, FREE), (1, "zero1", 2, FREE)),
+        (1, "zero0", 1, GENERATED),
+    ],
+    2: [
+        *((1, "zero0", 1, FREE), (1, "zero1", 1, FREE), (2, "zero1", 1, FREE)),
+        *((2, "zero2", 1, FREE), (2, "zero1", 2, FREE)),
+        (2, "zero1", 1, GENERATED),
+    ],
+    4: [
+        *((1, "zero1", 1, FREE), (2, "zero1", 1, FREE), (4, "zero1", 1, FREE)),
+        (4, "zero2", 1, FREE),
+    ],
 }
-"""Ranks -> (ep_size, ZeRO, accumulation)."""
+"""Ranks -> (ep_size, ZeRO, accumulation, width of the vectors that generate gates)."""
 
 
 def all_cases(folder: str, cases: list) -> list[dict]:
     """Return every case's run; called on each rank."""
     results = []
-    for ep_size, zero, accumulation in cases:
+    for ep_size, zero, accumulation, gate_embedding in cases:
         sections = {
-            "moe": {"ep_size": ep_size},
+            "moe": {"ep_size": ep_size, "gate_embedding": gate_embedding},
             "train": {"steps": 3, "accumulation": accumulation},
             "mixture": {"batching": "sub_batches", "sub_batches": 3},
         }
@@ -38,11 +49,19 @@ def runs(tmp_path_factory):
     return found
 
 
-REFERENCE, *OTHERS = [(ranks, *case) for ranks, cases in CASES.items() for case in cases]
+ALL = [(ranks, *case) for ranks, cases in CASES.items() for case in cases]
+REFERENCES = {gates: (1, 1, "zero0", 1, gates) for gates in (FREE, GENERATED)}
+OTHERS = [case for case in ALL if case not in REFERENCES.values()]
 
 
-@pytest.mark.parametrize("case", OTHERS, ids=lambda c: f"world{c[0]}-ep{c[1]}-{c[2]}-acc{c[3]}")
+def case_name(case: tuple) -> str:
+    """Return a case as pytest shows it."""
+    ranks, ep_size, zero, accumulation, gates = case
+    return f"world{ranks}-ep{ep_size}-{zero}-acc{accumulation}" + ("-generated" if gates else "")
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=case_name)
 def test_losses_norms_and_weights_do_not_depend_on_the_topology(runs, case):
-    first = runs[REFERENCE]
+    first = runs[REFERENCES[case[-1]]]
     assert min(result["margin"] for result in first) > MARGIN
     assert_same_training(runs[case][0], first[0])

@@ -23,6 +23,7 @@ import psutil  # noqa: E402  (the paths above come first)
 import torch  # noqa: E402
 
 from ds_moe_mtl.models import memory  # noqa: E402
+from ds_moe_mtl.models.shape import SIZES, Shape  # noqa: E402
 
 GIB = 2**30
 IMPORTS_GIB = 0.5
@@ -34,7 +35,7 @@ EXAMPLES, TOKENS, GATES = 4, 32, 8
 
 def main() -> int:
     options = parse()
-    shape = memory.SIZES[options.size]
+    shape = SIZES[options.size]
     if options.layers:
         shape = shape._replace(layers=options.layers)
     weights = memory.count_weights(shape, options.experts, GATES)
@@ -53,7 +54,7 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=memory.SIZES, default="bert_large")
+    parser.add_argument("--size", choices=SIZES, default="bert_large")
     parser.add_argument("--layers", type=int, help="default: the size's own")
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--zero", type=int, choices=(1, 2, 3), default=2)
@@ -63,7 +64,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(shape: memory.Shape, options: argparse.Namespace) -> dict:
+def train(shape: Shape, options: argparse.Namespace) -> dict:
     """Return peaks and bytes a weight after `options.steps` steps."""
     from ds_moe_mtl.models import upcycle
     from ds_moe_mtl.moe import to_deepspeed
@@ -80,7 +81,7 @@ def train(shape: memory.Shape, options: argparse.Namespace) -> dict:
     config = BertConfig(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
-        num_attention_heads=shape.hidden // 64,
+        num_attention_heads=shape.heads,
         intermediate_size=shape.intermediate,
     )
     model = BertModel(config, add_pooling_layer=False)

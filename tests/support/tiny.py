@@ -104,7 +104,7 @@ def tiny_config(folder: Path, **sections: dict) -> RunConfig:
         "train": {"steps": 4, "batch_size": 6, "lr": 1e-3, "log_every": 1},
     }
     for name, section in sections.items():
-        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return RunConfig.model_validate(values)
 
 
@@ -112,8 +112,9 @@ def spread_gates(network: nn.Module, std: float = GATE_STD, seed: int = 1) -> No
     """Draw the gates with a large spread: skewed loads, clear margins between experts."""
     generator = torch.Generator().manual_seed(seed)
     for ffn in routed_ffns(network):
-        weight = ffn.moe.gate.wg.weight
-        weight.data = std * torch.randn(weight.shape, generator=generator).to(weight)
+        for name, weight in ffn.moe.gate.wg.named_parameters():
+            spread = 1.0 if name == "vectors" else std
+            weight.data = spread * torch.randn(weight.shape, generator=generator).to(weight)
 
 
 def differ_experts(network: nn.Module, std: float = 0.05, seed: int = 2) -> None:

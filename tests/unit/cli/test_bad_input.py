@@ -96,7 +96,9 @@ def test_commands_refuse_in_one_line(tiny, capsys, arguments, words):
     assert status == 2 and len(errors) == 1 and words in errors[0], errors
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "routes", "bench", "tasks"])
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "predict", "routes", "bench", "plan", "tasks"]
+)
 def test_every_command_has_help_with_an_example(capsys, name):
     try:
         assert main([name, "--help"]) == 0

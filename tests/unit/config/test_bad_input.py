@@ -18,7 +18,7 @@ TASKS = (
     "train, dev, dev_fraction, text, label, kind, options, metric, max_length"
 )
 LINE = "command line: "
-SECTIONS = "run, data, tasks, mixture, model, moe, train, router, deepspeed"
+SECTIONS = "run, data, tasks, mixture, model, start, moe, train, router, deepspeed"
 
 BAD_OVERRIDES = {
     "train.lrr=1": LINE + "unknown key train.lrr; nearest known key: train.lr",

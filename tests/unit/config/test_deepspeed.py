@@ -111,6 +111,17 @@ def test_each_shipped_json_resolves_in_the_precisions_of_its_stage(resolve):
             assert native["fp16"]["enabled"] is (precision == "fp16")
 
 
+def test_adamax_is_torchs_own_and_told_to_zero(resolve):
+    native = resolve({"optimizer": {"type": "adamax"}}, "train.lr=0.5")
+    assert native["optimizer"]["type"] == "Adamax" and native["zero_allow_untested_optimizer"]
+    assert native["optimizer"]["params"] == {
+        "lr": 0.5,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+    }
+
+
 def test_ep_size_binds_sparse_models_only(resolve):
     resolve({}, "moe.ep_size=4", "model.kind=mt_dense", ranks=2)
     resolve({}, "moe.ep_size=2", ranks=4)
@@ -163,7 +174,7 @@ CONTRADICTIONS = [
         [],
         "optimizer.params.betas = [0.9, 0.98] contradicts train.betas = [0.9, 0.999]; " + AUTO,
     ),
-    ({"optimizer": {"type": "Lamb"}}, [], "optimizer.type = 'Lamb'; allowed: Adam, AdamW"),
+    ({"optimizer": {"type": "Lamb"}}, [], "optimizer.type = 'Lamb'; allowed: Adam, AdamW, Adamax"),
     ({"optimizer": "AdamW"}, [], "optimizer = 'AdamW'; allowed: a JSON object"),
     (
         {"scheduler": {"type": "WarmupLR", "params": {}}},

@@ -52,7 +52,7 @@ def test_the_small_sisters_differ_in_the_model_alone():
 def test_the_readme_describes_every_key_with_its_default(root):
     text = (root / "ds_configs" / "README.md").read_text(encoding="utf-8").partition("## Keys")[2]
     described = dict(re.findall(r"^\| `([\w.]+)` \| (.*?) \|", text, re.MULTILINE))
-    sections = {"run", "data", "mixture", "model", "moe", "router", "train"}
+    sections = {"run", "data", "mixture", "model", "start", "moe", "router", "train"}
     keys = [key for key in known_keys(RunConfig.model_json_schema()) if key not in sections]
     assert list(described) == keys
     defaults = {key: default_of(key) for key in keys}

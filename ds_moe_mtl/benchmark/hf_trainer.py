@@ -1,0 +1,182 @@
+"""A plain Hugging Face Trainer run of the dense encoder, stepped from outside.
+
+What a user would write without us: BertForSequenceClassification with one head over the mixture's
+rows, random batches, dynamic padding, the Trainer's own defaults. Only the optimizer's length, the
+batch size and the precision are the run's.
+"""
+
+import queue
+import tempfile
+import threading
+import time
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from ds_moe_mtl.benchmark.allocations import AllocationMeter
+from ds_moe_mtl.benchmark.steps import Split
+from ds_moe_mtl.benchmark.workload import Workload
+
+ENDLESS = 10**9
+"""Steps; the run is ended from outside."""
+
+
+class TrainerSteps:
+    """Runs trainer.train() in a thread of its own that goes on for one step when told to."""
+
+    def __init__(self, workload: Workload, world_size: int, device: torch.device) -> None:
+        self.meter = AllocationMeter(device)
+        self.tokens = 0.0
+        self._go: queue.Queue = queue.Queue()
+        self._done: queue.Queue = queue.Queue()
+        with self.meter.measured():
+            model = _model(workload)
+        train = workload.config.train
+        self._folder = tempfile.TemporaryDirectory()
+        arguments = TrainingArguments(
+            output_dir=self._folder.name,
+            per_device_train_batch_size=max(1, train.batch_size // world_size),
+            max_steps=ENDLESS,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=device.type == "cpu",
+            bf16=train.precision == "bf16",
+            fp16=train.precision == "fp16",
+        )
+        self._trainer = _Timed(
+            model=model,
+            args=arguments,
+            train_dataset=_rows(workload),
+            data_collator=DataCollatorWithPadding(workload.plan.tokenizer),
+            callbacks=[_Pause(self)],
+        )
+        self._trainer.owner = self
+        self._split = Split()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def step(self, clock=time.perf_counter, metered: bool = False) -> Split:
+        """Take one step of the Trainer and return where its time went."""
+        self._clock, self._metered = clock, metered
+        self._split, began = Split(), clock()
+        self._go.put(True)
+        error = self._done.get()
+        if error is not None:
+            raise error
+        total = clock() - began
+        self._split.optimizer = total - self._split.total
+        return self._split
+
+    def close(self) -> None:
+        """End the run."""
+        self._go.put(False)
+        self._thread.join()
+        self._folder.cleanup()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.train()
+        except Exception as error:  # handed to the thread that asked for the step
+            self._done.put(error)
+        else:
+            self._done.put(None)
+
+
+class _Timed(Trainer):
+    """The Trainer, its step and the loss in it timed."""
+
+    def training_step(self, model, inputs, *rest, **keywords):
+        owner = self.owner
+        if owner._metered:
+            with owner.meter.measured():
+                return self._step(model, inputs, *rest, **keywords)
+        return self._step(model, inputs, *rest, **keywords)
+
+    def _step(self, model, inputs, *rest, **keywords):
+        split, clock = self.owner._split, self.owner._clock
+        self.owner.tokens = float(inputs["attention_mask"].sum())
+        began, before = clock(), split.forward
+        loss = super().training_step(model, inputs, *rest, **keywords)
+        split.backward += clock() - began - (split.forward - before)
+        return loss
+
+    def compute_loss(self, *arguments, **keywords):
+        began = self.owner._clock()
+        loss = super().compute_loss(*arguments, **keywords)
+        self.owner._split.forward += self.owner._clock() - began
+        return loss
+
+    def get_batch_samples(self, *arguments, **keywords):
+        began = self.owner._clock()
+        samples = super().get_batch_samples(*arguments, **keywords)
+        self.owner._split.data += self.owner._clock() - began
+        return samples
+
+
+class _Pause(TrainerCallback):
+    """Waits at the end of every step, and before the first, until the next is asked for."""
+
+    def __init__(self, owner: TrainerSteps) -> None:
+        self.owner = owner
+
+    def on_train_begin(self, args, state, control, **keywords):
+        if not self.owner._go.get():
+            control.should_training_stop = True
+
+    def on_step_end(self, args, state, control, **keywords):
+        self.owner._done.put(None)
+        if not self.owner._go.get():
+            control.should_training_stop = True
+
+
+def _model(workload: Workload):
+    outputs = max(spec.num_outputs for spec in workload.plan.specs)
+    labels = max(2, outputs)
+    if not workload.random:
+        folder = workload.plan.source.folder
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=labels, dtype=torch.float32
+        )
+    shape = workload.shape
+    config = BertConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=shape.positions,
+        num_labels=labels,
+    )
+    return BertForSequenceClassification(config)
+
+
+def _rows(workload: Workload) -> list[dict]:
+    """Return every training sequence of every task; a score is rounded to a class.
+
+    One plain head cannot be right for all tasks: only speed is compared.
+    """
+    most = max(2, max(spec.num_outputs for spec in workload.plan.specs)) - 1
+    rows = []
+    for split in workload.plan.train:
+        for i in range(len(split.offsets) - 1):
+            ids = split.input_ids[split.offsets[i] : split.offsets[i + 1]].tolist()
+            second = int(split.second_start[i])
+            rows.append(
+                {
+                    "input_ids": ids,
+                    "token_type_ids": [int(place >= second) for place in range(len(ids))],
+                    "attention_mask": [1] * len(ids),
+                    "labels": min(most, max(0, round(float(split.labels[i])))),
+                }
+            )
+    return rows

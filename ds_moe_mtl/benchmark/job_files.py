@@ -1,0 +1,96 @@
+"""A DeepSpeed JSON and a Slurm script that fit a plan."""
+
+import json
+import shlex
+from pathlib import Path
+
+from ds_moe_mtl.benchmark.planning import GIB, RunOnPaper
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.deepspeed import read_deepspeed
+from ds_moe_mtl.config.files import REPOSITORY
+
+LAUNCHERS = REPOSITORY / "launchers" / "slurm"
+HOST_GIB_A_RANK = 4
+"""What a rank's process takes of the host beside the model: imports, data, pinned buffers."""
+
+
+def choose(plan: dict) -> dict:
+    """Return the row to run: the plan's own if it fits, else the fastest by the cost model.
+
+    Raises UserError where none fits.
+    """
+    rows = [row for row in plan["memory"] if row["fits"] is not False]
+    if not rows:
+        least = min(plan["memory"], key=lambda row: row["peak"])
+        raise UserError(
+            f"nothing fits: the least is {least['peak'] / GIB:.2f} GiB a rank (ZeRO "
+            f"{least['zero_stage']}, ep_size {least['ep_size']}); take more GPUs, "
+            "train.accumulation, train.activation_checkpointing=true, or offload"
+        )
+    own = [row for row in rows if row["chosen"]]
+    return own[0] if own else min(rows, key=lambda row: row["cost_flat"]["total"])
+
+
+def write_job(
+    folder: Path, paper: RunOnPaper, plan: dict, config_name: str, overrides: list[str]
+) -> list[Path]:
+    """Write deepspeed.json and run.sbatch into `folder` and return their paths.
+
+    overrides: of the command line; config_name: its YAML. The JSON is the run's own with the chosen
+    stage; the script is launchers/slurm's with the nodes, GPUs and memory of the plan and the whole
+    command. Raises UserError where none fits.
+    """
+    row, machine = choose(plan), paper.machine
+    folder.mkdir(parents=True, exist_ok=True)
+    native = read_deepspeed(Path(paper.workload.config.deepspeed))
+    native["zero_optimization"] = {
+        **native.get("zero_optimization", {}),
+        "stage": row["zero_stage"],
+    }
+    files = folder / "deepspeed.json", folder / "run.sbatch"
+    files[0].write_text(json.dumps(native, indent=2) + "\n")
+    kept = [text for text in overrides if text.split("=")[0] not in ("deepspeed", "moe.ep_size")]
+    arguments = [
+        config_name,
+        *kept,
+        f"moe.ep_size={row['ep_size']}",
+        f"deepspeed={files[0].resolve()}",
+    ]
+    files[1].write_text(_script(machine.gpus, machine.per_node, row, paper, arguments))
+    return list(files)
+
+
+def _script(gpus: int, per_node: int, row: dict, paper: RunOnPaper, arguments: list[str]) -> str:
+    """Return the shipped script of one or many nodes, its directives and command replaced."""
+    nodes = -(-gpus // per_node)
+    tasks = gpus // nodes
+    if tasks * nodes != gpus:
+        raise UserError(f"--gpus {gpus} is not the same number on each of {nodes} nodes")
+    name = "single_node.sbatch" if nodes == 1 else "multi_node.sbatch"
+    host = HOST_GIB_A_RANK + 2 * 4 * paper.parameters.total / GIB  # the fp32 model, twice
+    directives = {
+        "--nodes": str(nodes),
+        "--ntasks-per-node": str(tasks),
+        "--gpus-per-node": str(tasks),
+    }
+    lines = []
+    for line in (LAUNCHERS / name).read_text().splitlines():
+        key = line.removeprefix("#SBATCH ").partition("=")[0]
+        if line.startswith("#SBATCH ") and key in directives:
+            line = f"#SBATCH {key}={directives[key]}"
+        lines.append(line)
+        if key == "--nodes":
+            lines.append(f"#SBATCH --mem={round(host * tasks + 0.5)}G")
+    command = " ".join(shlex.quote(argument) for argument in arguments)
+    text = "\n".join(lines).replace('python train.py "$@"', f"python train.py {command}")
+    planned = f"{row['peak'] / GIB:.2f} GiB a GPU, ZeRO {row['zero_stage']}"
+    return (
+        text.replace(
+            "#!/usr/bin/env bash\n",
+            f"#!/usr/bin/env bash\n# Written by `ds-moe-mtl plan`: {planned}, ep_size "
+            f"{row['ep_size']}.\n"
+            "# From the repository, with the environment active: sbatch THIS_FILE\n",
+            1,
+        )
+        + "\n"
+    )

@@ -1,0 +1,103 @@
+"""A plan (benchmark/planning.py's report) as lines that a person reads."""
+
+from collections.abc import Callable
+
+GIB = 2**30
+
+Say = Callable[[str], None]
+
+
+def show(plan: dict, say: Say) -> None:
+    """Say the plan as a person reads it."""
+    model, counts, flops, batch = (
+        plan[key] for key in ("model", "parameters", "flops_a_token", "batch")
+    )
+    random = ", random weights of its shape" if model["random_weights"] else ""
+    say(f"{model['kind']} on {model['encoder']}{random}, {model['precision']}")
+    parts = ", ".join(
+        f"{name} {counts[name]:,}" for name in ("shared", "experts", "gates", "heads")
+    )
+    say(f"weights: {counts['total']:,} ({parts}); active for a token {counts['active']:,}")
+    parts = ", ".join(
+        f"{name} {flops[name] / 1e6:,.2f}"
+        for name in ("projections", "attention", "ffn", "gates", "heads")
+    )
+    say(
+        f"MFLOPs a token: forward {flops['forward'] / 1e6:,.2f} ({parts}), "
+        f"backward {flops['backward'] / 1e6:,.2f}"
+    )
+    say(
+        f"a step: {batch['examples']} examples on {batch['ranks']} ranks, "
+        f"{batch['tokens_a_rank']:,.0f} real tokens a rank, "
+        f"{flops['step'] * batch['tokens_a_rank'] / 1e9:,.1f} GFLOPs a rank"
+    )
+    say("\nGiB a rank at the fullest moment of a step (* this configuration)")
+    names = ("weights", "gradients", "optimizer", "activations", "buffers")
+    say(
+        "  ZeRO  ep"
+        + "".join(f"{name:>12}" for name in (*names, "peak"))
+        + f"{'moment':>11}{'a2a MiB':>9}{'fits':>6}"
+    )
+    for row in plan["memory"]:
+        mark = "*" if row["chosen"] else " "
+        fits = {None: "", True: "yes", False: "no"}[row["fits"]]
+        say(
+            f"{mark} {row['zero_stage']:>4}{row['ep_size']:>4}"
+            + "".join(f"{row[name] / GIB:>12.3f}" for name in (*names, "peak"))
+            + f"{row['phase']:>11}{row['sent_bytes'] / 2**20:>9.1f}{fits:>6}"
+        )
+    say(f"\n{plan['advice']}")
+    _show_cost(plan, say)
+    if plan["calibrated"] is not None:
+        _show_calibrated(plan, say)
+
+
+def _show_cost(plan: dict, say: Say) -> None:
+    machine = plan["machine"]
+    say(
+        f"\nCost model for {machine['gpus']} GPUs, {machine['per_node']} a node: "
+        f"{machine['flops'] / 1e12:,.4g} TFLOPs/s sustained, memory {machine['memory'] / 1e9:,.4g} "
+        f"GB/s, NVLink {machine['nvlink'] / 1e9:,.4g} GB/s, network "
+        f"{machine['network'] / 1e9:,.4g} GB/s, {1e6 * machine['latency']:.3g} us a message"
+    )
+    say(plan["formula"])
+    say(
+        "\nms a step\n  ZeRO  ep   compute  reduction  all-to-all  optimizer     total"
+        "  hierarchical"
+    )
+    for row in plan["memory"]:
+        cost = row["cost_flat"]
+        say(
+            f"{'*' if row['chosen'] else ' '} {row['zero_stage']:>4}{row['ep_size']:>4}"
+            f"{1e3 * cost['compute']:>10.2f}{1e3 * cost['reduction']:>11.2f}"
+            f"{1e3 * cost['all_to_all']:>12.2f}{1e3 * cost['optimizer']:>11.2f}"
+            f"{1e3 * cost['total']:>10.2f}{1e3 * row['cost_hierarchical']:>14.2f}"
+        )
+
+
+def _show_calibrated(plan: dict, say: Say) -> None:
+    found, chosen = plan["calibrated"], next(row for row in plan["memory"] if row["chosen"])
+    parts = ("forward", "backward", "optimizer", "total")
+    say(
+        f"\nOn this machine, {plan['batch']['ranks']} ranks, {found['clock']} clock, medians of "
+        f"{found['predicted']['rounds']} rounds, ms a step"
+    )
+    say(f"{'':<12}" + "".join(f"{part:>11}" for part in parts) + f"{'peak, GiB':>11}")
+    for name, peak in (("predicted", chosen["peak"]), ("measured", None)):
+        row = found[name]
+        if row is None:
+            continue
+        peak = row.get("peak", peak)
+        say(
+            f"{name:<12}"
+            + "".join(f"{1e3 * row[part]:>11.0f}" for part in parts)
+            + f"{peak / GIB:>11.3f}"
+        )
+    row = found["measured"]
+    if row is not None:
+        time_off = found["predicted"]["total"] / row["total"] - 1
+        say(
+            f"predicted / measured - 1: step {100 * time_off:+.1f}%, peak "
+            f"{100 * (chosen['peak'] / row['peak'] - 1):+.1f}% "
+            f"(resident, imports and kept blocks included: {row['resident'] / GIB:.2f} GiB)"
+        )

@@ -1,0 +1,137 @@
+"""What is measured or planned: a run's data, and its encoder, or one of the same shape."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ds_moe_mtl.config import RunConfig, UserError
+from ds_moe_mtl.models import MultiTaskNetwork
+from ds_moe_mtl.models.memory import Tokens
+from ds_moe_mtl.models.shape import SIZES, Shape, random_transformer, shape_of
+from ds_moe_mtl.training.network import network_around, new_network
+from ds_moe_mtl.training.plan import RunPlan, make_plan, task_specs
+
+KNOWN_SHAPES = {
+    "google-bert/bert-base-uncased": "bert_base",
+    "bert-base-uncased": "bert_base",
+    "google-bert/bert-large-uncased": "bert_large",
+    "bert-large-uncased": "bert_large",
+}
+"""Encoders whose shape is known without their files; their vocabulary is MiniLM's too."""
+
+BATCHES_LOOKED_AT = 32
+
+
+@dataclass
+class Workload:
+    """A run's plan with its encoder's shape. random: the encoder's weights are drawn."""
+
+    plan: RunPlan
+    shape: Shape
+    random: bool
+
+    @property
+    def config(self) -> RunConfig:
+        return self.plan.config
+
+    def of_kind(self, kind: str, ep_size: int = 1) -> "Workload":
+        """Return the same workload for another model."""
+        model = self.config.model.model_copy(update={"kind": kind})
+        moe = self.config.moe.model_copy(update={"ep_size": ep_size})
+        config = self.config.model_copy(update={"model": model, "moe": moe})
+        return replace(self, plan=replace(self.plan, config=config))
+
+    def with_layers(self, layers: int) -> "Workload":
+        """Return the same workload with fewer layers, of random weights."""
+        return replace(self, shape=self.shape._replace(layers=layers), random=True)
+
+    def transformer(self):
+        """Return the encoder with random weights."""
+        torch.manual_seed(self.config.run.seed)
+        model = self.config.model
+        return random_transformer(self.shape, model.dropout, model.pooler)
+
+    def network(self) -> MultiTaskNetwork:
+        """Return the network, in float32."""
+        if self.random:
+            return network_around(self.transformer(), self.plan)
+        return new_network(self.plan)[0]
+
+
+@dataclass
+class BatchSizes:
+    """What a rank's micro-batches bring: the mean, and the fullest. examples: a step, all ranks."""
+
+    mean: Tokens
+    most: Tokens
+    sequences: float
+    squared: float  # the sum of squared lengths, the mean of a micro-batch
+    micro_batches: int
+
+    @property
+    def attended(self) -> float:
+        """Keys that a token meets in attention, in the mean."""
+        return self.squared / max(self.mean.real, 1.0)
+
+
+def find_workload(
+    config: RunConfig, shape_name: str | None, say: Callable[[str], None]
+) -> Workload:
+    """Return the workload of a run. shape_name: random weights of that shape in its place.
+
+    An encoder that cannot be had, but whose shape is known, is replaced so too, and that is said.
+    Raises UserError for what the user can mend.
+    """
+    name = KNOWN_SHAPES.get(config.model.encoder)
+    if shape_name is None:
+        try:
+            plan = make_plan(config, task_specs(config), say)
+        except UserError as error:
+            if name is None or not str(error).startswith("model.encoder"):
+                raise
+            say(f"note: {config.model.encoder} cannot be had: random weights of its shape")
+        else:
+            return Workload(plan, _shape_of(plan), random=False)
+    shape = SIZES[shape_name or name]
+    model = config.model.model_copy(update={"encoder": "minilm"})  # its tokenizer is BERT's
+    return Workload(
+        make_plan(config.model_copy(update={"model": model}), task_specs(config), say),
+        shape,
+        random=True,
+    )
+
+
+def batch_sizes(plan: RunPlan, world_size: int, batches: int = BATCHES_LOOKED_AT) -> BatchSizes:
+    """Return the sizes of the first super-batches' micro-batches on rank 0 of world_size ranks."""
+    found: list[Tokens] = []
+    sequences = squared = 0.0
+    loader = plan.super_batches(0, world_size)
+    steps = iter(loader)
+    for _ in range(batches):
+        for batch in next(steps)[0]:
+            found.append(tokens_of(batch))
+            sequences += batch.num_sequences
+            squared += float(batch.cu_seqlens.diff().double().square().sum())
+    loader.close()
+    count = len(found)
+    mean = Tokens(*(sum(part) / count for part in zip(*found, strict=True)))
+    most = Tokens(*(max(part) for part in zip(*found, strict=True)))
+    return BatchSizes(mean, most, sequences / count, squared / count, count // batches)
+
+
+def tokens_of(batch) -> Tokens:
+    """Return a batch's tokens: real, with attention's padding, and places of its scores."""
+    lengths = batch.cu_seqlens.diff().tolist()
+    padded = [(last - first, lengths[first]) for first, last in batch.groups]
+    return Tokens(
+        batch.num_tokens,
+        sum(count * length for count, length in padded),
+        sum(count * length**2 for count, length in padded),
+    )
+
+
+def _shape_of(plan: RunPlan) -> Shape:
+    from transformers import AutoConfig
+
+    return shape_of(AutoConfig.from_pretrained(plan.source.folder))

@@ -1,0 +1,100 @@
+"""ds-moe-mtl plan on a tiny run: counts, table, files it writes, and its mistakes."""
+
+import json
+import subprocess
+
+import pytest
+
+from ds_moe_mtl.cli import main
+from ds_moe_mtl.config import dump_config, load_config
+from ds_moe_mtl.config.deepspeed import resolve_deepspeed
+from tests.support.tiny import tiny_config, write_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = write_tiny(tmp_path_factory.mktemp("tiny"))
+    (folder / "run.yaml").write_text(dump_config(tiny_config(folder)))
+    return folder
+
+
+def planned(tiny, capsys, *arguments: str) -> dict:
+    """Return the plan as JSON."""
+    assert main(["plan", str(tiny / "run.yaml"), "--calibrate", "0", "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_stage_and_ep_size_that_runs_has_a_row(tiny, capsys):
+    plan = planned(tiny, capsys, "--gpus", "4", "--gpu-memory", "24")
+    found = [(row["zero_stage"], row["ep_size"]) for row in plan["memory"]]
+    # Stage 0 clips inexactly with ep_size above 1: train.py refuses it.
+    assert found == [(0, 1), (1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4)]
+    assert all(row["fits"] for row in plan["memory"])
+    assert [row["chosen"] for row in plan["memory"]].index(True) == 1
+    sent = {row["ep_size"]: row["sent_bytes"] for row in plan["memory"]}
+    assert sent[1] == 0 < sent[2] < sent[4]
+
+
+def test_a_dense_plan_has_no_experts_and_says_so(tiny, capsys):
+    plan = planned(tiny, capsys, "model.kind=mt_dense")
+    assert plan["parameters"]["experts"] == 0 and plan["flops_a_token"]["gates"] == 0
+    assert "no experts" in plan["advice"]
+
+
+def test_what_does_not_fit_is_told_and_not_written(tiny, capsys, tmp_path):
+    arguments = ["--gpus", "1", "--gpu-memory", "0.0001", "--calibrate", "0"]
+    status = main(["plan", str(tiny / "run.yaml"), *arguments, "--write", str(tmp_path / "job")])
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert status == 2 and len(errors) == 1 and "nothing fits" in errors[0]
+    assert not (tmp_path / "job").exists()
+
+
+def test_written_files_describe_a_job_that_loads(tiny, capsys, tmp_path):
+    job = tmp_path / "job"
+    planned(
+        tiny, capsys, "train.lr=2e-4", "--gpus", "8", "--gpus-per-node", "4", "--write", str(job)
+    )
+    script = (job / "run.sbatch").read_text()
+    assert subprocess.run(["bash", "-n", job / "run.sbatch"]).returncode == 0
+    for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=3", "#SBATCH --gpus-per-node=3"):
+        assert script.count(line + "\n") == 1
+    command = next(line for line in script.splitlines() if "python train.py" in line)
+    arguments = command.split("python train.py ")[1].split()
+    assert "train.lr=2e-4" in arguments
+    config = load_config(arguments[0], arguments[1:])
+    assert resolve_deepspeed(config, 6)["zero_optimization"]["stage"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "0"], "--gpus = 0"),
+        (["--nvlink", "-3"], "--nvlink = -3"),
+        (["--gpus", "9"], "train.batch_size = 6 is smaller than 9 ranks"),
+        (["--gpus", "3", "moe.ep_size=2"], "moe.ep_size = 2 does not divide"),
+        (["--shape", "minilm", "--write", "job"], "--write with --shape"),
+        (["model.encoder=no/such"], "model.encoder"),
+        (["--gpus", "many"], "invalid int value"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(tiny, capsys, arguments, words):
+    try:
+        status = main(["plan", str(tiny / "run.yaml"), "--calibrate", "0", *arguments])
+    except SystemExit as exit_:
+        status = exit_.code
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert status == 2 and len(errors) == 1 and words in errors[0], errors
+
+
+def test_a_calibration_predicts_what_the_whole_run_then_takes(tiny, capsys):
+    arguments = ["--calibrate", "0.5", "--measure", "--json"]
+    assert main(["plan", str(tiny / "run.yaml"), *arguments]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    predicted, measured = (plan["calibrated"][name] for name in ("predicted", "measured"))
+    assert predicted["total"] == pytest.approx(
+        predicted["forward"] + predicted["backward"] + predicted["optimizer"]
+    )
+    chosen = next(row for row in plan["memory"] if row["chosen"])
+    states = chosen["weights"] + chosen["optimizer"]
+    assert measured["held"] == pytest.approx(states, rel=0.05)
+    assert measured["held"] < measured["peak"] < measured["resident"]

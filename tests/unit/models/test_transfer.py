@@ -1,0 +1,111 @@
+"""Stage two begins with a trained model's tensors: whose gate, which head, all the rest."""
+
+import pytest
+import torch
+
+from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
+from ds_moe_mtl.models.folder import describe_network
+from ds_moe_mtl.models.transfer import continued_state, donors
+from tests.support.tiny import differ_experts, spread_gates
+
+SPECS = [HeadSpec("a", 2), HeadSpec("b", 3), HeadSpec("c", 1)]
+
+
+def network_of(specs, embedding=0, seed=0, kind="mt_tag"):
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=16,
+    )
+    options = RoutingOptions(4, len(specs) if kind == "mt_tag" else 1, gate_embedding=embedding)
+    return build_network(BertModel(config, add_pooling_layer=False), kind, specs, 0.0, options)
+
+
+def trained(embedding=0, kind="mt_tag"):
+    network = network_of(SPECS, embedding, kind=kind)
+    if not embedding:
+        spread_gates(network)
+    differ_experts(network)
+    options = RoutingOptions(4, 3 if kind == "mt_tag" else 1, gate_embedding=embedding)
+    description = describe_network(network, kind, options, [], {})
+    return network, description, network.state_dict()
+
+
+def gate_rows(state, gate, experts=4):
+    (key,) = [k for k in state if k.endswith("layer.1.intermediate.moe.gate.wg.weight")]
+    return state[key][gate * experts : (gate + 1) * experts]
+
+
+@pytest.mark.parametrize(("name", "gate", "donor"), [("b", "own", 1), ("new", "c", 2)])
+def test_the_gate_is_the_donors_and_the_rest_is_the_models(name, gate, donor):
+    _, description, state = trained()
+    network = network_of([HeadSpec(name, 3)], seed=9)
+    found = continued_state(network, description, state, gate, "auto")
+    network.load_state_dict(found)
+    assert torch.equal(gate_rows(found, 0), gate_rows(state, donor))
+    for key, tensor in found.items():
+        if "gate.wg" not in key and "heads" not in key:
+            assert torch.equal(tensor, state[key]), key
+
+
+def test_a_random_gate_is_as_drawn_and_small():
+    _, description, state = trained()
+    network = network_of([HeadSpec("b", 3)], seed=9)
+    drawn = gate_rows(network.state_dict(), 0).clone()
+    found = continued_state(network, description, state, "random", "auto")
+    assert torch.equal(gate_rows(found, 0), drawn) and drawn.std() < 0.002
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "is_kept"),
+    [("b", "keep", 1), ("b", "auto", 1), ("b", "new", 0), ("n", "auto", 0)],
+)
+def test_heads_are_kept_or_new(name, head, is_kept):
+    _, description, state = trained()
+    network = network_of([HeadSpec(name, 3)], seed=9)
+    key = f"heads.tasks.{name}.weight"
+    drawn = network.state_dict()[key].clone()
+    found = continued_state(network, description, state, "a", head)[key]
+    assert torch.equal(found, state["heads.tasks.b.weight"] if is_kept else drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "gate", "head", "words"),
+    [
+        ("n", 2, "own", "auto", "no task 'n'; allowed: a, b, c, random"),
+        ("a", 2, "d", "auto", "'d'; allowed: a, b, c, random, own"),
+        ("n", 2, "a", "keep", "no head for 'n'; it has: a, b, c"),
+        ("b", 2, "own", "auto", "'b' has 3 outputs, the task 2"),
+    ],
+)
+def test_what_the_model_does_not_have_is_told(name, outputs, gate, head, words):
+    _, description, state = trained()
+    with pytest.raises(ValueError, match=words):
+        continued_state(network_of([HeadSpec(name, outputs)]), description, state, gate, head)
+
+
+def test_a_switch_models_one_gate_goes_over_and_it_has_no_donors():
+    _, description, state = trained(kind="mt_switch")
+    network = network_of([HeadSpec("n", 2)], kind="mt_switch", seed=5)
+    found = continued_state(network, description, state, "own", "auto")
+    assert torch.equal(gate_rows(found, 0), gate_rows(state, 0)) and donors(description) == []
+
+
+def test_a_generated_gate_goes_over_as_its_vector_and_the_shared_generator():
+    before, description, state = trained(embedding=3)
+    network = network_of([HeadSpec("n", 2)], embedding=3, seed=9)
+    network.load_state_dict(continued_state(network, description, state, "b", "auto"))
+    for old, new in zip(_gates(before), _gates(network), strict=True):
+        torch.testing.assert_close(new.weight, old.weight[4:8])
+
+
+def _gates(network):
+    from ds_moe_mtl.models.upcycle import routed_ffns
+
+    return [ffn.moe.gate.wg for ffn in routed_ffns(network)]
