@@ -119,7 +119,7 @@ def _features(
     pieces = [
         (
             batch.example_ids_B.numpy(),
-            network.features(**network_inputs(batch), gate=gate, spans=spans).float().numpy(),
+            network.features(**_gated(batch), gate=gate, spans=spans).float().numpy(),
         )
         for batch in evaluation_batches(split, 0, TOKENS_PER_BATCH)
     ]
@@ -131,3 +131,8 @@ def _draw_gates(network: MultiTaskNetwork, seed: int) -> None:
     torch.manual_seed(seed)
     for ffn in routed_ffns(network):
         ffn.moe.gate = Gate(ffn.moe.hidden_size, ffn.moe.options)
+
+
+def _gated(batch) -> dict:
+    """Return the network's inputs but for those that only whole-task routing reads."""
+    return {name: value for name, value in network_inputs(batch).items() if name != "questions_B"}
