@@ -55,8 +55,6 @@ def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.devi
     """
     apply(ranks, os.environ)
     kind = device_type()
-    if torch.distributed.is_initialized():  # an earlier run of this process left it open
-        return torch.device("cpu") if kind == "cpu" else torch.device("cuda", ranks.local_rank)
     os.environ.setdefault("DS_ACCELERATOR", kind)  # otherwise it guesses, and warns of its guess
     import deepspeed
 
