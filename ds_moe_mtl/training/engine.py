@@ -123,14 +123,17 @@ def optimizer_step(engine, wants_norm: bool, config: RunConfig | None = None) ->
     if config is not None and config.clips_apart and engine.is_gradient_accumulation_boundary():
         apart = clip_apart(engine, config)
     if not engine.zero_optimization():
-        return _plain_step(engine, wants_norm)
+        return _plain_step(engine, wants_norm, apart)
     engine.step()
     norm = engine.get_global_grad_norm() if apart is None else apart
     return Update(None if norm is None else float(norm), bool(engine.optimizer.overflow))
 
 
-def _plain_step(engine, wants_norm: bool) -> Update:
-    """Step without ZeRO; gradients that are not finite are dropped on every rank."""
+def _plain_step(engine, wants_norm: bool, clipped_norm: float | None) -> Update:
+    """Step without ZeRO; gradients that are not finite are dropped on every rank.
+
+    clipped_norm: that of the gradients before they were clipped; None: they were not.
+    """
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
         return Update(None, False)
@@ -147,6 +150,8 @@ def _plain_step(engine, wants_norm: bool) -> Update:
         engine.skipped_steps += 1
     else:
         engine.step()
+    if clipped_norm is not None:
+        norm = clipped_norm
     return Update(float(norm) if wants_norm else None, skipped)
 
 

@@ -107,7 +107,7 @@ def assert_same_training(found: dict, expected: dict) -> None:
     for name, tensor in expected["state"].items():
         # Adam's first steps move each weight by about lr = 1e-3, whatever its gradient's size:
         # where a gradient is rounding alone, so is its sign. Hence the mean, not the largest.
-        error = (found["state"][name] - tensor).abs().mean()
+        error = (found["state"][name] - tensor).double().abs().mean()
         assert error < 2e-5, (name, float(error))
 
 
