@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_told_and_not_written(tiny, capsys, tmp_path):
 def test_written_files_describe_a_job_that_loads(tiny, capsys, tmp_path):
     job = tmp_path / "job"
     planned(
-        tiny, capsys, "train.lr=2e-4", "--gpus", "8", "--gpus-per-node", "4", "--write", str(job)
+        tiny, capsys, "train.lr=2e-4", "--gpus", "6", "--gpus-per-node", "4", "--write", str(job)
     )
     script = (job / "run.sbatch").read_text()
     assert subprocess.run(["bash", "-n", job / "run.sbatch"]).returncode == 0
