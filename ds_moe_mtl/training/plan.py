@@ -80,7 +80,7 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
             source = find_encoder(config.model.encoder)
         if source.note:
             say(f"note: {source.note}")
-        specs = _fitting(specs, generates(source), config)
+        specs = _fitting(specs, config.start.model is None and generates(source), config)
         tokenizer = AutoTokenizer.from_pretrained(source.folder)
     except (ValueError, OSError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-SPEEDS = ("tokens_per_s", "examples_per_s", "steps_per_s", "stall")
+SPEEDS = ("tokens_per_s", "examples_per_s", "steps_per_s", "stall", "stall_seconds")
 
 
 def rows_of(run: Path) -> list[dict]:
