@@ -11,6 +11,9 @@ from ds_moe_mtl.config.deepspeed import resolve_deepspeed
 from tests.support.tiny import tiny_config, write_tiny
 
 
+BUCKET_BYTES = 4 * 50_000_000
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = write_tiny(tmp_path_factory.mktemp("tiny"))
@@ -96,5 +99,8 @@ def test_a_calibration_predicts_what_the_whole_run_then_takes(tiny, capsys):
     )
     chosen = next(row for row in plan["memory"] if row["chosen"])
     states = chosen["weights"] + chosen["optimizer"]
-    assert measured["held"] == pytest.approx(states, rel=0.05)
+    # DeepSpeed's reduction bucket (5e7 float32) may outlive the step that is looked at, or not.
+    buckets = round((measured["held"] - states) / BUCKET_BYTES)
+    assert buckets in (0, 1)
+    assert measured["held"] - buckets * BUCKET_BYTES == pytest.approx(states, rel=0.05)
     assert measured["held"] < measured["peak"] < measured["resident"]
