@@ -10,7 +10,6 @@ from ds_moe_mtl.config import dump_config, load_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
 from tests.support.tiny import tiny_config, write_tiny
 
-
 BUCKET_BYTES = 4 * 50_000_000
 
 
