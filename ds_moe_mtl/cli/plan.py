@@ -61,6 +61,11 @@ def _plan(options) -> int:
     if options.write is not None and options.shape is not None:
         raise UserError("--write with --shape: a job trains an encoder; allowed: model.encoder=...")
     config = load_config(options.config, options.overrides)
+    if config.model.kind == "task_moe":
+        raise UserError(
+            "model.kind = task_moe: the planner does not count experts that are whole layers; "
+            "allowed: single, mt_dense, mt_switch, mt_tag"
+        )
     import torch
 
     from ds_moe_mtl.benchmark.plan_table import show

@@ -77,6 +77,7 @@ def test_written_files_describe_a_job_that_loads(tiny, capsys, tmp_path):
         (["--shape", "minilm", "--write", "job"], "--write with --shape"),
         (["model.encoder=no/such"], "model.encoder"),
         (["--gpus", "many"], "invalid int value"),
+        (["model.kind=task_moe"], "model.kind = task_moe: the planner does not count"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(tiny, capsys, arguments, words):
