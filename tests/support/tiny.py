@@ -113,7 +113,7 @@ def spread_gates(network: nn.Module, std: float = GATE_STD, seed: int = 1) -> No
     generator = torch.Generator().manual_seed(seed)
     for ffn in routed_ffns(network):
         for name, weight in ffn.moe.gate.wg.named_parameters():
-            spread = 1.0 if name == "vectors" else std
+            spread = 8.0 if name == "vectors" else std
             weight.data = spread * torch.randn(weight.shape, generator=generator).to(weight)
 
 
