@@ -13,7 +13,6 @@ import time
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
     BertForSequenceClassification,
     DataCollatorWithPadding,
     Trainer,
@@ -24,6 +23,7 @@ from transformers import (
 from ds_moe_mtl.benchmark.allocations import AllocationMeter
 from ds_moe_mtl.benchmark.steps import Split
 from ds_moe_mtl.benchmark.workload import Workload
+from ds_moe_mtl.models.shape import bert_config
 
 ENDLESS = 10**9
 """Steps; the run is ended from outside."""
@@ -147,17 +147,7 @@ def _model(workload: Workload):
         return AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=labels, dtype=torch.float32
         )
-    shape = workload.shape
-    config = BertConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate,
-        max_position_embeddings=shape.positions,
-        num_labels=labels,
-    )
-    return BertForSequenceClassification(config)
+    return BertForSequenceClassification(bert_config(workload.shape, num_labels=labels))
 
 
 def _rows(workload: Workload) -> list[dict]:

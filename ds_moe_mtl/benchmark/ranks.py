@@ -4,11 +4,14 @@ Their output goes to files and is shown where a rank fails: DeepSpeed's and PyTo
 not stand among the figures, and no error is lost.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +31,7 @@ def on_ranks(
     Each rank gets its share of the cores unless OMP_NUM_THREADS is set. Raises UserError with the
     worker's own line for a user's mistake, and RuntimeError with its last lines for any other end.
     """
-    with tempfile.TemporaryDirectory() as name:
+    with _ending_on_sigterm(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.yaml").write_text(dump_config(config))
         (folder / "request.json").write_text(json.dumps({"work": work, **options}))
@@ -42,6 +45,19 @@ def on_ranks(
                 process.wait()
         _check(processes, folder)
         return json.loads((folder / "answer.json").read_text())
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm():
+    """Leave the block by SystemExit on SIGTERM, so that what it has started is ended with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ports(count: int):

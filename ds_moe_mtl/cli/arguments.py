@@ -1,6 +1,7 @@
 """What the subcommands share: a parser whose mistakes are one line, and a user's mistakes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +27,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def answer(work: Callable[[], int]) -> int:
-    """Return `work`'s exit status; a user's mistake becomes one line on stderr and status 2."""
+    """Return `work`'s exit status; a user's mistake becomes one line on stderr and status 2.
+
+    So does a file that cannot be read or written; a reader who has gone (`| head`) is no mistake.
+    """
     try:
         return work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return BAD_INPUT
 
 

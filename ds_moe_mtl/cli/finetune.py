@@ -1,5 +1,6 @@
 """ds-moe-mtl finetune: one task from a trained model; grids, seeds, a leaderboard."""
 
+import argparse
 import json
 import os
 import sys
@@ -112,5 +113,5 @@ def _grid(item: str) -> tuple[str, list[str]]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number above 0")
     return int(text)

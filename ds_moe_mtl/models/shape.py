@@ -37,9 +37,17 @@ def shape_of(config) -> Shape:
 
 def random_transformer(shape: Shape, dropout: float, pooler: bool = False):
     """Return a BERT of that shape with random weights, in float32 on the default device."""
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
-    config = BertConfig(
+    config = bert_config(shape, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    return BertModel(config, add_pooling_layer=pooler)
+
+
+def bert_config(shape: Shape, **more):
+    """Return transformers' configuration of a BERT of that shape; more: of its keys."""
+    from transformers import BertConfig
+
+    return BertConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -47,7 +55,5 @@ def random_transformer(shape: Shape, dropout: float, pooler: bool = False):
         intermediate_size=shape.intermediate,
         max_position_embeddings=shape.positions,
         type_vocab_size=shape.token_types,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
+        **more,
     )
-    return BertModel(config, add_pooling_layer=pooler)

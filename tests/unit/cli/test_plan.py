@@ -1,6 +1,7 @@
 """ds-moe-mtl plan on a tiny run: counts, table, files it writes, and its mistakes."""
 
 import json
+import signal
 import subprocess
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import dump_config, load_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
+from tests.support.launch import start
 from tests.support.tiny import tiny_config, write_tiny
 
 BUCKET_BYTES = 4 * 50_000_000
@@ -77,6 +79,7 @@ def test_written_files_describe_a_job_that_loads(tiny, capsys, tmp_path):
         (["--shape", "minilm", "--write", "job"], "--write with --shape"),
         (["model.encoder=no/such"], "model.encoder"),
         (["--gpus", "many"], "invalid int value"),
+        (["--calibrate", "0", "--write", "/proc/nowhere"], "/proc/nowhere: "),
         (["model.kind=task_moe"], "model.kind = task_moe: the planner does not count"),
     ],
 )
@@ -104,3 +107,13 @@ def test_a_calibration_predicts_what_the_whole_run_then_takes(tiny, capsys):
     assert buckets in (0, 1)
     assert measured["held"] - buckets * BUCKET_BYTES == pytest.approx(states, rel=0.05)
     assert measured["held"] < measured["peak"] < measured["resident"]
+
+
+def test_sigterm_leaves_no_worker_behind(tiny):
+    program = "import sys; from ds_moe_mtl.cli import main; sys.exit(main(sys.argv[1:]))"
+    plan = ["-c", program, "plan", tiny / "run.yaml", "--calibrate", "600"]
+    with start(plan, 1, "python") as running:
+        running.wait_until(lambda: len(running.processes()) > 1)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 128 + signal.SIGTERM
+        assert running.processes() == []
