@@ -34,7 +34,37 @@ class Blocks(NamedTuple):
         }
 
 
-def product_blocks(dtype: torch.dtype, rows: int, columns: int, heavy: bool = False) -> Blocks:
+def up_blocks(dtype: torch.dtype, rows: int, inner: int) -> Blocks:
+    """Return the tile of h = x W1^T and its GELU: [rows, inner], hidden deep."""
+    return _product_blocks(dtype, rows, inner, heavy=True)
+
+
+def down_blocks(dtype: torch.dtype, rows: int, hidden: int) -> Blocks:
+    """Return the tile of y = a W2^T: [rows, hidden], inner deep."""
+    return _product_blocks(dtype, rows, hidden)
+
+
+def down_grad_blocks(dtype: torch.dtype, rows: int, inner: int) -> Blocks:
+    """Return the tile of dy W2 and what GELU's derivative makes of it: [rows, inner]."""
+    return _product_blocks(dtype, rows, inner, heavy=True)
+
+
+def up_grad_blocks(dtype: torch.dtype, rows: int, hidden: int) -> Blocks:
+    """Return the tile of dx = dh W1 and routing's term: [rows, hidden], inner deep."""
+    return _product_blocks(dtype, rows, hidden, heavy=True)
+
+
+def weight_grad_blocks(dtype: torch.dtype, inner: int, hidden: int, experts: int) -> Blocks:
+    """Return the tile of all experts' weight gradients: m of inner, n of hidden, k rows deep."""
+    if dtype == torch.float32:
+        return Blocks(64, 64, 32, 4, 2)
+    tiles = 2 * experts * (inner // 128) * (hidden // 256)
+    if hidden % 256 or tiles < 2 * MULTIPROCESSORS:
+        return Blocks(128, 128, 64, 8, 3)
+    return Blocks(128, 256, 64, 8, 3)
+
+
+def _product_blocks(dtype: torch.dtype, rows: int, columns: int, heavy: bool = False) -> Blocks:
     """Return the tile of a grouped product with `rows` rows in all and `columns` columns.
 
     heavy: the epilogue does more than store (GELU, its derivative, routing's term).
@@ -50,16 +80,6 @@ def product_blocks(dtype: torch.dtype, rows: int, columns: int, heavy: bool = Fa
         # room for a second program on the multiprocessor, which computes while the first stores.
         return Blocks(128, 128, 64, 8, 3)
     # One tile of 128 x 256 reads a quarter less per product; 254 registers, no spills.
-    return Blocks(128, 256, 64, 8, 3)
-
-
-def weight_grad_blocks(dtype: torch.dtype, rows: int, columns: int, experts: int) -> Blocks:
-    """Return the tile of all experts' weight gradients [rows, columns], summed over tokens."""
-    if dtype == torch.float32:
-        return Blocks(64, 64, 32, 4, 2)
-    tiles = experts * (rows // 128) * (columns // 256)
-    if columns % 256 or tiles < 2 * MULTIPROCESSORS:
-        return Blocks(128, 128, 64, 8, 3)
     return Blocks(128, 256, 64, 8, 3)
 
 

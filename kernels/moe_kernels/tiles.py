@@ -40,6 +40,47 @@ def segment_rows(counts_ptr, expert, E: tl.constexpr, SEGMENTS: tl.constexpr):
 
 
 @triton.jit
+def load_columns(spot, c, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return a tile whose columns are c, 0 beyond C; without a mask where none can be beyond."""
+    mask = None if C % BLOCK_C == 0 else (c < C)[None, :]
+    return tl.load(spot, mask=mask, other=None if C % BLOCK_C == 0 else 0.0)
+
+
+@triton.jit
+def load_tile(
+    spot, r, R: tl.constexpr, BLOCK_R: tl.constexpr, c, C: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Return a tile of rows r and columns c, 0 beyond R and C; masked only where that can be."""
+    if R % BLOCK_R == 0:
+        tile = load_columns(spot, c, C, BLOCK_C)
+    else:
+        tile = tl.load(spot, mask=(r < R)[:, None] & (c < C)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def column_halves(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return the left and the right half of a tile."""
+    return tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def column_part(
+    acc, p: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Return part p of the 1, 2 or 4 column parts of a tile: GELU on all of one needs registers."""
+    if PARTS > 1:
+        left, right = column_halves(acc, BLOCK_M, BLOCK_N)
+        part = left if p < PARTS // 2 else right
+        if PARTS == 4:
+            left, right = column_halves(part, BLOCK_M, BLOCK_N // 2)
+            part = left if p % 2 == 0 else right
+    else:
+        part = acc
+    return part
+
+
+@triton.jit
 def expert_pointer(table_ptr, expert, like_ptr):
     """Return the address in an expert's entry of the pointer table, typed as like_ptr."""
     return tl.load(table_ptr + expert).to(tl.pointer_type(like_ptr.dtype.element_ty))

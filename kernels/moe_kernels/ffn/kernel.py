@@ -10,20 +10,24 @@ import triton
 import triton.language as tl
 
 from moe_kernels.routing.kernel import add_gate_term
-from moe_kernels.tiles import dot, expert_pointer, gelu_and_slope, locate_tile, segment_rows
+from moe_kernels.tiles import (
+    column_part,
+    dot,
+    expert_pointer,
+    gelu_and_slope,
+    load_columns,
+    load_tile,
+    locate_tile,
+    segment_rows,
+)
 
 
 @triton.jit
-def caller_rows(order_ptr, row, in_range, HAS_ORDER: tl.constexpr):
+def caller_rows(order_ptr, row, HAS_ORDER: tl.constexpr):
+    """Return where rows in expert order (all of them there) lie in the caller's order, int64."""
     if HAS_ORDER:
-        return tl.load(order_ptr + row, mask=in_range, other=0).to(tl.int64)
+        return tl.load(order_ptr + row).to(tl.int64)
     return row.to(tl.int64)
-
-
-@triton.jit
-def column_halves(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Return the left and the right half of a tile: GELU on a whole one runs out of registers."""
-    return tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -32,7 +36,7 @@ def up_kernel(
     D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
     HAS_ORDER: tl.constexpr, KEEP_H: tl.constexpr, TANH: tl.constexpr, ALIGN: tl.constexpr,
     UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Write h_RF = x W1^T + b1 (if it is kept for the backward pass) and a_RF = GELU(h)."""
     pid = tl.program_id(0)
@@ -42,25 +46,20 @@ def up_kernel(
         return
     row = first + tl.arange(0, BLOCK_M)
     in_range = row < end
-    token = caller_rows(order_ptr, row, in_range, HAS_ORDER)
-    n = (pid % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = caller_rows(order_ptr, tl.minimum(row, end - 1), HAS_ORDER)
+    n0 = (pid % TILES_N) * BLOCK_N
+    n = n0 + tl.arange(0, BLOCK_N)
     w1 = expert_pointer(table_ptr, expert, x_ptr)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k0 in range(0, D, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        x = tl.load(
-            x_ptr + token[:, None] * D + k[None, :],
-            mask=in_range[:, None] & (k < D)[None, :],
-            other=0.0,
-        )
+        x = load_columns(x_ptr + token[:, None] * D + k[None, :], k, D, BLOCK_K)
         spot = tl.multiple_of(w1 + n[None, :] * D + k[:, None], [ALIGN, 1])
-        w = tl.load(spot, mask=(n < F)[None, :] & (k < D)[:, None], other=0.0)
-        acc = dot(x, w, acc, UPCAST)
+        acc = dot(x, load_tile(spot, k, D, BLOCK_K, n, F, BLOCK_N), acc, UPCAST)
     b1_ptr = expert_pointer(table_ptr + E, expert, x_ptr)
-    left, right = column_halves(acc, BLOCK_M, BLOCK_N)
-    for half in tl.static_range(2):
-        part = left if half == 0 else right
-        n = (pid % TILES_N) * BLOCK_N + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    for p in tl.static_range(PARTS):
+        part = column_part(acc, p, PARTS, BLOCK_M, BLOCK_N)
+        n = n0 + p * (BLOCK_N // PARTS) + tl.arange(0, BLOCK_N // PARTS)
         b1 = tl.load(b1_ptr + n, mask=n < F, other=0.0)
         h = (part + b1.to(tl.float32)[None, :]).to(h_ptr.dtype.element_ty)
         out = row.to(tl.int64)[:, None] * F + n[None, :]
@@ -86,7 +85,8 @@ def down_kernel(
         return
     row = first + tl.arange(0, BLOCK_M)
     in_range = row < end
-    token = caller_rows(order_ptr, row, in_range, HAS_ORDER)
+    row = tl.minimum(row, end - 1)
+    token = caller_rows(order_ptr, row, HAS_ORDER)
     n = (pid % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
     out = y_ptr + token[:, None] * D + n[None, :]
     some = in_range[:, None] & (n < D)[None, :]
@@ -98,10 +98,9 @@ def down_kernel(
     a_rows = a_ptr + row.to(tl.int64)[:, None] * F
     for k0 in range(0, F, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        a = tl.load(a_rows + k[None, :], mask=in_range[:, None] & (k < F)[None, :], other=0.0)
+        a = load_columns(a_rows + k[None, :], k, F, BLOCK_K)
         spot = tl.multiple_of(w2 + n[None, :] * F + k[:, None], [ALIGN, 1])
-        w = tl.load(spot, mask=(n < D)[None, :] & (k < F)[:, None], other=0.0)
-        acc = dot(a, w, acc, UPCAST)
+        acc = dot(a, load_tile(spot, k, F, BLOCK_K, n, D, BLOCK_N), acc, UPCAST)
     b2 = tl.load(expert_pointer(table_ptr + 3 * E, expert, a_ptr) + n, mask=n < D, other=0.0)
     acc += b2.to(tl.float32)[None, :]
     if HAS_SCALE:
@@ -116,7 +115,7 @@ def down_grad_kernel(
     D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
     HAS_ORDER: tl.constexpr, HAS_SCALE: tl.constexpr, TANH: tl.constexpr, ALIGN: tl.constexpr,
     UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Write dL/dh and scale * GELU(h) in expert order, and parts of three small gradients.
 
@@ -133,38 +132,38 @@ def down_grad_kernel(
         return
     row = first + tl.arange(0, BLOCK_M)
     in_range = row < end
-    token = caller_rows(order_ptr, row, in_range, HAS_ORDER)
+    row = tl.minimum(row, end - 1)
+    token = caller_rows(order_ptr, row, HAS_ORDER)
     grad_scale = tl.zeros([BLOCK_M], tl.float32)
     scale_spot = grad_scale_parts_ptr + tile_n * num_rows + token
     if expert == E:
         tl.store(scale_spot, grad_scale, mask=in_range)
         return
-    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    n0 = tile_n * BLOCK_N
+    n = n0 + tl.arange(0, BLOCK_N)
     w2 = expert_pointer(table_ptr + 2 * E, expert, grad_y_ptr)
     gy_rows = grad_y_ptr + token[:, None] * D
     u = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k0 in range(0, D, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        gy = tl.load(gy_rows + k[None, :], mask=in_range[:, None] & (k < D)[None, :], other=0.0)
+        gy = load_columns(gy_rows + k[None, :], k, D, BLOCK_K)
         spot = tl.multiple_of(w2 + k[:, None] * F + n[None, :], [1, ALIGN])
-        w = tl.load(spot, mask=(k < D)[:, None] & (n < F)[None, :], other=0.0)
-        u = dot(gy, w, u, UPCAST)
-    scale = tl.full([BLOCK_M], 1.0, tl.float32)
+        u = dot(gy, load_tile(spot, k, D, BLOCK_K, n, F, BLOCK_N), u, UPCAST)
+    # 0 in rows past the end, so that they add nothing to the sums over rows.
+    scale = tl.where(in_range, 1.0, 0.0)
     if HAS_SCALE:
         scale = tl.load(scale_ptr + token, mask=in_range, other=0.0)
     if tile_n == 0:
         b2 = expert_pointer(table_ptr + 3 * E, expert, grad_y_ptr)
         for k0 in range(0, D, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
-            gy = tl.load(gy_rows + k[None, :], mask=in_range[:, None] & (k < D)[None, :], other=0.0)
-            gy = gy.to(tl.float32)
+            gy = load_columns(gy_rows + k[None, :], k, D, BLOCK_K).to(tl.float32)
             bias = tl.load(b2 + k, mask=k < D, other=0.0).to(tl.float32)
             grad_scale += tl.sum(gy * bias[None, :], 1)
             tl.store(grad_b2_parts_ptr + tile_m * D + k, tl.sum(gy * scale[:, None], 0), mask=k < D)
-    left, right = column_halves(u, BLOCK_M, BLOCK_N)
-    for half in tl.static_range(2):
-        part = left if half == 0 else right
-        n = tile_n * BLOCK_N + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    for p in tl.static_range(PARTS):
+        part = column_part(u, p, PARTS, BLOCK_M, BLOCK_N)
+        n = n0 + p * (BLOCK_N // PARTS) + tl.arange(0, BLOCK_N // PARTS)
         spot_RF = row.to(tl.int64)[:, None] * F + n[None, :]
         some = in_range[:, None] & (n < F)[None, :]
         h = tl.load(h_ptr + spot_RF, mask=some, other=0.0).to(tl.float32)
@@ -196,7 +195,8 @@ def up_grad_kernel(
         return
     row = first + tl.arange(0, BLOCK_M)
     in_range = row < end
-    token = caller_rows(order_ptr, row, in_range, HAS_ORDER)
+    row = tl.minimum(row, end - 1)
+    token = caller_rows(order_ptr, row, HAS_ORDER)
     n = (pid % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
     out = grad_x_ptr + token[:, None] * D + n[None, :]
     some = in_range[:, None] & (n < D)[None, :]
@@ -208,10 +208,9 @@ def up_grad_kernel(
     gh_rows = grad_h_ptr + row.to(tl.int64)[:, None] * F
     for k0 in range(0, F, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        gh = tl.load(gh_rows + k[None, :], mask=in_range[:, None] & (k < F)[None, :], other=0.0)
+        gh = load_columns(gh_rows + k[None, :], k, F, BLOCK_K)
         spot = tl.multiple_of(w1 + k[:, None] * D + n[None, :], [1, ALIGN])
-        w = tl.load(spot, mask=(k < F)[:, None] & (n < D)[None, :], other=0.0)
-        acc = dot(gh, w, acc, UPCAST)
+        acc = dot(gh, load_tile(spot, k, F, BLOCK_K, n, D, BLOCK_N), acc, UPCAST)
     if G > 0:
         acc = add_gate_term(
             acc, token, in_range, n, gate_ids_ptr, grad_logits_ptr, gate_weight_ptr,
@@ -222,40 +221,50 @@ def up_grad_kernel(
 
 @triton.jit
 def weight_grad_kernel(
-    p_ptr, q_ptr, order_ptr, counts_ptr, grad_ptr,
-    P: tl.constexpr, Q: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
-    GATHER_P: tl.constexpr, GATHER_Q: tl.constexpr, UPCAST: tl.constexpr,
+    grad_h_ptr, x_ptr, scaled_a_ptr, grad_y_ptr, order_ptr, counts_ptr, grad_w1_ptr, grad_w2_ptr,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
+    HAS_ORDER: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write an expert's grad_PQ = sum over its rows of p_row q_row^T; zeros if it has none.
+    """Write an expert's dW1_FD = sum over its rows of dh^T x, or dW2_DF = dy^T (scale a).
 
-    GATHER_P, GATHER_Q: that factor lies in the caller's order. dW2 = dy^T (scale a), dW1 = dh^T x.
+    Both are sums of products of an inner row, in expert order, and an outer row, in the caller's,
+    so one launch does both: twice the programs leave less of the device idle at their end. Zeros
+    for an expert without rows.
     """
     pid = tl.program_id(0)
-    TILES_Q: tl.constexpr = (Q + BLOCK_N - 1) // BLOCK_N
-    i = (pid // TILES_Q) * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = (pid % TILES_Q) * BLOCK_N + tl.arange(0, BLOCK_N)
+    TILES_N: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     expert = tl.program_id(1)
+    is_w2 = tl.program_id(2) == 1
+    inner_ptr, outer_ptr = grad_h_ptr, x_ptr
+    if is_w2:
+        inner_ptr, outer_ptr = scaled_a_ptr, grad_y_ptr
+    f = (pid // TILES_N) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = (pid % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inner, outer = inner_ptr + f[None, :], outer_ptr + d[None, :]
     first, count = segment_rows(counts_ptr, expert, E, SEGMENTS)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k0 in range(0, count, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
-        in_range = k < count
-        p_row = caller_rows(order_ptr, first + k, in_range, GATHER_P)
-        q_row = caller_rows(order_ptr, first + k, in_range, GATHER_Q)
-        p = tl.load(
-            p_ptr + p_row[:, None] * P + i[None, :],
-            mask=in_range[:, None] & (i < P)[None, :],
-            other=0.0,
-        )
-        q = tl.load(
-            q_ptr + q_row[:, None] * Q + j[None, :],
-            mask=in_range[:, None] & (j < Q)[None, :],
-            other=0.0,
-        )
-        acc = dot(tl.trans(p), q, acc, UPCAST)
-    out = grad_ptr + expert.to(tl.int64) * P * Q + i[:, None] * Q + j[None, :]
-    tl.store(out, acc.to(grad_ptr.dtype.element_ty), mask=(i < P)[:, None] & (j < Q)[None, :])
+    whole = count // BLOCK_K * BLOCK_K
+    for k0 in range(0, whole, BLOCK_K):
+        row = first + k0 + tl.arange(0, BLOCK_K)
+        p = load_columns(inner + row.to(tl.int64)[:, None] * F, f, F, BLOCK_M)
+        token = caller_rows(order_ptr, row, HAS_ORDER)
+        acc = dot(tl.trans(p), load_columns(outer + token[:, None] * D, d, D, BLOCK_N), acc, UPCAST)
+    if whole < count:
+        k = whole + tl.arange(0, BLOCK_K)
+        row = first + tl.minimum(k, count - 1)
+        some = (k < count)[:, None] & (f < F)[None, :]
+        p = tl.load(inner + row.to(tl.int64)[:, None] * F, mask=some, other=0.0)
+        token = caller_rows(order_ptr, row, HAS_ORDER)
+        acc = dot(tl.trans(p), load_columns(outer + token[:, None] * D, d, D, BLOCK_N), acc, UPCAST)
+    some = (f < F)[:, None] & (d < D)[None, :]
+    grad = acc.to(grad_w1_ptr.dtype.element_ty)
+    start = expert.to(tl.int64) * F * D
+    if is_w2:
+        spot = grad_w2_ptr + start + d[:, None] * F + f[None, :]
+        tl.store(spot, tl.trans(grad), mask=tl.trans(some))
+    else:
+        tl.store(grad_w1_ptr + start + f[:, None] * D + d[None, :], grad, mask=some)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from moe_kernels.block_sizes import product_blocks, weight_grad_blocks
+from moe_kernels import block_sizes
 from moe_kernels.experts import address_table, alignment
 from moe_kernels.ffn import kernel
 from moe_kernels.implementation import interpreting
@@ -48,12 +48,12 @@ def launch_experts(
     h_RF = torch.empty_like(a_RF) if keep_h else None
     y_RD = torch.empty_like(x_RD)
     with torch.cuda.device_of(x_RD):
-        blocks = product_blocks(x_RD.dtype, num_rows, inner, heavy=True)
+        blocks = block_sizes.up_blocks(x_RD.dtype, num_rows, inner)
         kernel.up_kernel[_grid(num_rows, inner, shared["E"], blocks)](
             x_RD, order, counts, table, h_RF if keep_h else a_RF, a_RF, num_rows,
-            KEEP_H=keep_h, TANH=tanh, **shared, **blocks.options(),
+            KEEP_H=keep_h, TANH=tanh, PARTS=_parts(blocks), **shared, **blocks.options(),
         )  # fmt: skip
-        blocks = product_blocks(x_RD.dtype, num_rows, hidden)
+        blocks = block_sizes.down_blocks(x_RD.dtype, num_rows, hidden)
         kernel.down_kernel[_grid(num_rows, hidden, shared["E"], blocks)](
             a_RF, order, counts, table, a_RF if scale_R is None else scale_R, y_RD, num_rows,
             HAS_SCALE=scale_R is not None, **shared, **blocks.options(),
@@ -68,7 +68,7 @@ def launch_down_grad(
     """Return (grad_h_RF, scaled_a_RF, scale's gradient in parts [P, R], bias parts): one launch."""
     (num_rows, hidden), inner = grad_y_RD.shape, h_RF.shape[1]
     shared = _constants(grad_y_RD, weights, order_R)
-    blocks = product_blocks(grad_y_RD.dtype, num_rows, inner, heavy=True)
+    blocks = block_sizes.down_grad_blocks(grad_y_RD.dtype, num_rows, inner)
     grid = _grid(num_rows, inner, shared["E"], blocks)
     tiles_n = triton.cdiv(inner, blocks.n)
     grad_h_RF, scaled_a_RF = torch.empty_like(h_RF), torch.empty_like(h_RF)
@@ -83,7 +83,7 @@ def launch_down_grad(
         grad_y_RD, grad_y_RD if order_R is None else order_R, counts, address_table(weights),
         grad_y_RD if scale_R is None else scale_R, h_RF, grad_h_RF, scaled_a_RF, scale_parts,
         *bias_parts[:2], num_rows, HAS_SCALE=scale_R is not None, TANH=tanh,
-        **shared, **blocks.options(),
+        PARTS=_parts(blocks), **shared, **blocks.options(),
     )  # fmt: skip
     return grad_h_RF, scaled_a_RF, scale_parts, bias_parts
 
@@ -92,33 +92,25 @@ def launch_expert_grads(
     x_RD: Tensor, grad_y_RD: Tensor, order_R: Tensor | None, counts: Tensor,
     grad_h_RF: Tensor, scaled_a_RF: Tensor, bias_parts, num_experts: int,
 ) -> ExpertGrads:  # fmt: skip
-    """Return the gradients of all experts' weights and biases: three launches."""
+    """Return the gradients of all experts' weights and biases: two launches."""
     hidden, inner = x_RD.shape[1], grad_h_RF.shape[1]
-    order, gathered = x_RD if order_R is None else order_R, order_R is not None
     shared = {
-        "E": num_experts,
+        "D": hidden, "F": inner, "E": num_experts,
         "SEGMENTS": triton.next_power_of_2(num_experts + 1),
-        "UPCAST": _upcast(x_RD),
-    }
-
-    def launch(p, q, gather_p: bool, gather_q: bool) -> Tensor:
-        shape = (num_experts, p.shape[1], q.shape[1])
-        blocks = weight_grad_blocks(p.dtype, *shape[1:], num_experts)
-        grid = (triton.cdiv(shape[1], blocks.m) * triton.cdiv(shape[2], blocks.n), num_experts)
-        grad = p.new_empty(shape)
-        kernel.weight_grad_kernel[grid](
-            p, q, order, counts, grad, P=shape[1], Q=shape[2],
-            GATHER_P=gather_p, GATHER_Q=gather_q, **shared, **blocks.options(),
-        )  # fmt: skip
-        return grad
-
-    grad_w2 = launch(grad_y_RD, scaled_a_RF, gathered, False)
-    grad_w1 = launch(grad_h_RF, x_RD, False, gathered)
+    }  # fmt: skip
+    blocks = block_sizes.weight_grad_blocks(x_RD.dtype, inner, hidden, num_experts)
+    tiles = triton.cdiv(inner, blocks.m) * triton.cdiv(hidden, blocks.n)
+    grad_w1 = x_RD.new_empty((num_experts, inner, hidden))
+    grad_w2 = x_RD.new_empty((num_experts, hidden, inner))
+    kernel.weight_grad_kernel[(tiles, num_experts, 2)](
+        grad_h_RF, x_RD, scaled_a_RF, grad_y_RD, x_RD if order_R is None else order_R, counts,
+        grad_w1, grad_w2, HAS_ORDER=order_R is not None, UPCAST=_upcast(x_RD),
+        **shared, **blocks.options(),
+    )  # fmt: skip
     grad_b1, grad_b2 = x_RD.new_empty(num_experts, inner), x_RD.new_empty(num_experts, hidden)
     parts_b1, parts_b2, rows_a_tile = bias_parts
-    del shared["UPCAST"]
     kernel.bias_grad_kernel[(triton.cdiv(inner + hidden, 128), num_experts)](
-        parts_b1, parts_b2, counts, grad_b1, grad_b2, D=hidden, F=inner, **shared,
+        parts_b1, parts_b2, counts, grad_b1, grad_b2, **shared,
         BLOCK_M=rows_a_tile, BLOCK=128, TILES=16,
     )  # fmt: skip
     return ExpertGrads(grad_w1.unbind(), grad_b1.unbind(), grad_w2.unbind(), grad_b2.unbind())
@@ -133,7 +125,7 @@ def launch_input_grad(
     hidden = weights[0].shape[1]
     grad_x_RD = grad_h_RF.new_empty(num_rows, hidden)
     shared = _constants(grad_x_RD, weights, order_R)
-    blocks = product_blocks(grad_h_RF.dtype, num_rows, hidden, heavy=True)
+    blocks = block_sizes.up_grad_blocks(grad_h_RF.dtype, num_rows, hidden)
     shape = {"G": 0, "E_PAD": 1, "CHUNK": 16} if gate is None else dict(gate.shape)
     shape.pop("E", None)
     has_ids = gate is not None and gate.gate_ids_T is not None
@@ -186,6 +178,11 @@ def _grid(num_rows: int, columns: int, num_experts: int, blocks) -> tuple[int]:
     """Return enough tiles for any split of the rows: the host does not know the counts."""
     tiles_m = (num_rows + (num_experts + 1) * (blocks.m - 1)) // blocks.m
     return (tiles_m * triton.cdiv(columns, blocks.n),)
+
+
+def _parts(blocks) -> int:
+    """Return into how many columns' parts an epilogue with GELU cuts a tile: 64 columns each."""
+    return max(1, blocks.n // 64)
 
 
 def _constants(x: Tensor, weights: Sequence[Tensor], order_R: Tensor | None) -> dict:
