@@ -34,53 +34,74 @@ class Blocks(NamedTuple):
         }
 
 
+def cdiv(number: int, size: int) -> int:
+    """Return how many blocks of a size a number takes; Triton's own costs 2 us a call."""
+    return -(-number // size)
+
+
+def power_of_2(number: int) -> int:
+    """Return the least power of two that is not less than a number from 1 on."""
+    return 1 << (number - 1).bit_length()
+
+
 def up_blocks(dtype: torch.dtype, rows: int, inner: int) -> Blocks:
     """Return the tile of h = x W1^T and its GELU: [rows, inner], hidden deep."""
-    return _product_blocks(dtype, rows, inner, heavy=True)
+    return _narrow(dtype, rows, inner)
 
 
 def down_blocks(dtype: torch.dtype, rows: int, hidden: int) -> Blocks:
     """Return the tile of y = a W2^T: [rows, hidden], inner deep."""
-    return _product_blocks(dtype, rows, hidden)
+    return _wide(dtype, rows, hidden)
 
 
 def down_grad_blocks(dtype: torch.dtype, rows: int, inner: int) -> Blocks:
     """Return the tile of dy W2 and what GELU's derivative makes of it: [rows, inner]."""
-    return _product_blocks(dtype, rows, inner, heavy=True)
+    return _narrow(dtype, rows, inner)
 
 
 def up_grad_blocks(dtype: torch.dtype, rows: int, hidden: int) -> Blocks:
     """Return the tile of dx = dh W1 and routing's term: [rows, hidden], inner deep."""
-    return _product_blocks(dtype, rows, hidden, heavy=True)
+    return _wide(dtype, rows, hidden)
 
 
 def weight_grad_blocks(dtype: torch.dtype, inner: int, hidden: int, experts: int) -> Blocks:
     """Return the tile of all experts' weight gradients: m of inner, n of hidden, k rows deep."""
     if dtype == torch.float32:
-        return Blocks(64, 64, 32, 4, 2)
+        return _FLOAT32
     tiles = 2 * experts * (inner // 128) * (hidden // 256)
     if hidden % 256 or tiles < 2 * MULTIPROCESSORS:
-        return Blocks(128, 128, 64, 8, 3)
+        return Blocks(128, 128, 64, 8, 4)
     return Blocks(128, 256, 64, 8, 3)
 
 
-def _product_blocks(dtype: torch.dtype, rows: int, columns: int, heavy: bool = False) -> Blocks:
-    """Return the tile of a grouped product with `rows` rows in all and `columns` columns.
+# Exact float32 products run on the plain cores, where registers are the limit. For tests.
+_FLOAT32 = Blocks(64, 64, 32, 4, 2)
 
-    heavy: the epilogue does more than store (GELU, its derivative, routing's term).
+
+def _narrow(dtype: torch.dtype, rows: int, columns: int) -> Blocks:
+    """Return the tile of a grouped product whose epilogue does much beside storing.
+
+    128 registers a thread and three stages of 32 KiB leave a multiprocessor room for two programs,
+    one of which multiplies while the other computes GELU and stores.
     """
-    if dtype == torch.float32:
-        # Exact float32 products run on the plain cores, where registers are the limit. For tests.
-        return Blocks(64, 64, 32, 4, 2)
-    if rows <= 2048:
-        # Few rows: small tiles make more programs, and waste less on each expert's last tile.
-        return Blocks(64, 64 if columns <= 64 else 128, 64, 4, 4)
-    if heavy or columns % 256 or (rows // 128) * (columns // 256) < MULTIPROCESSORS:
-        # 64 results a thread leave registers for the epilogue, and three stages of 32 KiB leave
-        # room for a second program on the multiprocessor, which computes while the first stores.
+    return _few_rows(dtype, rows, columns) or Blocks(128, 128, 64, 8, 3)
+
+
+def _wide(dtype: torch.dtype, rows: int, columns: int) -> Blocks:
+    """Return the tile of a grouped product whose epilogue only stores: it reads a quarter less."""
+    few = _few_rows(dtype, rows, columns)
+    if few is not None:
+        return few
+    if columns % 256 or (rows // 128) * (columns // 256) < MULTIPROCESSORS:
         return Blocks(128, 128, 64, 8, 3)
-    # One tile of 128 x 256 reads a quarter less per product; 254 registers, no spills.
     return Blocks(128, 256, 64, 8, 3)
+
+
+def _few_rows(dtype: torch.dtype, rows: int, columns: int) -> Blocks | None:
+    """Return the tile for float32, and for few rows: more programs, less waste at experts' ends."""
+    if dtype == torch.float32:
+        return _FLOAT32
+    return Blocks(64, 64 if columns <= 64 else 128, 64, 4, 4) if rows <= 2048 else None
 
 
 def route_block(num_tokens: int) -> int:

@@ -15,20 +15,20 @@ from torch import Tensor
 VECTOR_BYTES = 16
 
 
-def address_table(weights: Sequence[Tensor]) -> Tensor:
-    """Return the addresses of contiguous tensors on one device, int64, in their order."""
-    return _table(tuple(tensor.data_ptr() for tensor in weights), weights[0].device)
-
-
-def alignment(weights: Sequence[Tensor]) -> int:
-    """Return 16 if every row of every tensor starts at a multiple of 16 bytes, else 1."""
-    row_bytes = {tensor.shape[-1] * tensor.element_size() for tensor in weights}
-    starts = {tensor.data_ptr() for tensor in weights}
-    return VECTOR_BYTES if all(n % VECTOR_BYTES == 0 for n in row_bytes | starts) else 1
+def address_table(weights: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """Return (the addresses of contiguous tensors on one device, int64, in their order, and 16 if
+    every row of every tensor starts at a multiple of 16 bytes, else 1).
+    """
+    row_bytes = frozenset(tensor.shape[-1] * tensor.element_size() for tensor in weights)
+    return _table(tuple(tensor.data_ptr() for tensor in weights), row_bytes, weights[0].device)
 
 
 @lru_cache(maxsize=4096)
-def _table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+def _table(
+    addresses: tuple[int, ...], row_bytes: frozenset[int], device: torch.device
+) -> tuple[Tensor, int]:
     # A function of the addresses alone, so a remembered table cannot be stale. Copying it waits for
     # the device once; later calls do not, which CUDA graphs need (they are warmed up first).
-    return torch.tensor(addresses, dtype=torch.int64, device=device)
+    table = torch.tensor(addresses, dtype=torch.int64, device=device)
+    aligned = all(number % VECTOR_BYTES == 0 for number in (*row_bytes, *addresses))
+    return table, VECTOR_BYTES if aligned else 1

@@ -1,7 +1,8 @@
 """The whole top-1 layer as one autograd Function on the Triton kernels.
 
-Five launches forward and, with a 16-bit gate, nine backward. Against composing `route` and
+Five launches forward and, with a 16-bit gate, eight backward. Against composing `route` and
 `expert_ffn` it saves one pass over dL/dx: routing's term joins the experts' in the same kernel.
+The inner pre-activations' gradient takes their place, so the pass needs no third inner tensor.
 
 T tokens, D hidden size, F inner size, G gates, E experts.
 """
@@ -22,18 +23,17 @@ class TritonTop1(torch.autograd.Function):
     ):
         num_experts = len(weights) // 4
         routed = route(x_TD, gate_weight, gate_ids_T, mask_T, num_experts)
-        scale_T = None if preserve else routed.prob_T
-        y_TD, h_TF = ffn.launch_experts(
+        y_TD, h_TF, a_TF = ffn.launch_experts(
             x_TD,
             routed.order_T,
             routed.counts_E1,
-            scale_T,
-            weights,
+            None if preserve else routed.prob_T,
+            ffn.as_experts(weights),
             tanh,
             any(ctx.needs_input_grad),
         )
         counts_E = routed.counts_E1[:num_experts]
-        ctx.save_for_backward(x_TD, gate_weight, gate_ids_T, h_TF, *routed, *weights)
+        ctx.save_for_backward(x_TD, gate_weight, gate_ids_T, h_TF, a_TF, *routed, *weights)
         ctx.preserve, ctx.tanh = preserve, tanh
         ctx.mark_non_differentiable(routed.expert_T, counts_E)
         ctx.set_materialize_grads(False)
@@ -42,37 +42,32 @@ class TritonTop1(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y_TD, _expert, grad_prob_T, _counts):
-        x_TD, gate_weight, gate_ids_T, h_TF, *rest = ctx.saved_tensors
+        x_TD, gate_weight, gate_ids_T, h_TF, a_TF, *rest = ctx.saved_tensors
         routed, weights = routing.Routed(*rest[:5]), rest[5:]
-        order_T, counts = routed.order_T, routed.counts_E1
+        experts, counts = ffn.as_experts(weights), routed.counts_E1
         grad_y_TD = torch.zeros_like(x_TD) if grad_y_TD is None else grad_y_TD.contiguous()
-        scale_T = None if ctx.preserve else routed.prob_T
-        num_experts = len(weights) // 4
         grad_x_TD = grad_gate = None
         grads = (None,) * len(weights)
         with torch.cuda.device_of(x_TD):
-            grad_h_TF, scaled_a_TF, scale_parts, bias_parts = ffn.launch_down_grad(
-                grad_y_TD, order_T, counts, scale_T, h_TF, weights, ctx.tanh
+            rows = ffn.launch_sort_rows(
+                x_TD,
+                grad_y_TD,
+                routed.order_T,
+                counts,
+                None if ctx.preserve else routed.prob_T,
+                experts,
+                True,
+            )
+            grad_h_TF = ffn.launch_down_grad(
+                rows, routed.order_T, counts, h_TF, experts, ctx.tanh, ffn.may_overwrite()
             )
             if any(ctx.needs_input_grad[7:]):
-                by_kind = ffn.launch_expert_grads(
-                    x_TD,
-                    grad_y_TD,
-                    order_T,
-                    counts,
-                    grad_h_TF,
-                    scaled_a_TF,
-                    bias_parts,
-                    num_experts,
-                )
+                by_kind = ffn.launch_expert_grads(rows, counts, grad_h_TF, a_TF, experts)
                 grads = [tensor for kind in by_kind for tensor in kind]
-            grad_TE = routing.launch_logits_grad(
-                routed, scale_parts, ctx.preserve, grad_prob_T, None
-            )
+            grad_TE = routing.launch_logits_grad(routed, rows.dots, grad_prob_T, None)
+            gate = routing.GateTerm(gate_ids_T, grad_TE, gate_weight)
             if ctx.needs_input_grad[1]:
-                grad_gate = routing.launch_gate_weight_grad(x_TD, gate_weight, gate_ids_T, grad_TE)
+                grad_gate = routing.launch_gate_weight_grad(x_TD, gate)
             if ctx.needs_input_grad[0]:
-                shape = routing.gate_shape(gate_weight, num_experts)
-                gate = ffn.GateTerm(gate_ids_T, grad_TE, gate_weight, shape)
-                grad_x_TD = ffn.launch_input_grad(grad_h_TF, order_T, counts, weights, gate)
+                grad_x_TD = ffn.launch_input_grad(grad_h_TF, routed.order_T, counts, experts, gate)
         return grad_x_TD, grad_gate, None, None, None, None, None, *grads

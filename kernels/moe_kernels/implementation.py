@@ -32,6 +32,12 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def upcasts(dtype: torch.dtype) -> bool:
+    """Return whether products of this type are taken in float32: the interpreter has none in
+    bfloat16."""
+    return interpreting() and dtype == torch.bfloat16
+
+
 def check_kernel_dtype(name: str, tensor: torch.Tensor) -> None:
     """Raise ValueError if the GPU kernels cannot compute with the tensor's type."""
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):

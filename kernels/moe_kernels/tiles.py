@@ -104,15 +104,51 @@ def gate_dot(a, b, acc, NARROW: tl.constexpr):
 
 
 @triton.jit
-def gelu_and_slope(h, TANH: tl.constexpr):
-    """Return (GELU(h), its derivative) of float32 h, exact or with the tanh formula."""
+def split_dot(a, b, acc, TERMS: tl.constexpr, UPCAST: tl.constexpr):
+    """Return acc + a @ b for a float32 a: gradients of logits, against x or the gates' weights.
+
+    TERMS 2: b is bfloat16, a goes in as two bfloat16 numbers that sum to 16 bits of it; 3: b is
+    float16, whose 11 bits take two as well. 0: all in float32 (three TF32 products), for tests:
+    those products want their operands turned over, which costs more than they do.
+    """
+    if TERMS == 0:
+        acc = tl.dot(a, b.to(tl.float32), acc, input_precision="tf32x3")
+    else:
+        high = a.to(tl.bfloat16)
+        low = (a - high.to(tl.float32)).to(tl.bfloat16)
+        b_high = b.to(tl.bfloat16)
+        acc = dot(high, b_high, acc, UPCAST)
+        acc = dot(low, b_high, acc, UPCAST)
+        if TERMS == 3:
+            b_low = (b.to(tl.float32) - b_high.to(tl.float32)).to(tl.bfloat16)
+            acc = dot(high, b_low, acc, UPCAST)
+    return acc
+
+
+@triton.jit
+def gelu_and_slope(h, TANH: tl.constexpr, EXACT: tl.constexpr):
+    """Return (GELU(h), its derivative) of float32 h, by erf or with the tanh formula.
+
+    Not EXACT, for what is rounded to 16 bits: erf to 1.5e-7 by Abramowitz and Stegun 7.1.26, whose
+    exponential is the derivative's as well.
+    """
     if TANH:
         z = 0.7978845608028654 * (h + 0.044715 * h * h * h)
-        half = tl.sigmoid(2.0 * z)  # (1 + tanh z) / 2
+        cdf = tl.sigmoid(2.0 * z)  # (1 + tanh z) / 2
         slope_z = 0.7978845608028654 * (1.0 + 0.134145 * h * h)
-        return h * half, half + 2.0 * h * half * (1.0 - half) * slope_z
-    cdf = 0.5 * (1.0 + tl.erf(h * 0.7071067811865476))
-    return h * cdf, cdf + h * 0.3989422804014327 * tl.exp(-0.5 * h * h)
+        slope = cdf + 2.0 * h * cdf * (1.0 - cdf) * slope_z
+    elif EXACT:
+        cdf = 0.5 * (1.0 + tl.erf(h * 0.7071067811865476))
+        slope = cdf + h * 0.3989422804014327 * tl.exp(-0.5 * h * h)
+    else:
+        density = tl.exp(-0.5 * h * h)
+        t = 1.0 / (1.0 + (0.3275911 * 0.7071067811865476) * tl.abs(h))
+        tail = t * (-1.453152027 + t * 1.061405429)
+        tail = t * (-0.284496736 + t * (1.421413741 + tail))
+        tail = 0.5 * t * (0.254829592 + tail) * density
+        cdf = tl.where(h >= 0, 1.0 - tail, tail)
+        slope = cdf + h * 0.3989422804014327 * density
+    return h * cdf, slope
 
 
 @triton.jit

@@ -116,10 +116,10 @@ def test_parameters_whose_storage_moved_are_found_again():
 
 def test_the_address_table_is_made_once_an_address():
     tensors = [torch.zeros(4, device=KERNEL_DEVICE) for _ in range(3)]
-    table = address_table(tensors)
-    assert table.tolist() == [tensor.data_ptr() for tensor in tensors]
-    assert address_table(tensors) is table
-    assert address_table(tensors[::-1]) is not table
+    table, align = address_table(tensors)
+    assert align == 16 and table.tolist() == [tensor.data_ptr() for tensor in tensors]
+    assert address_table(tensors)[0] is table
+    assert address_table(tensors[::-1])[0] is not table
 
 
 def test_a_frozen_gate_or_experts_get_no_gradient():

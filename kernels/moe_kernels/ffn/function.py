@@ -64,15 +64,14 @@ def _ffn_on_gpu(x_RD, counts_E, weights, activation, order_R, scale_T) -> Tensor
     if not isinstance(counts_E, Tensor):
         counts_E = torch.tensor(list(counts_E))
     counts = counts_E.to(device=x_RD.device, dtype=torch.int32, non_blocking=True)
-    scale = None if scale_T is None else scale_T.float().contiguous()
-    return TritonFFN.apply(
+    y_RD = TritonFFN.apply(
         x_RD.contiguous(),
         contiguous(order_R),
         counts.contiguous(),
-        scale,
         activation == "gelu_tanh",
         *(weight.contiguous() for weight in weights),
     )
+    return y_RD if scale_T is None else y_RD * scale_T.to(y_RD.dtype).unsqueeze(1)
 
 
 def check_experts(x, w1, b1, w2, b2, activation: str) -> None:

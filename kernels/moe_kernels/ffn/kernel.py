@@ -21,6 +21,9 @@ from moe_kernels.tiles import (
     segment_rows,
 )
 
+# Equal columns of the second factor of a product that sums rows: the least that Triton takes.
+ONES = tl.constexpr(16)
+
 
 @triton.jit
 def caller_rows(order_ptr, row, HAS_ORDER: tl.constexpr):
@@ -34,8 +37,8 @@ def caller_rows(order_ptr, row, HAS_ORDER: tl.constexpr):
 def up_kernel(
     x_ptr, order_ptr, counts_ptr, table_ptr, h_ptr, a_ptr, num_rows,
     D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
-    HAS_ORDER: tl.constexpr, KEEP_H: tl.constexpr, TANH: tl.constexpr, ALIGN: tl.constexpr,
-    UPCAST: tl.constexpr,
+    HAS_ORDER: tl.constexpr, KEEP_H: tl.constexpr, TANH: tl.constexpr, EXACT: tl.constexpr,
+    ALIGN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Write h_RF = x W1^T + b1 (if it is kept for the backward pass) and a_RF = GELU(h)."""
@@ -60,13 +63,13 @@ def up_kernel(
     for p in tl.static_range(PARTS):
         part = column_part(acc, p, PARTS, BLOCK_M, BLOCK_N)
         n = n0 + p * (BLOCK_N // PARTS) + tl.arange(0, BLOCK_N // PARTS)
-        b1 = tl.load(b1_ptr + n, mask=n < F, other=0.0)
+        b1 = tl.load(tl.multiple_of(b1_ptr + n, ALIGN), mask=n < F, other=0.0)
         h = (part + b1.to(tl.float32)[None, :]).to(h_ptr.dtype.element_ty)
         out = row.to(tl.int64)[:, None] * F + n[None, :]
         some = in_range[:, None] & (n < F)[None, :]
         if KEEP_H:
             tl.store(h_ptr + out, h, mask=some)
-        a, _ = gelu_and_slope(h.to(tl.float32), TANH)
+        a, _ = gelu_and_slope(h.to(tl.float32), TANH, EXACT)
         tl.store(a_ptr + out, a.to(a_ptr.dtype.element_ty), mask=some)
 
 
@@ -101,7 +104,8 @@ def down_kernel(
         a = load_columns(a_rows + k[None, :], k, F, BLOCK_K)
         spot = tl.multiple_of(w2 + n[None, :] * F + k[:, None], [ALIGN, 1])
         acc = dot(a, load_tile(spot, k, F, BLOCK_K, n, D, BLOCK_N), acc, UPCAST)
-    b2 = tl.load(expert_pointer(table_ptr + 3 * E, expert, a_ptr) + n, mask=n < D, other=0.0)
+    b2_ptr = expert_pointer(table_ptr + 3 * E, expert, a_ptr)
+    b2 = tl.load(tl.multiple_of(b2_ptr + n, ALIGN), mask=n < D, other=0.0)
     acc += b2.to(tl.float32)[None, :]
     if HAS_SCALE:
         acc = acc * tl.load(scale_ptr + token, mask=in_range, other=0.0)[:, None]
@@ -109,73 +113,90 @@ def down_kernel(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
+def sort_rows_kernel(
+    x_ptr, grad_y_ptr, order_ptr, counts_ptr, table_ptr, scale_ptr, sorted_x_ptr, scaled_dy_ptr,
+    dots_ptr, num_rows,
+    D: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_DOTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write x and scale dy in expert order, and with HAS_DOTS <scale dy, b2> to each token.
+
+    The three products that read them then move whole rows without looking up where they are.
+    """
+    expert, first, end = locate_tile(counts_ptr, tl.program_id(0), num_rows, E, SEGMENTS, BLOCK_M)
+    if expert >= E:
+        return
+    row = first + tl.arange(0, BLOCK_M)
+    in_range = row < end
+    token = caller_rows(order_ptr, tl.minimum(row, end - 1), True)
+    if HAS_SCALE:
+        scale = tl.load(scale_ptr + token)
+    b2 = expert_pointer(table_ptr + 3 * E, expert, grad_y_ptr)
+    dots = tl.zeros([BLOCK_M], tl.float32)
+    for n0 in range(0, D, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N)
+        spot_TD = token[:, None] * D + n[None, :]
+        spot_RD = row.to(tl.int64)[:, None] * D + n[None, :]
+        some = in_range[:, None] & (n < D)[None, :]
+        tl.store(sorted_x_ptr + spot_RD, load_columns(x_ptr + spot_TD, n, D, BLOCK_N), mask=some)
+        dy = load_columns(grad_y_ptr + spot_TD, n, D, BLOCK_N)
+        if HAS_SCALE:
+            dy = (dy.to(tl.float32) * scale[:, None]).to(dy.dtype)
+        tl.store(scaled_dy_ptr + spot_RD, dy, mask=some)
+        if HAS_DOTS:
+            bias = tl.load(b2 + n, mask=n < D, other=0.0).to(tl.float32)
+            dots += tl.sum(dy.to(tl.float32) * bias[None, :], 1)
+    if HAS_DOTS:
+        tl.store(dots_ptr + token, dots, mask=in_range)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
 def down_grad_kernel(
-    grad_y_ptr, order_ptr, counts_ptr, table_ptr, scale_ptr, h_ptr,
-    grad_h_ptr, scaled_a_ptr, grad_scale_parts_ptr, grad_b1_parts_ptr, grad_b2_parts_ptr, num_rows,
+    scaled_dy_ptr, order_ptr, counts_ptr, table_ptr, h_ptr, grad_h_ptr, dots_ptr, num_rows,
     D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
-    HAS_ORDER: tl.constexpr, HAS_SCALE: tl.constexpr, TANH: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_DOTS: tl.constexpr, TANH: tl.constexpr, EXACT: tl.constexpr, ALIGN: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Write dL/dh and scale * GELU(h) in expert order, and parts of three small gradients.
+    """Write dL/dh = u GELU'(h) in expert order, u = scale dy W2; it may take the place of h.
 
-    With u = dy W2: dh = scale u GELU'(h), and the scale's gradient <dy, a W2^T + b2> is
-    <u, a> + <dy, b2>, so the experts' outputs are never kept. The parts are one a column tile
-    (scale) and one a row tile (biases); summing them later keeps every sum's order fixed.
+    With HAS_DOTS also <u, a> to each token, a part each column tile, in the rows after the first
+    of dots: with <scale dy, b2> there they sum to scale dL/dscale, so that the experts' outputs
+    need not be kept, and summing them later keeps the order of the sum fixed.
     """
     pid = tl.program_id(0)
     TILES_N: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
-    tile_m = pid // TILES_N
     tile_n = pid % TILES_N
-    expert, first, end = locate_tile(counts_ptr, tile_m, num_rows, E, SEGMENTS, BLOCK_M)
-    if expert > E:
+    expert, first, end = locate_tile(counts_ptr, pid // TILES_N, num_rows, E, SEGMENTS, BLOCK_M)
+    if expert >= E:
         return
     row = first + tl.arange(0, BLOCK_M)
     in_range = row < end
     row = tl.minimum(row, end - 1)
-    token = caller_rows(order_ptr, row, HAS_ORDER)
-    grad_scale = tl.zeros([BLOCK_M], tl.float32)
-    scale_spot = grad_scale_parts_ptr + tile_n * num_rows + token
-    if expert == E:
-        tl.store(scale_spot, grad_scale, mask=in_range)
-        return
     n0 = tile_n * BLOCK_N
     n = n0 + tl.arange(0, BLOCK_N)
-    w2 = expert_pointer(table_ptr + 2 * E, expert, grad_y_ptr)
-    gy_rows = grad_y_ptr + token[:, None] * D
+    w2 = expert_pointer(table_ptr + 2 * E, expert, scaled_dy_ptr)
+    dy_rows = scaled_dy_ptr + row.to(tl.int64)[:, None] * D
     u = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k0 in range(0, D, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        gy = load_columns(gy_rows + k[None, :], k, D, BLOCK_K)
+        dy = load_columns(dy_rows + k[None, :], k, D, BLOCK_K)
         spot = tl.multiple_of(w2 + k[:, None] * F + n[None, :], [1, ALIGN])
-        u = dot(gy, load_tile(spot, k, D, BLOCK_K, n, F, BLOCK_N), u, UPCAST)
-    # 0 in rows past the end, so that they add nothing to the sums over rows.
-    scale = tl.where(in_range, 1.0, 0.0)
-    if HAS_SCALE:
-        scale = tl.load(scale_ptr + token, mask=in_range, other=0.0)
-    if tile_n == 0:
-        b2 = expert_pointer(table_ptr + 3 * E, expert, grad_y_ptr)
-        for k0 in range(0, D, BLOCK_K):
-            k = k0 + tl.arange(0, BLOCK_K)
-            gy = load_columns(gy_rows + k[None, :], k, D, BLOCK_K).to(tl.float32)
-            bias = tl.load(b2 + k, mask=k < D, other=0.0).to(tl.float32)
-            grad_scale += tl.sum(gy * bias[None, :], 1)
-            tl.store(grad_b2_parts_ptr + tile_m * D + k, tl.sum(gy * scale[:, None], 0), mask=k < D)
+        u = dot(dy, load_tile(spot, k, D, BLOCK_K, n, F, BLOCK_N), u, UPCAST)
+    dots = tl.zeros([BLOCK_M], tl.float32)
     for p in tl.static_range(PARTS):
         part = column_part(u, p, PARTS, BLOCK_M, BLOCK_N)
         n = n0 + p * (BLOCK_N // PARTS) + tl.arange(0, BLOCK_N // PARTS)
         spot_RF = row.to(tl.int64)[:, None] * F + n[None, :]
         some = in_range[:, None] & (n < F)[None, :]
         h = tl.load(h_ptr + spot_RF, mask=some, other=0.0).to(tl.float32)
-        a, slope = gelu_and_slope(h, TANH)
-        a = a.to(scaled_a_ptr.dtype.element_ty).to(tl.float32)
-        grad_scale += tl.sum(part * a, 1)
-        scaled = (a * scale[:, None]).to(scaled_a_ptr.dtype.element_ty)
-        tl.store(scaled_a_ptr + spot_RF, scaled, mask=some)
-        gh = part * slope * scale[:, None]
-        tl.store(grad_h_ptr + spot_RF, gh.to(grad_h_ptr.dtype.element_ty), mask=some)
-        tl.store(grad_b1_parts_ptr + tile_m * F + n, tl.sum(gh, 0), mask=n < F)
-    tl.store(scale_spot, grad_scale, mask=in_range)
+        a, slope = gelu_and_slope(h, TANH, EXACT)
+        if HAS_DOTS:
+            dots += tl.sum(part * a, 1)
+        tl.store(grad_h_ptr + spot_RF, (part * slope).to(grad_h_ptr.dtype.element_ty), mask=some)
+    if HAS_DOTS:
+        token = caller_rows(order_ptr, row, True)
+        tl.store(dots_ptr + (1 + tile_n) * num_rows + token, dots, mask=in_range)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -183,7 +204,7 @@ def up_grad_kernel(
     grad_h_ptr, order_ptr, counts_ptr, table_ptr, grad_x_ptr,
     gate_ids_ptr, grad_logits_ptr, gate_weight_ptr, num_rows,
     D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
-    G: tl.constexpr, E_PAD: tl.constexpr, CHUNK: tl.constexpr,
+    G: tl.constexpr, E_PAD: tl.constexpr, CHUNK: tl.constexpr, TERMS: tl.constexpr,
     HAS_ORDER: tl.constexpr, HAS_IDS: tl.constexpr, ALIGN: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -214,23 +235,24 @@ def up_grad_kernel(
     if G > 0:
         acc = add_gate_term(
             acc, token, in_range, n, gate_ids_ptr, grad_logits_ptr, gate_weight_ptr,
-            D, G, E, E_PAD, CHUNK, HAS_IDS,
+            D, G, E, E_PAD, CHUNK, HAS_IDS, TERMS, UPCAST,
         )  # fmt: skip
     tl.store(out, acc.to(grad_x_ptr.dtype.element_ty), mask=some)
 
 
 @triton.jit
 def weight_grad_kernel(
-    grad_h_ptr, x_ptr, scaled_a_ptr, grad_y_ptr, order_ptr, counts_ptr, grad_w1_ptr, grad_w2_ptr,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
-    HAS_ORDER: tl.constexpr, UPCAST: tl.constexpr,
+    grad_h_ptr, x_ptr, a_ptr, dy_ptr, counts_ptr,
+    grad_w1_ptr, grad_b1_ptr, grad_w2_ptr, grad_b2_ptr,
+    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write an expert's dW1_FD = sum over its rows of dh^T x, or dW2_DF = dy^T (scale a).
+    """Write an expert's dW1_FD = dh^T x and db1, or dW2_DF = dy^T a and db2; all in expert order.
 
-    Both are sums of products of an inner row, in expert order, and an outer row, in the caller's,
-    so one launch does both: twice the programs leave less of the device idle at their end. Zeros
-    for an expert without rows.
+    All are sums over the expert's rows of an inner row times an outer row, so one launch does both:
+    twice the programs leave less of the device idle at their end. A bias's gradient is the sum of
+    its factor's rows, for which the first tile across has a product with ones. Zeros for an expert
+    without rows.
     """
     pid = tl.program_id(0)
     TILES_N: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
@@ -238,25 +260,27 @@ def weight_grad_kernel(
     is_w2 = tl.program_id(2) == 1
     inner_ptr, outer_ptr = grad_h_ptr, x_ptr
     if is_w2:
-        inner_ptr, outer_ptr = scaled_a_ptr, grad_y_ptr
-    f = (pid // TILES_N) * BLOCK_M + tl.arange(0, BLOCK_M)
-    d = (pid % TILES_N) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inner, outer = inner_ptr + f[None, :], outer_ptr + d[None, :]
+        inner_ptr, outer_ptr = a_ptr, dy_ptr
+    tile_f, tile_d = pid // TILES_N, pid % TILES_N
+    f = tile_f * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tile_d * BLOCK_N + tl.arange(0, BLOCK_N)
     first, count = segment_rows(counts_ptr, expert, E, SEGMENTS)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    whole = count // BLOCK_K * BLOCK_K
-    for k0 in range(0, whole, BLOCK_K):
-        row = first + k0 + tl.arange(0, BLOCK_K)
-        p = load_columns(inner + row.to(tl.int64)[:, None] * F, f, F, BLOCK_M)
-        token = caller_rows(order_ptr, row, HAS_ORDER)
-        acc = dot(tl.trans(p), load_columns(outer + token[:, None] * D, d, D, BLOCK_N), acc, UPCAST)
-    if whole < count:
-        k = whole + tl.arange(0, BLOCK_K)
-        row = first + tl.minimum(k, count - 1)
-        some = (k < count)[:, None] & (f < F)[None, :]
-        p = tl.load(inner + row.to(tl.int64)[:, None] * F, mask=some, other=0.0)
-        token = caller_rows(order_ptr, row, HAS_ORDER)
-        acc = dot(tl.trans(p), load_columns(outer + token[:, None] * D, d, D, BLOCK_N), acc, UPCAST)
+    inner = inner_ptr + first.to(tl.int64) * F
+    outer = outer_ptr + first.to(tl.int64) * D
+    if is_w2 & (tile_f == 0):
+        acc, sums = sum_products(
+            inner, outer, f, d, count, D, F, 2, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
+        )
+        spot = grad_b2_ptr + expert * D + d
+        tl.store(spot, sums.to(grad_b2_ptr.dtype.element_ty), mask=d < D)
+    elif (is_w2 == 0) & (tile_d == 0):
+        acc, sums = sum_products(
+            inner, outer, f, d, count, D, F, 1, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
+        )
+        spot = grad_b1_ptr + expert * F + f
+        tl.store(spot, sums.to(grad_b1_ptr.dtype.element_ty), mask=f < F)
+    else:
+        acc, _ = sum_products(inner, outer, f, d, count, D, F, 0, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K)
     some = (f < F)[:, None] & (d < D)[None, :]
     grad = acc.to(grad_w1_ptr.dtype.element_ty)
     start = expert.to(tl.int64) * F * D
@@ -268,36 +292,36 @@ def weight_grad_kernel(
 
 
 @triton.jit
-def bias_grad_kernel(
-    parts_b1_ptr, parts_b2_ptr, counts_ptr, grad_b1_ptr, grad_b2_ptr,
-    D: tl.constexpr, F: tl.constexpr, E: tl.constexpr, SEGMENTS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
+def sum_products(
+    inner, outer, f, d, count,
+    D: tl.constexpr, F: tl.constexpr, SUM: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write an expert's bias gradients: the sums of its row tiles' parts, BLOCK_M rows a tile."""
-    expert = tl.program_id(1)
-    segment = tl.arange(0, SEGMENTS)
-    count = tl.load(counts_ptr + segment, mask=segment < E, other=0)
-    tiles = (count + BLOCK_M - 1) // BLOCK_M
-    first = tl.sum(tl.where(segment < expert, tiles, 0), 0)
-    end = first + tl.sum(tl.where(segment == expert, tiles, 0), 0)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    is_b1 = column < F
-    is_b2 = (column >= F) & (column < F + D)
-    total = tl.zeros([BLOCK], tl.float32)
-    for tile0 in range(first, end, TILES):
-        tile = tile0 + tl.arange(0, TILES)
-        some = (tile < end)[:, None]
-        b1 = tl.load(
-            parts_b1_ptr + tile[:, None] * F + column[None, :],
-            mask=some & is_b1[None, :],
-            other=0.0,
-        )
-        b2 = tl.load(
-            parts_b2_ptr + tile[:, None] * D + (column - F)[None, :],
-            mask=some & is_b2[None, :],
-            other=0.0,
-        )
-        total += tl.sum(b1 + b2, 0)
-    out = total.to(grad_b1_ptr.dtype.element_ty)
-    tl.store(grad_b1_ptr + expert * F + column, out, mask=is_b1)
-    tl.store(grad_b2_ptr + expert * D + column - F, out, mask=is_b2)
+    """Return (sums over rows of inner_f outer_d, and of inner_f (SUM 1) or of outer_d (2))."""
+    k = tl.arange(0, BLOCK_K)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    sums = tl.zeros([BLOCK_N if SUM == 2 else BLOCK_M, ONES], tl.float32)
+    ones = tl.full([BLOCK_K, ONES], 1.0, inner.dtype.element_ty)
+    inner_spot = inner + k.to(tl.int64)[:, None] * F + f[None, :]
+    outer_spot = outer + k.to(tl.int64)[:, None] * D + d[None, :]
+    whole = count // BLOCK_K * BLOCK_K
+    for _ in range(0, whole, BLOCK_K):
+        p = load_columns(inner_spot, f, F, BLOCK_M)
+        q = load_columns(outer_spot, d, D, BLOCK_N)
+        acc = dot(tl.trans(p), q, acc, UPCAST)
+        if SUM == 1:
+            sums = dot(tl.trans(p), ones, sums, UPCAST)
+        if SUM == 2:
+            sums = dot(tl.trans(q), ones, sums, UPCAST)
+        inner_spot += BLOCK_K * F
+        outer_spot += BLOCK_K * D
+    if whole < count:
+        left = (k < count - whole)[:, None]
+        p = tl.load(inner_spot, mask=left & (f < F)[None, :], other=0.0)
+        q = tl.load(outer_spot, mask=left & (d < D)[None, :], other=0.0)
+        acc = dot(tl.trans(p), q, acc, UPCAST)
+        if SUM == 1:
+            sums = dot(tl.trans(p), ones, sums, UPCAST)
+        if SUM == 2:
+            sums = dot(tl.trans(q), ones, sums, UPCAST)
+    return acc, tl.sum(sums, 1) * (1.0 / ONES)

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe_kernels import block_sizes
-from moe_kernels.experts import address_table, alignment
+from moe_kernels.block_sizes import cdiv, power_of_2
+from moe_kernels.experts import address_table
 from moe_kernels.ffn import kernel
-from moe_kernels.implementation import interpreting
+from moe_kernels.implementation import upcasts
+from moe_kernels.routing.launch import GateTerm, gate_term_arguments
 
 
-class GateTerm(NamedTuple):
-    """What routing adds to dL/dx, when one launch computes both."""
+class Experts(NamedTuple):
+    """The experts as kernels take them, made once a pass: addresses, and what is constant."""
 
-    gate_ids_T: Tensor | None
-    grad_logits_TE: Tensor
-    gate_weight: Tensor
-    shape: dict[str, int]
+    table: Tensor  # int64, of w1, b1, w2 and b2 of every expert
+    constants: dict[str, int]  # D, F, E, SEGMENTS
+    align: int  # bytes
 
 
 class ExpertGrads(NamedTuple):
@@ -35,106 +35,126 @@ class ExpertGrads(NamedTuple):
     b2: Sequence[Tensor]
 
 
+class SortedRows(NamedTuple):
+    """What the backward pass reads in expert order; dots [1 + tiles, R] sum to scale dL/dscale."""
+
+    x_RD: Tensor
+    dy_RD: Tensor  # times scale, if there is one
+    dots: Tensor | None
+
+
+def as_experts(weights: Sequence[Tensor]) -> Experts:
+    """Return the experts of contiguous weights: w1, b1, w2, b2, E tensors each."""
+    num_experts, (inner, hidden) = len(weights) // 4, weights[0].shape
+    table, align = address_table(weights)
+    segments = power_of_2(num_experts + 1)
+    return Experts(table, {"D": hidden, "F": inner, "E": num_experts, "SEGMENTS": segments}, align)
+
+
 def launch_experts(
     x_RD: Tensor, order_R: Tensor | None, counts: Tensor, scale_R: Tensor | None,
-    weights: Sequence[Tensor], tanh: bool, keep_h: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Return (y_RD in the order of x_RD, h_RF in expert order if kept): two launches."""
+    experts: Experts, tanh: bool, keep_h: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
+    """Return (y_RD in the order of x_RD; h_RF if kept, a_RF, in expert order): two launches."""
     num_rows, hidden = x_RD.shape
-    shared = _constants(x_RD, weights, order_R)
-    inner = shared["F"]
-    table, order = address_table(weights), x_RD if order_R is None else order_R
+    inner = experts.constants["F"]
+    shared = experts.constants | {
+        "HAS_ORDER": order_R is not None, "ALIGN": experts.align, "UPCAST": upcasts(x_RD.dtype),
+    }  # fmt: skip
+    order = x_RD if order_R is None else order_R
     a_RF = x_RD.new_empty(num_rows, inner)
     h_RF = torch.empty_like(a_RF) if keep_h else None
     y_RD = torch.empty_like(x_RD)
     with torch.cuda.device_of(x_RD):
         blocks = block_sizes.up_blocks(x_RD.dtype, num_rows, inner)
-        kernel.up_kernel[_grid(num_rows, inner, shared["E"], blocks)](
-            x_RD, order, counts, table, h_RF if keep_h else a_RF, a_RF, num_rows,
-            KEEP_H=keep_h, TANH=tanh, PARTS=_parts(blocks), **shared, **blocks.options(),
+        kernel.up_kernel[_grid(num_rows, inner, experts, blocks)](
+            x_RD, order, counts, experts.table, h_RF if keep_h else a_RF, a_RF, num_rows,
+            KEEP_H=keep_h, TANH=tanh, EXACT=_exact(x_RD), PARTS=max(1, blocks.n // UP_PART),
+            **shared, **blocks.options(),
         )  # fmt: skip
         blocks = block_sizes.down_blocks(x_RD.dtype, num_rows, hidden)
-        kernel.down_kernel[_grid(num_rows, hidden, shared["E"], blocks)](
-            a_RF, order, counts, table, a_RF if scale_R is None else scale_R, y_RD, num_rows,
-            HAS_SCALE=scale_R is not None, **shared, **blocks.options(),
+        kernel.down_kernel[_grid(num_rows, hidden, experts, blocks)](
+            a_RF, order, counts, experts.table, a_RF if scale_R is None else scale_R, y_RD,
+            num_rows, HAS_SCALE=scale_R is not None, **shared, **blocks.options(),
         )  # fmt: skip
-    return y_RD, h_RF
+    return y_RD, h_RF, a_RF
+
+
+# Columns that an epilogue works on at a time: registers for 64 with GELU, 32 with its derivative,
+# leave a multiprocessor room for two programs, one of which multiplies while the other stores.
+UP_PART, DOWN_GRAD_PART = 64, 32
+SORT_ROWS, SORT_COLUMNS = 32, 128
+
+
+def launch_sort_rows(
+    x_RD: Tensor, grad_y_RD: Tensor, order_R: Tensor, counts: Tensor, scale_R: Tensor | None,
+    experts: Experts, wants_dots: bool,
+) -> SortedRows:  # fmt: skip
+    """Return x and scale dy in expert order, and dots with its first part: one launch."""
+    num_rows, num_experts = x_RD.shape[0], experts.constants["E"]
+    dots = None
+    if wants_dots:
+        tiles = cdiv(experts.constants["F"], _down_grad_blocks(x_RD, experts).n)
+        dots = x_RD.new_empty((1 + tiles, num_rows), dtype=torch.float32)
+    rows = SortedRows(torch.empty_like(x_RD), torch.empty_like(x_RD), dots)
+    constants = {key: experts.constants[key] for key in ("D", "E", "SEGMENTS")}
+    kernel.sort_rows_kernel[(_tiles(num_rows, num_experts, SORT_ROWS),)](
+        x_RD, grad_y_RD, order_R, counts, experts.table, x_RD if scale_R is None else scale_R,
+        rows.x_RD, rows.dy_RD, rows.x_RD if dots is None else dots, num_rows, **constants,
+        HAS_SCALE=scale_R is not None, HAS_DOTS=wants_dots,
+        BLOCK_M=SORT_ROWS, BLOCK_N=SORT_COLUMNS, num_warps=4,
+    )  # fmt: skip
+    return rows
 
 
 def launch_down_grad(
-    grad_y_RD: Tensor, order_R: Tensor | None, counts: Tensor, scale_R: Tensor | None,
-    h_RF: Tensor, weights: Sequence[Tensor], tanh: bool,
-):  # fmt: skip
-    """Return (grad_h_RF, scaled_a_RF, scale's gradient in parts [P, R], bias parts): one launch."""
-    (num_rows, hidden), inner = grad_y_RD.shape, h_RF.shape[1]
-    shared = _constants(grad_y_RD, weights, order_R)
-    blocks = block_sizes.down_grad_blocks(grad_y_RD.dtype, num_rows, inner)
-    grid = _grid(num_rows, inner, shared["E"], blocks)
-    tiles_n = triton.cdiv(inner, blocks.n)
-    grad_h_RF, scaled_a_RF = torch.empty_like(h_RF), torch.empty_like(h_RF)
-
-    def parts(*shape: int) -> Tensor:
-        return grad_y_RD.new_empty(shape, dtype=torch.float32)
-
-    scale_parts = parts(tiles_n, num_rows)
-    tiles_m = grid[0] // tiles_n
-    bias_parts = (parts(tiles_m, inner), parts(tiles_m, hidden), blocks.m)
-    kernel.down_grad_kernel[grid](
-        grad_y_RD, grad_y_RD if order_R is None else order_R, counts, address_table(weights),
-        grad_y_RD if scale_R is None else scale_R, h_RF, grad_h_RF, scaled_a_RF, scale_parts,
-        *bias_parts[:2], num_rows, HAS_SCALE=scale_R is not None, TANH=tanh,
-        PARTS=_parts(blocks), **shared, **blocks.options(),
+    rows: SortedRows, order_R: Tensor | None, counts: Tensor, h_RF: Tensor, experts: Experts,
+    tanh: bool, in_place: bool,
+) -> Tensor:  # fmt: skip
+    """Return dL/dh_RF, in h's place if it may be, and fill the rest of dots: one launch."""
+    dy_RD, dots = rows.dy_RD, rows.dots
+    num_rows = dy_RD.shape[0]
+    blocks = _down_grad_blocks(dy_RD, experts)
+    grad_h_RF = h_RF if in_place else torch.empty_like(h_RF)
+    kernel.down_grad_kernel[_grid(num_rows, experts.constants["F"], experts, blocks)](
+        dy_RD, dy_RD if order_R is None else order_R, counts, experts.table, h_RF, grad_h_RF,
+        dy_RD if dots is None else dots, num_rows, HAS_DOTS=dots is not None, TANH=tanh,
+        EXACT=_exact(dy_RD), ALIGN=experts.align, UPCAST=upcasts(dy_RD.dtype),
+        PARTS=max(1, blocks.n // DOWN_GRAD_PART), **experts.constants, **blocks.options(),
     )  # fmt: skip
-    return grad_h_RF, scaled_a_RF, scale_parts, bias_parts
+    return grad_h_RF
 
 
 def launch_expert_grads(
-    x_RD: Tensor, grad_y_RD: Tensor, order_R: Tensor | None, counts: Tensor,
-    grad_h_RF: Tensor, scaled_a_RF: Tensor, bias_parts, num_experts: int,
-) -> ExpertGrads:  # fmt: skip
-    """Return the gradients of all experts' weights and biases: two launches."""
-    hidden, inner = x_RD.shape[1], grad_h_RF.shape[1]
-    shared = {
-        "D": hidden, "F": inner, "E": num_experts,
-        "SEGMENTS": triton.next_power_of_2(num_experts + 1),
-    }  # fmt: skip
-    blocks = block_sizes.weight_grad_blocks(x_RD.dtype, inner, hidden, num_experts)
-    tiles = triton.cdiv(inner, blocks.m) * triton.cdiv(hidden, blocks.n)
-    grad_w1 = x_RD.new_empty((num_experts, inner, hidden))
-    grad_w2 = x_RD.new_empty((num_experts, hidden, inner))
+    rows: SortedRows, counts: Tensor, grad_h_RF: Tensor, a_RF: Tensor, experts: Experts
+) -> ExpertGrads:
+    """Return the gradients of all experts' weights and biases: one launch."""
+    num_experts, hidden, inner = (experts.constants[key] for key in "EDF")
+    new = rows.x_RD.new_empty
+    blocks = block_sizes.weight_grad_blocks(rows.x_RD.dtype, inner, hidden, num_experts)
+    tiles = cdiv(inner, blocks.m) * cdiv(hidden, blocks.n)
+    shapes = ((inner, hidden), (inner,), (hidden, inner), (hidden,))
+    grads = [new((num_experts, *shape)) for shape in shapes]
     kernel.weight_grad_kernel[(tiles, num_experts, 2)](
-        grad_h_RF, x_RD, scaled_a_RF, grad_y_RD, x_RD if order_R is None else order_R, counts,
-        grad_w1, grad_w2, HAS_ORDER=order_R is not None, UPCAST=_upcast(x_RD),
-        **shared, **blocks.options(),
+        grad_h_RF, rows.x_RD, a_RF, rows.dy_RD, counts, *grads,
+        UPCAST=upcasts(rows.x_RD.dtype), **experts.constants, **blocks.options(),
     )  # fmt: skip
-    grad_b1, grad_b2 = x_RD.new_empty(num_experts, inner), x_RD.new_empty(num_experts, hidden)
-    parts_b1, parts_b2, rows_a_tile = bias_parts
-    kernel.bias_grad_kernel[(triton.cdiv(inner + hidden, 128), num_experts)](
-        parts_b1, parts_b2, counts, grad_b1, grad_b2, **shared,
-        BLOCK_M=rows_a_tile, BLOCK=128, TILES=16,
-    )  # fmt: skip
-    return ExpertGrads(grad_w1.unbind(), grad_b1.unbind(), grad_w2.unbind(), grad_b2.unbind())
+    return ExpertGrads(*(grad.unbind() for grad in grads))
 
 
 def launch_input_grad(
-    grad_h_RF: Tensor, order_R: Tensor | None, counts: Tensor, weights: Sequence[Tensor],
+    grad_h_RF: Tensor, order_R: Tensor | None, counts: Tensor, experts: Experts,
     gate: GateTerm | None,
 ) -> Tensor:  # fmt: skip
     """Return dL/dx_RD in the caller's order, routing's term included if it is given: one launch."""
-    num_rows = grad_h_RF.shape[0]
-    hidden = weights[0].shape[1]
+    num_rows, hidden = grad_h_RF.shape[0], experts.constants["D"]
     grad_x_RD = grad_h_RF.new_empty(num_rows, hidden)
-    shared = _constants(grad_x_RD, weights, order_R)
     blocks = block_sizes.up_grad_blocks(grad_h_RF.dtype, num_rows, hidden)
-    shape = {"G": 0, "E_PAD": 1, "CHUNK": 16} if gate is None else dict(gate.shape)
-    shape.pop("E", None)
-    has_ids = gate is not None and gate.gate_ids_T is not None
-    kernel.up_grad_kernel[_grid(num_rows, hidden, shared["E"], blocks)](
-        grad_h_RF, grad_h_RF if order_R is None else order_R, counts, address_table(weights),
-        grad_x_RD, gate.gate_ids_T if has_ids else grad_h_RF,
-        grad_h_RF if gate is None else gate.grad_logits_TE,
-        grad_h_RF if gate is None else gate.gate_weight, num_rows,
-        HAS_IDS=has_ids, **shape, **shared, **blocks.options(),
+    tensors, constants = gate_term_arguments(gate, grad_h_RF)
+    kernel.up_grad_kernel[_grid(num_rows, hidden, experts, blocks)](
+        grad_h_RF, grad_h_RF if order_R is None else order_R, counts, experts.table, grad_x_RD,
+        *tensors, num_rows, HAS_ORDER=order_R is not None, ALIGN=experts.align,
+        UPCAST=upcasts(grad_h_RF.dtype), **constants, **experts.constants, **blocks.options(),
     )  # fmt: skip
     return grad_x_RD
 
@@ -143,60 +163,58 @@ class TritonFFN(torch.autograd.Function):
     """The experts on rows listed by order_R (or sorted already), with every gradient."""
 
     @staticmethod
-    def forward(ctx, x_RD, order_R, counts, scale_R, tanh: bool, *weights):
-        needs_grad = any(ctx.needs_input_grad)
-        y_RD, h_RF = launch_experts(x_RD, order_R, counts, scale_R, weights, tanh, needs_grad)
-        ctx.save_for_backward(x_RD, order_R, counts, scale_R, h_RF, *weights)
+    def forward(ctx, x_RD, order_R, counts, tanh: bool, *weights):
+        y_RD, h_RF, a_RF = launch_experts(
+            x_RD, order_R, counts, None, as_experts(weights), tanh, any(ctx.needs_input_grad)
+        )
+        ctx.save_for_backward(x_RD, order_R, counts, h_RF, a_RF, *weights)
         ctx.tanh = tanh
         return y_RD
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y_RD):
-        x_RD, order_R, counts, scale_R, h_RF, *weights = ctx.saved_tensors
-        grad_y_RD = grad_y_RD.contiguous()
+        x_RD, order_R, counts, h_RF, a_RF, *weights = ctx.saved_tensors
+        grad_y_RD, experts = grad_y_RD.contiguous(), as_experts(weights)
+        grad_x, grads = None, (None,) * len(weights)
         with torch.cuda.device_of(x_RD):
-            grad_h_RF, scaled_a_RF, scale_parts, bias_parts = launch_down_grad(
-                grad_y_RD, order_R, counts, scale_R, h_RF, weights, ctx.tanh
+            rows = SortedRows(x_RD, grad_y_RD, None)
+            if order_R is not None:
+                rows = launch_sort_rows(x_RD, grad_y_RD, order_R, counts, None, experts, False)
+            grad_h_RF = launch_down_grad(
+                rows, None, counts, h_RF, experts, ctx.tanh, may_overwrite()
             )
-            grad_x = grad_scale = None
-            grads = (None,) * len(weights)
-            if any(ctx.needs_input_grad[5:]):
-                by_kind = launch_expert_grads(
-                    x_RD, grad_y_RD, order_R, counts, grad_h_RF, scaled_a_RF, bias_parts,
-                    len(weights) // 4,
-                )  # fmt: skip
+            if any(ctx.needs_input_grad[4:]):
+                by_kind = launch_expert_grads(rows, counts, grad_h_RF, a_RF, experts)
                 grads = [tensor for kind in by_kind for tensor in kind]
             if ctx.needs_input_grad[0]:
-                grad_x = launch_input_grad(grad_h_RF, order_R, counts, weights, None)
-            if ctx.needs_input_grad[3]:
-                grad_scale = scale_parts.sum(0)
-        return grad_x, None, None, grad_scale, None, *grads
+                grad_x = launch_input_grad(grad_h_RF, order_R, counts, experts, None)
+        return grad_x, None, None, None, *grads
 
 
-def _grid(num_rows: int, columns: int, num_experts: int, blocks) -> tuple[int]:
+def may_overwrite() -> bool:
+    """Return whether this backward pass is the last that will read what the forward pass saved.
+
+    It is not under retain_graph=True. torch's own compiled graphs ask the same for the buffers that
+    they reuse.
+    """
+    return not torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def _down_grad_blocks(x: Tensor, experts: Experts):
+    return block_sizes.down_grad_blocks(x.dtype, x.shape[0], experts.constants["F"])
+
+
+def _grid(num_rows: int, columns: int, experts: Experts, blocks) -> tuple[int]:
     """Return enough tiles for any split of the rows: the host does not know the counts."""
-    tiles_m = (num_rows + (num_experts + 1) * (blocks.m - 1)) // blocks.m
-    return (tiles_m * triton.cdiv(columns, blocks.n),)
+    tiles_m = _tiles(num_rows, experts.constants["E"], blocks.m)
+    return (tiles_m * cdiv(columns, blocks.n),)
 
 
-def _parts(blocks) -> int:
-    """Return into how many columns' parts an epilogue with GELU cuts a tile: 64 columns each."""
-    return max(1, blocks.n // 64)
+def _tiles(num_rows: int, num_experts: int, block: int) -> int:
+    return (num_rows + (num_experts + 1) * (block - 1)) // block
 
 
-def _constants(x: Tensor, weights: Sequence[Tensor], order_R: Tensor | None) -> dict:
-    num_experts = len(weights) // 4
-    return {
-        "D": x.shape[1],
-        "F": weights[0].shape[0],
-        "E": num_experts,
-        "SEGMENTS": triton.next_power_of_2(num_experts + 1),
-        "HAS_ORDER": order_R is not None,
-        "ALIGN": alignment(weights),
-        "UPCAST": _upcast(x),
-    }
-
-
-def _upcast(x: Tensor) -> bool:
-    return interpreting() and x.dtype == torch.bfloat16
+def _exact(x: Tensor) -> bool:
+    """Return whether GELU is computed to the last bits of float32."""
+    return x.dtype == torch.float32

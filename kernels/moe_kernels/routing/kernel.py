@@ -9,7 +9,7 @@ since the tokens of a sequence share their gate.
 import triton
 import triton.language as tl
 
-from moe_kernels.tiles import gate_columns, gate_dot
+from moe_kernels.tiles import gate_columns, gate_dot, split_dot
 
 
 @triton.jit
@@ -121,27 +121,26 @@ def order_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def logits_grad_kernel(
-    expert_ptr, prob_ptr, logits_ptr, grad_scale_parts_ptr, grad_prob_ptr, grad_in_ptr,
+    expert_ptr, prob_ptr, logits_ptr, dots_ptr, grad_prob_ptr, grad_in_ptr,
     grad_logits_ptr, num_tokens,
-    E: tl.constexpr, E_PAD: tl.constexpr, PARTS: tl.constexpr, PRESERVE: tl.constexpr,
+    E: tl.constexpr, E_PAD: tl.constexpr, PARTS: tl.constexpr,
     HAS_PROB: tl.constexpr, HAS_LOGITS: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Write dL/dlogits from the gradients of the scale (in PARTS), the probability and the logits.
 
-    dp_chosen/dl_e = p_chosen (1[e chosen] - p_e). PRESERVE: the scale is p / stopgrad(p).
+    dp_chosen/dl_e = p_chosen (1[e chosen] - p_e). The parts sum to scale dL/dscale, which is
+    p dL/dp whether the scale is p or p / stopgrad(p).
     """
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     in_range = token < num_tokens
     expert = tl.load(expert_ptr + token, mask=in_range, other=-1)
     routed = expert >= 0
-    prob = tl.load(prob_ptr + token, mask=routed, other=1.0)
     grad = tl.zeros([BLOCK_T], tl.float32)
     for part in range(PARTS):
-        grad += tl.load(grad_scale_parts_ptr + part * num_tokens + token, mask=routed, other=0.0)
-    if PRESERVE:
-        grad = grad / prob
+        grad += tl.load(dots_ptr + part * num_tokens + token, mask=routed, other=0.0)
     if HAS_PROB:
-        grad += tl.load(grad_prob_ptr + token, mask=routed, other=0.0)
+        prob = tl.load(prob_ptr + token, mask=routed, other=1.0)
+        grad += prob * tl.load(grad_prob_ptr + token, mask=routed, other=0.0)
     e = tl.arange(0, E_PAD)
     spot = token.to(tl.int64)[:, None] * E + e[None, :]
     some = routed[:, None] & (e < E)[None, :]
@@ -150,7 +149,7 @@ def logits_grad_kernel(
     exp = tl.exp(logits - tl.max(logits, 1)[:, None])
     probs = exp / tl.sum(exp, 1)[:, None]
     chosen = (e[None, :] == expert[:, None]).to(tl.float32)
-    grad_logits = tl.where(some, (grad * prob)[:, None] * (chosen - probs), 0.0)
+    grad_logits = tl.where(some, grad[:, None] * (chosen - probs), 0.0)
     inside = in_range[:, None] & (e < E)[None, :]
     if HAS_LOGITS:
         grad_logits += tl.load(grad_in_ptr + spot, mask=some, other=0.0)
@@ -161,7 +160,8 @@ def logits_grad_kernel(
 def gate_weight_grad_kernel(
     x_ptr, gate_ids_ptr, grad_logits_ptr, parts_ptr, num_tokens, tokens_per_split,
     D: tl.constexpr, G: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, CHUNK: tl.constexpr,
-    HAS_IDS: tl.constexpr, ONE_CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    TERMS: tl.constexpr, UPCAST: tl.constexpr, HAS_IDS: tl.constexpr, ONE_CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write a split's part of the gates' weight gradient: sum over its tokens of dlogits x."""
     split = tl.program_id(0)
@@ -176,11 +176,11 @@ def gate_weight_grad_kernel(
         own = (column_gate[:, None] == gate[None, :]) & valid[:, None] & routed[None, :]
         if ONE_CHUNK:  # no branch in the loop: its loads run ahead of the products
             acc = add_outer_product(acc, own, x_ptr, grad_logits_ptr, token, in_range, d,
-                                    column_expert, D, E)  # fmt: skip
+                                    column_expert, D, E, TERMS, UPCAST)  # fmt: skip
         else:
             if tl.sum(own.to(tl.int32)) > 0:
                 acc = add_outer_product(acc, own, x_ptr, grad_logits_ptr, token, in_range, d,
-                                        column_expert, D, E)  # fmt: skip
+                                        column_expert, D, E, TERMS, UPCAST)  # fmt: skip
     column = column_gate * E + column_expert
     spot = parts_ptr + split * (G * E * D) + column[:, None] * D + d[None, :]
     tl.store(spot, acc, mask=valid[:, None] & (d < D)[None, :])
@@ -189,7 +189,7 @@ def gate_weight_grad_kernel(
 @triton.jit
 def add_outer_product(
     acc, own, x_ptr, grad_logits_ptr, token, in_range, d, column_expert,
-    D: tl.constexpr, E: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, TERMS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Return acc + dlogits^T x over a block of tokens."""
     row = token.to(tl.int64)
@@ -197,14 +197,15 @@ def add_outer_product(
     grad = tl.load(spot, mask=own, other=0.0)
     some = in_range[:, None] & (d < D)[None, :]
     x = tl.load(x_ptr + row[:, None] * D + d[None, :], mask=some, other=0.0)
-    return gate_dot(grad, x, acc, False)
+    return split_dot(grad, x, acc, TERMS, UPCAST)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def gate_input_grad_kernel(
     gate_ids_ptr, grad_logits_ptr, gate_weight_ptr, grad_x_ptr, num_tokens,
     D: tl.constexpr, G: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, CHUNK: tl.constexpr,
-    HAS_IDS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    TERMS: tl.constexpr, UPCAST: tl.constexpr, HAS_IDS: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write dL/dx of routing alone: each token's dlogits times its gate's weights."""
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -213,7 +214,7 @@ def gate_input_grad_kernel(
     acc = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
     acc = add_gate_term(
         acc, token, in_range, d, gate_ids_ptr, grad_logits_ptr, gate_weight_ptr,
-        D, G, E, E_PAD, CHUNK, HAS_IDS,
+        D, G, E, E_PAD, CHUNK, HAS_IDS, TERMS, UPCAST,
     )  # fmt: skip
     spot = grad_x_ptr + token.to(tl.int64)[:, None] * D + d[None, :]
     tl.store(spot, acc.to(grad_x_ptr.dtype.element_ty), mask=in_range[:, None] & (d < D)[None, :])
@@ -223,18 +224,36 @@ def gate_input_grad_kernel(
 def add_gate_term(
     acc, token, in_range, d, gate_ids_ptr, grad_logits_ptr, gate_weight_ptr,
     D: tl.constexpr, G: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, CHUNK: tl.constexpr,
-    HAS_IDS: tl.constexpr,
+    HAS_IDS: tl.constexpr, TERMS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Return acc + dlogits @ gate weights for a tile of tokens and hidden columns d."""
     gate, routed = load_gates(gate_ids_ptr, gate_ids_ptr, token, in_range, G, HAS_IDS, False)
     CHUNKS: tl.constexpr = (G * E_PAD + CHUNK - 1) // CHUNK
-    for chunk in range(CHUNKS):
-        column_gate, column_expert, valid = gate_columns(chunk, G, E, E_PAD, CHUNK)
-        own = (gate[:, None] == column_gate[None, :]) & valid[None, :] & routed[:, None]
-        if tl.sum(own.to(tl.int32)) > 0:
-            spot = grad_logits_ptr + token.to(tl.int64)[:, None] * E + column_expert[None, :]
-            grad = tl.load(spot, mask=own, other=0.0)
-            weight = gate_weight_ptr + (column_gate * E + column_expert)[:, None] * D + d[None, :]
-            w = tl.load(weight, mask=valid[:, None] & (d < D)[None, :], other=0.0)
-            acc = gate_dot(grad, w, acc, False)
+    if CHUNKS == 1:
+        acc = add_gate_chunk(acc, 0, gate, routed, token, d, grad_logits_ptr, gate_weight_ptr,
+                             D, G, E, E_PAD, CHUNK, TERMS, UPCAST)  # fmt: skip
+    else:
+        for chunk in range(CHUNKS):
+            here = (gate // (CHUNK // E_PAD) == chunk) & routed
+            if tl.sum(here.to(tl.int32)) > 0:
+                acc = add_gate_chunk(
+                    acc, chunk, gate, routed, token, d, grad_logits_ptr, gate_weight_ptr,
+                    D, G, E, E_PAD, CHUNK, TERMS, UPCAST,
+                )  # fmt: skip
     return acc
+
+
+@triton.jit
+def add_gate_chunk(
+    acc, chunk, gate, routed, token, d, grad_logits_ptr, gate_weight_ptr,
+    D: tl.constexpr, G: tl.constexpr, E: tl.constexpr, E_PAD: tl.constexpr, CHUNK: tl.constexpr,
+    TERMS: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Return acc + dlogits @ gate weights of one chunk of the gates' columns."""
+    column_gate, column_expert, valid = gate_columns(chunk, G, E, E_PAD, CHUNK)
+    own = (gate[:, None] == column_gate[None, :]) & valid[None, :] & routed[:, None]
+    spot = grad_logits_ptr + token.to(tl.int64)[:, None] * E + column_expert[None, :]
+    grad = tl.load(spot, mask=own, other=0.0)
+    weight = gate_weight_ptr + (column_gate * E + column_expert)[:, None] * D + d[None, :]
+    w = tl.load(weight, mask=valid[:, None] & (d < D)[None, :], other=0.0)
+    return split_dot(grad, w, acc, TERMS, UPCAST)
