@@ -122,8 +122,7 @@ def batch_sizes(plan: RunPlan, world_size: int, batches: int = BATCHES_LOOKED_AT
 
 def tokens_of(batch) -> Tokens:
     """Return a batch's tokens: real, with attention's padding, and places of its scores."""
-    lengths = batch.cu_seqlens.diff().tolist()
-    padded = [(last - first, lengths[first]) for first, last in batch.groups]
+    padded = [(last - first, batch.lengths[first]) for first, last in batch.groups]
     return Tokens(
         batch.num_tokens,
         sum(count * length for count, length in padded),
