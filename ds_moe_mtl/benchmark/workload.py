@@ -69,6 +69,11 @@ class BatchSizes:
     squared: float  # the sum of squared lengths, the mean of a micro-batch
     micro_batches: int
 
+    def unpadded(self) -> "BatchSizes":
+        """Return the sizes where attention has no pads."""
+        mean, most = (tokens._replace(padded=tokens.real) for tokens in (self.mean, self.most))
+        return replace(self, mean=mean, most=most)
+
     @property
     def attended(self) -> float:
         """Keys that a token meets in attention, in the mean."""
