@@ -15,7 +15,7 @@ COLOURS = {
 def show(found: dict, say: Callable[[str], None]) -> None:
     """Say one contest's tables."""
     about = "ranks", "device", "threads", "torch", "precision", "encoder", "clock", "rounds"
-    say(", ".join(f"{key} {found[key]}" for key in about))
+    say(", ".join(f"{key} {found[key]}" for key in (*about, "attention")))
     say(
         f"{found['batch_size']} examples a step, {found['tokens_a_rank']:,.0f} real tokens a rank; "
         f"a product of the FFN's shape: {found['product_gflops']:,.1f} GFLOPs/s"

@@ -5,10 +5,13 @@ rows, random batches, dynamic padding, the Trainer's own defaults. Only the opti
 batch size and the precision are the run's.
 """
 
+import os
 import queue
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers import (
@@ -21,7 +24,7 @@ from transformers import (
 )
 
 from ds_moe_mtl.benchmark.allocations import AllocationMeter
-from ds_moe_mtl.benchmark.steps import Split
+from ds_moe_mtl.benchmark.steps import Split, now
 from ds_moe_mtl.benchmark.workload import Workload
 from ds_moe_mtl.models.shape import bert_config
 
@@ -33,7 +36,7 @@ class TrainerSteps:
     """Runs trainer.train() in a thread of its own that goes on for one step when told to."""
 
     def __init__(self, workload: Workload, world_size: int, device: torch.device) -> None:
-        self.meter = AllocationMeter(device)
+        self.meter, self.device = AllocationMeter(device), device
         self.tokens = 0.0
         self._go: queue.Queue = queue.Queue()
         self._done: queue.Queue = queue.Queue()
@@ -41,25 +44,28 @@ class TrainerSteps:
             model = _model(workload)
         train = workload.config.train
         self._folder = tempfile.TemporaryDirectory()
-        arguments = TrainingArguments(
-            output_dir=self._folder.name,
-            per_device_train_batch_size=max(1, train.batch_size // world_size),
-            max_steps=ENDLESS,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=device.type == "cpu",
-            bf16=train.precision == "bf16",
-            fp16=train.precision == "fp16",
-        )
-        self._trainer = _Timed(
-            model=model,
-            args=arguments,
-            train_dataset=_rows(workload),
-            data_collator=DataCollatorWithPadding(workload.plan.tokenizer),
-            callbacks=[_Pause(self)],
-        )
+        with _plain_process() if world_size == 1 else nullcontext():
+            arguments = TrainingArguments(
+                output_dir=self._folder.name,
+                per_device_train_batch_size=max(1, train.batch_size // world_size),
+                max_steps=ENDLESS,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=device.type == "cpu",
+                bf16=train.precision == "bf16",
+                fp16=train.precision == "fp16",
+            )
+            if arguments.n_gpu > 1:
+                arguments._n_gpu = 1  # else it spreads each batch over all GPUs of the machine
+            self._trainer = _Timed(
+                model=model,
+                args=arguments,
+                train_dataset=_rows(workload),
+                data_collator=DataCollatorWithPadding(workload.plan.tokenizer),
+                callbacks=[_Pause(self)],
+            )
         self._trainer.owner = self
         self._split = Split()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -67,13 +73,13 @@ class TrainerSteps:
 
     def step(self, clock=time.perf_counter, metered: bool = False) -> Split:
         """Take one step of the Trainer and return where its time went."""
-        self._clock, self._metered = clock, metered
-        self._split, began = Split(), clock()
+        self._clock, self._metered = lambda: now(self.device, clock), metered
+        self._split, began = Split(), self._clock()
         self._go.put(True)
         error = self._done.get()
         if error is not None:
             raise error
-        total = clock() - began
+        total = self._clock() - began
         self._split.optimizer = total - self._split.total
         return self._split
 
@@ -137,6 +143,17 @@ class _Pause(TrainerCallback):
         self.owner._done.put(None)
         if not self.owner._go.get():
             control.should_training_stop = True
+
+
+@contextmanager
+def _plain_process() -> Iterator[None]:
+    """Hide that a launcher started this process, as in `python script.py`: the Trainer would wrap
+    the model for several ranks, and copy its gradients, though there is one."""
+    hidden = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _model(workload: Workload):

@@ -109,7 +109,8 @@ class RunOnPaper:
 
 
 def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
-    """Return a workload with its counts. gpu: attention is fused there, its scores never kept.
+    """Return a workload with its counts. gpu: attention is fused there, its scores never kept, and
+    in 16 bits it has no pads.
 
     Raises UserError where the ranks cannot be had (batch, ep_size).
     """
@@ -126,6 +127,8 @@ def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
         ((3 if head.spans else 1) * shape.hidden, head.outputs) for head in head_specs(plan.specs)
     ]
     sizes = batch_sizes(plan, machine.gpus)
+    if gpu and config.train.precision != "fp32":
+        sizes = sizes.unpadded()
     heads_a_token = sizes.sequences / max(sizes.mean.real, 1.0)
     return RunOnPaper(
         workload,

@@ -49,8 +49,9 @@ class EngineSteps:
         split = Split()
         for batch in micro_batches:
             began = now(self.device, clock)
-            outputs = self.engine(**network_inputs(batch.to(self.device)))
-            loss = batch_loss(outputs, self.engine.module, batch.to(self.device), examples)
+            batch = batch.to(self.device)
+            outputs = self.engine(**network_inputs(batch))
+            loss = batch_loss(outputs, self.engine.module, batch, examples)
             loss = loss * self.world_size * len(micro_batches)
             forward = now(self.device, clock)
             self.engine.backward(loss)

@@ -18,10 +18,11 @@ from ds_moe_mtl.benchmark.workload import Workload, find_workload
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.evaluation.outputs import network_inputs
 from ds_moe_mtl.models import MultiTaskNetwork
+from ds_moe_mtl.models.attention import PACKED_FLASH, packed_attention
 from ds_moe_mtl.models.flops import count_flops
-from ds_moe_mtl.training.engine import device_type
 from ds_moe_mtl.training.network import head_specs
 from ds_moe_mtl.training.rendezvous import Ranks
+from ds_moe_mtl.training.run_folder import device_name, gpu_facts
 
 SHARED = "mt_tag_ep"
 """MT-TaG with its experts over all ranks; added where there are several and they divide them."""
@@ -47,18 +48,25 @@ def contest(
     A row holds medians and quartiles in ms, the parts of a step, examples and real tokens a second,
     model FLOPs utilisation (FLOPs of the real tokens / time / the rate of a product of the FFN's
     shape measured in every round), peak bytes of tensors, and the ratio of its time to mt_dense's.
-    `data` is the building of the batch in the foreground; a run builds it ahead. clock "cpu"
-    counts this process's CPU time: on one thread what the wall clock shows on an idle machine.
+    `data` is the building of the batch in the foreground; a run builds it ahead, so on a GPU only
+    what the step before leaves of it counts. The parts of a step are timed apart, each to the end
+    of the GPU's work. clock "cpu" counts this process's CPU time: on one thread what the wall clock
+    shows on an idle machine.
     """
     workload = find_workload(config, shape, lambda line: None)
     tick = CLOCKS[clock]
     names, left_out = _who(contestants, config, ranks.world_size)
-    batches, build = _batches(workload, ranks, WARM_UP + rounds, tick)
+    size = workload.shape.hidden // workload.shape.heads
+    attention = packed_attention(device, DTYPES[config.train.precision], size)
+    padded = attention != PACKED_FLASH
+    batches, build = _batches(workload, ranks, WARM_UP + rounds, tick, padded, device.index)
     tokens = median(sum(batch.num_tokens for batch in step[0]) for step in batches)
     products = [_product_rate(workload, tokens, device, tick) for _ in batches]
     found = {
         "ranks": ranks.world_size,
-        "device": device_type(),
+        "device": device_name(device) if device.type == "cuda" else device.type,
+        "gpu": gpu_facts(device) if device.type == "cuda" else None,
+        "attention": attention,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "precision": config.train.precision,
@@ -100,9 +108,11 @@ def _who(
     return names, left_out
 
 
-def _batches(workload: Workload, ranks: Ranks, count: int, clock) -> tuple[list[Step], list[float]]:
+def _batches(
+    workload: Workload, ranks: Ranks, count: int, clock, padded: bool, gpu: int | None
+) -> tuple[list[Step], list[float]]:
     """Return so many steps of this rank, and the seconds that building each of them took."""
-    loader = workload.plan.super_batches(ranks.rank, ranks.world_size)
+    loader = workload.plan.super_batches(ranks.rank, ranks.world_size, padded, gpu)
     position, steps, seconds = loader.order.start, [], []
     for _ in range(count):
         began = clock()
@@ -176,7 +186,8 @@ def _time_steps(workload, names, batches, build, ranks, device, clock):
             else:  # the first step makes the moments
                 split = _metered(steppers[name], step, clock, meters[name])
             if name != TRAINER:
-                split.data = build[number]
+                ahead = split.total if device.type == "cuda" else 0.0
+                split.data = max(0.0, build[number] - ahead)
             times[name].append(split)
     memory, shares = {}, {}
     for name in names:
@@ -204,7 +215,7 @@ def _all_to_all_share(stepper, step: Step, device) -> float:
     """Return the share of one traced step that this rank spends in all-to-all, waiting and all."""
     from ds_moe_mtl.models.traffic import ALL_TO_ALL
 
-    if isinstance(stepper, TrainerSteps):
+    if isinstance(stepper, TrainerSteps) or stepper.world_size == 1:
         return 0.0
     with torch.profiler.profile() as profile:
         total = stepper.step(step).total

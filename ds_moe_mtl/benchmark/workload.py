@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -69,6 +70,11 @@ class BatchSizes:
     squared: float  # the sum of squared lengths, the mean of a micro-batch
     micro_batches: int
 
+    def unpadded(self) -> "BatchSizes":
+        """Return the sizes where attention has no pads."""
+        mean, most = (tokens._replace(padded=tokens.real) for tokens in (self.mean, self.most))
+        return replace(self, mean=mean, most=most)
+
     @property
     def attended(self) -> float:
         """Keys that a token meets in attention, in the mean."""
@@ -81,7 +87,8 @@ def find_workload(
     """Return the workload of a run. shape_name: random weights of that shape in its place.
 
     An encoder that cannot be had, but whose shape is known, is replaced so too, and that is said.
-    Raises UserError for what the user can mend.
+    The tokenizer is then that of the encoder's folder, where it is one, else MiniLM's, which is
+    BERT's. Raises UserError for what the user can mend.
     """
     name = KNOWN_SHAPES.get(config.model.encoder)
     if shape_name is None:
@@ -94,12 +101,16 @@ def find_workload(
         else:
             return Workload(plan, _shape_of(plan), random=False)
     shape = SIZES[shape_name or name]
-    model = config.model.model_copy(update={"encoder": "minilm"})  # its tokenizer is BERT's
-    return Workload(
-        make_plan(config.model_copy(update={"model": model}), task_specs(config), say),
-        shape,
-        random=True,
-    )
+    if not Path(config.model.encoder).is_dir():
+        model = config.model.model_copy(update={"encoder": "minilm"})
+        config = config.model_copy(update={"model": model})
+    plan = make_plan(config, task_specs(config), say)
+    if len(plan.tokenizer) > shape.vocabulary:
+        raise UserError(
+            f"model.encoder: {config.model.encoder} has {len(plan.tokenizer):,} tokens, the shape "
+            f"{shape_name} {shape.vocabulary:,}; allowed: an encoder with BERT's tokenizer"
+        )
+    return Workload(plan, shape, random=True)
 
 
 def batch_sizes(plan: RunPlan, world_size: int, batches: int = BATCHES_LOOKED_AT) -> BatchSizes:
@@ -122,8 +133,7 @@ def batch_sizes(plan: RunPlan, world_size: int, batches: int = BATCHES_LOOKED_AT
 
 def tokens_of(batch) -> Tokens:
     """Return a batch's tokens: real, with attention's padding, and places of its scores."""
-    lengths = batch.cu_seqlens.diff().tolist()
-    padded = [(last - first, lengths[first]) for first, last in batch.groups]
+    padded = [(last - first, batch.lengths[first]) for first, last in batch.groups]
     return Tokens(
         batch.num_tokens,
         sum(count * length for count, length in padded),

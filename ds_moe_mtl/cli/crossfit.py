@@ -48,24 +48,30 @@ def _vectors(arguments: list[str]) -> int:
 
 
 def _write_vectors(options) -> int:
+    import torch
+
     from ds_moe_mtl.config import load_config
     from ds_moe_mtl.tasks import expand_tasks, get_task
     from ds_moe_mtl.training import task_vectors
+    from ds_moe_mtl.training.engine import device_type
     from ds_moe_mtl.training.network import head_specs
     from ds_moe_mtl.training.plan import make_plan, task_specs
+    from ds_moe_mtl.training.run_folder import device_name
 
     if options.steps < 1:
         raise UserError(f"--steps: {options.steps}; allowed: at least 1")
     config = load_config(options.config, options.overrides)
+    device = torch.device(device_type())
+    print(f"device: {device_name(device)}")
     named = [get_task(name) for name in expand_tasks(options.more)]
     specs = list({spec.name: spec for spec in (*task_specs(config), *named)}.values())
     plan = make_plan(config, specs, lambda line: None)
     if options.kind == "text":
-        vectors = task_vectors.text_vectors(plan.source, plan.train)
+        vectors = task_vectors.text_vectors(plan.source, plan.train, device)
     else:
         seed = config.run.seed
         vectors = task_vectors.fisher_vectors(
-            plan.source, head_specs(specs), plan.train, options.steps, seed, print
+            plan.source, head_specs(specs), plan.train, options.steps, seed, print, device
         )
     task_vectors.save_vectors(options.output, specs, vectors)
     print(f"{len(specs)} vectors of {vectors.shape[1]} numbers: {options.output}")

@@ -1,11 +1,11 @@
 """Sequences of several tasks in one unpadded batch.
 
 B sequences, T real tokens in all. Nothing here is padded; `groups` says which sequences attention
-may pad together.
+may pad together, where it pads at all. What is no tensor stays on the host.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,10 @@ class MultiTaskBatch:
     questions_B: Tensor  # int64, the example of the task's split
     spans_B22: Tensor  # int64, two words as tokens [start, end) of the sequence; -1 = none
     example_ids_B: Tensor  # int64, the sequence's row in the task's EncodedSplit
-    groups: tuple[tuple[int, int], ...]  # sequences [first, last) that attention pads together
+    lengths: tuple[int, ...]  # tokens of each sequence
+    longest_word: int  # tokens of the longest of spans_B22's words, at least 1
+    # Sequences [first, last) that attention pads together; None where it pads none.
+    groups: tuple[tuple[int, int], ...] | None
     attention_padding: float  # share of the tokens attention sees in the groups that is padding
     targets_BS: Tensor | None = None  # int64, the answers to generate; NO_TARGET beyond each
 
@@ -50,21 +53,38 @@ class MultiTaskBatch:
 
     def to(self, device: torch.device | str) -> "MultiTaskBatch":
         """The batch with its tensors on that device."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "MultiTaskBatch":
+        """The batch in page-locked memory, from which a GPU copies while the host goes on."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "MultiTaskBatch":
+        tensors = {
+            field.name: change(getattr(self, field.name))
             for field in dataclasses.fields(self)
             if isinstance(getattr(self, field.name), Tensor)
         }
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(self, **tensors)
 
 
-def collate(rows: Sequence[tuple[int, int]], encoded: Sequence[EncodedSplit]) -> MultiTaskBatch:
-    """The batch of these (task index, sequence of that task's split), sorted longest first."""
-    return collate_sequences((task, encoded[task], sequence) for task, sequence in rows)
+def collate(
+    rows: Sequence[tuple[int, int]], encoded: Sequence[EncodedSplit], padded: bool = True
+) -> MultiTaskBatch:
+    """The batch of these (task index, sequence of that task's split), sorted longest first.
+
+    padded: whether attention will pad, and groups are to be chosen.
+    """
+    return collate_sequences(((task, encoded[task], sequence) for task, sequence in rows), padded)
 
 
-def collate_sequences(items: Iterable[tuple[int, EncodedSplit, int]]) -> MultiTaskBatch:
-    """The batch of these (task index, split, sequence of the split), sorted longest first."""
+def collate_sequences(
+    items: Iterable[tuple[int, EncodedSplit, int]], padded: bool = True
+) -> MultiTaskBatch:
+    """The batch of these (task index, split, sequence of the split), sorted longest first.
+
+    padded: as in collate.
+    """
     items = list(items)
     lengths = np.array([s.offsets[n + 1] - s.offsets[n] for _, s, n in items], dtype=np.int64)
     order = np.argsort(-lengths, kind="stable")
@@ -80,8 +100,8 @@ def collate_sequences(items: Iterable[tuple[int, EncodedSplit, int]]) -> MultiTa
     for row, (_, split, n) in enumerate(items):
         if split.spans is not None:
             spans_B22[row] = split.spans[n]
-    groups = attention_groups(lengths)
-    seen = sum((last - first) * int(lengths[first]) for first, last in groups)
+    groups = attention_groups(lengths) if padded else None
+    seen = sum((last - first) * int(lengths[first]) for first, last in groups or ())
 
     def gathered(name: str, dtype: type) -> Tensor:
         return torch.from_numpy(np.array([getattr(s, name)[n] for _, s, n in items], dtype=dtype))
@@ -99,6 +119,8 @@ def collate_sequences(items: Iterable[tuple[int, EncodedSplit, int]]) -> MultiTa
         questions_B=gathered("questions", np.int64),
         spans_B22=torch.from_numpy(spans_B22),
         example_ids_B=torch.tensor([int(n) for _, _, n in items], dtype=torch.int64),
+        lengths=tuple(lengths.tolist()),
+        longest_word=max(1, int((spans_B22[..., 1] - spans_B22[..., 0]).max(initial=1))),
         groups=groups,
         attention_padding=1 - total / seen if seen else 0.0,
         targets_BS=_targets(items),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.schema import MixtureSection
@@ -37,13 +38,20 @@ class SuperBatches:
         world_size: int = 1,
         accumulation: int = 1,
         total_steps: int = 0,
+        padded: bool = True,
+        gpu: int | None = None,
     ) -> None:
-        """encoded and specs are in task order; batch_size: examples a step over all ranks."""
+        """encoded and specs are in task order; batch_size: examples a step over all ranks.
+
+        padded: attention pads, in groups to be chosen here. gpu: number of the one that takes the
+        batches from page-locked memory; None: a CPU takes them.
+        """
         self.encoded = list(encoded)
         counts = [split.num_examples for split in encoded]
         self.order = ExampleOrder(mixture, specs, counts, batch_size, seed, total_steps)
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
         self.names = [spec.name for spec in specs]
+        self.padded, self.gpu = padded, gpu
         self.stall_seconds = 0.0  # time the training waited for batches
         self._position = self.order.start
         self._firsts = [_first_sequences(split) for split in encoded]
@@ -134,6 +142,8 @@ class SuperBatches:
                     ) from None
 
     def _build_ahead(self, position: Position, ready: queue.Queue, stop: threading.Event) -> None:
+        if self.gpu is not None:
+            torch.cuda.set_device(self.gpu)  # a thread's own; memory would be locked for GPU 0
         while not stop.is_set():
             try:
                 built = self.build(position)
@@ -153,7 +163,11 @@ class SuperBatches:
         tokens = [self._tokens(task, example) for task, example in pairs]
         shares = deal(tokens, self.world_size * self.accumulation)
         mine = shares[self.rank :: self.world_size]
-        return [collate(self._sequences([pairs[i] for i in share]), self.encoded) for share in mine]
+        batches = [
+            collate(self._sequences([pairs[i] for i in share]), self.encoded, self.padded)
+            for share in mine
+        ]
+        return batches if self.gpu is None else [batch.pinned() for batch in batches]
 
     def _tokens(self, task: int, example: int) -> int:
         first = self._firsts[task]

@@ -37,14 +37,15 @@ TOKENS_PER_BATCH = 8192
 def donor_losses(folder: Path, spec: TaskSpec, split: EncodedSplit, seed: int) -> dict[str, float]:
     """Return the held-out loss of each donor's gate, and of newly drawn ones, best first.
 
-    folder: of an mt_tag model. Cross-entropy over log(classes), or squared error over the labels'
-    variance: 1 is what a constant reaches. Raises UserError for a model without gates by task and
-    for too few examples to hold some out.
+    folder: of an mt_tag model, which runs on a GPU where there is one. Cross-entropy over
+    log(classes), or squared error over the labels' variance: 1 is what a constant reaches. Raises
+    UserError for a model without gates by task and for too few examples to hold some out.
     """
     try:
         network, description = load_folder(folder)
     except ValueError as error:
         raise UserError(str(error)) from error
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
     names = donors(description)
     if not names:
         raise UserError(f"start.gate: {folder} is a {description['kind']} model, without gates")
@@ -115,11 +116,14 @@ def _features(
     network: MultiTaskNetwork, spec: TaskSpec, split: EncodedSplit, gate: int
 ) -> np.ndarray:
     """Return what the head would read of every sequence, float32 [N, D], in row order."""
-    spans = spec.kind == "span"
+    spans, device = spec.kind == "span", next(network.parameters()).device
     pieces = [
         (
             batch.example_ids_B.numpy(),
-            network.features(**_gated(batch), gate=gate, spans=spans).float().numpy(),
+            network.features(**_gated(batch.to(device)), gate=gate, spans=spans)
+            .float()
+            .cpu()
+            .numpy(),
         )
         for batch in evaluation_batches(split, 0, TOKENS_PER_BATCH)
     ]
@@ -130,7 +134,8 @@ def _draw_gates(network: MultiTaskNetwork, seed: int) -> None:
     """Give every layer newly drawn gates."""
     torch.manual_seed(seed)
     for ffn in routed_ffns(network):
-        ffn.moe.gate = Gate(ffn.moe.hidden_size, ffn.moe.options)
+        device = ffn.moe.gate.wg.weight.device
+        ffn.moe.gate = Gate(ffn.moe.hidden_size, ffn.moe.options).to(device)
 
 
 def _gated(batch) -> dict:

@@ -14,9 +14,11 @@ INPUTS = (
     "token_type_ids_T",
     "position_ids_T",
     "cu_seqlens",
+    "lengths",
     "groups",
     "task_ids_B",
     "spans_B22",
+    "longest_word",
     "questions_B",
     "targets_BS",
 )
@@ -41,9 +43,9 @@ def batch_losses(
         return outputs.losses_B
     num_outputs_B = network.num_outputs[batch.task_ids_B]
     losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B, scaling)
-    is_option_B = network.scores_options[batch.task_ids_B]
-    if not network.scores_options.any():
+    if not network.has_options:
         return losses_B
+    is_option_B = network.scores_options[batch.task_ids_B]
     options_B = option_losses(
         outputs.logits_BC[:, 0].where(is_option_B, torch.zeros_like(losses_B)),
         batch.labels_B,

@@ -1,176 +1,72 @@
-"""Attention over packed sequences: pads exist inside attention only, in groups of like lengths.
+"""Which attention runs over packed sequences, and the plan that it needs.
 
 Registered with transformers' attention interface, so that the encoder's own weights and code run.
-T real tokens, H heads, d head size; a group has n sequences padded to its longest, L tokens.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+import numpy as np
 import torch
-from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ds_moe_mtl.models.dropout import dropout as drop
-from moe_kernels import recurring_size
+from ds_moe_mtl.data.batch import attention_groups as choose_groups
+from ds_moe_mtl.models.flash_attention import (
+    PackedSequences,
+    flash,
+    packed_sequences,
+    why_not_flash,
+)
+from ds_moe_mtl.models.padded_attention import AttentionGroup, attention_groups, eager, padded, sdpa
 
 PACKED_EAGER = "ds_moe_mtl_packed_eager"
 PACKED_SDPA = "ds_moe_mtl_packed_sdpa"
+PACKED_FLASH = "ds_moe_mtl_packed_varlen"  # transformers reads a meaning into the word flash
 
-# recurring_size's step and sizes an octave. Our choice: about 200 shapes for GLUE, whose padding
-# stays under 25% of the places (measured: 23% with them, 18% without).
-_SEQUENCES = (1, 8)
-_LENGTHS = (4, 16)
-
-
-@dataclass(frozen=True)
-class AttentionGroup:
-    """Sequences of tokens [start, stop) that attention pads together.
-
-    rows [n * L]: the token of each padded place (a sequence's first token stands in for its pads).
-    places [stop - start]: the padded place of each token. bias [n, 1, 1, L]: 0, or the dtype's
-    minimum at pads; None where all lengths are equal (then rows and places are None too).
-    """
-
-    start: int
-    stop: int
-    sequences: int
-    length: int
-    rows: torch.Tensor | None = None
-    places: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
-
-
-def attention_groups(
-    lengths: list[int], groups: list[tuple[int, int]], device: torch.device, dtype: torch.dtype
-) -> list[AttentionGroup]:
-    """Return the padding plan for sequences of `lengths` tokens, grouped by [first, last).
-
-    On a CPU in 16 bits both sides of a group are sizes that come again: pads, and sequences that
-    are all pads, fill it up.
-    """
-    plan, start = [], 0
-    for first, last in groups:
-        sizes = lengths[first:last]
-        stop, longest = start + sum(sizes), max(sizes)
-        rows = recurring_size(len(sizes), device, dtype, *_SEQUENCES)
-        length = recurring_size(longest, device, dtype, *_LENGTHS)
-        if min(sizes) == length and len(sizes) == rows:
-            plan.append(AttentionGroup(start, stop, rows, length))
-        else:
-            sizes = sizes + [0] * (rows - len(sizes))
-            plan.append(_padded_group(sizes, start, stop, length, device, dtype))
-        start = stop
-    return plan
-
-
-def _padded_group(
-    sizes: list[int], start: int, stop: int, longest: int, device: torch.device, dtype: torch.dtype
-) -> AttentionGroup:
-    size_N1 = torch.tensor(sizes)[:, None]
-    place_1L = torch.arange(longest)[None, :]
-    real_NL = place_1L < size_N1
-    first_N1 = (size_N1.cumsum(dim=0) - size_N1).clamp(max=stop - start - 1)
-    rows = (first_N1 + place_1L.where(real_NL, torch.zeros_like(place_1L))).reshape(-1)
-    bias = torch.zeros(real_NL.shape, dtype=dtype).masked_fill_(~real_NL, torch.finfo(dtype).min)
-    return AttentionGroup(
-        start,
-        stop,
-        len(sizes),
-        longest,
-        rows.to(device),
-        real_NL.reshape(-1).nonzero().squeeze(1).to(device),
-        bias[:, None, None, :].to(device),
-    )
-
-
-class _Pad(torch.autograd.Function):
-    """Gathers tokens into padded places; the gradient of a pad's copy is dropped (it is 0)."""
-
-    @staticmethod
-    def forward(ctx, x_TD, rows, places):
-        ctx.save_for_backward(places)
-        return x_TD.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (places,) = ctx.saved_tensors
-        return grad.index_select(0, places), None, None
-
-
-class _Unpad(torch.autograd.Function):
-    """Gathers the real tokens out of padded places; a pad's gradient is 0."""
-
-    @staticmethod
-    def forward(ctx, x, places):
-        ctx.save_for_backward(places)
-        ctx.padded = x.shape[0]
-        return x.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (places,) = ctx.saved_tensors
-        out = grad.new_zeros((ctx.padded, *grad.shape[1:]))
-        return out.index_copy_(0, places, grad), None
-
-
-def _eager(query, key, value, bias, scaling, dropout):
-    scores = torch.matmul(query * scaling, key.transpose(-1, -2))
-    if bias is not None:
-        scores = scores + bias
-    weights = drop(torch.softmax(scores, dim=-1), dropout)
-    return torch.matmul(weights, value)
-
-
-def _sdpa(query, key, value, bias, scaling, dropout):
-    return nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
-    )
-
-
-def _packed(attend):
-    def attention(
-        module, query, key, value, attention_mask, *, scaling, dropout=0.0, packed_groups, **kwargs
-    ):
-        """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d]."""
-        _, heads, tokens, size = query.shape
-        q_TD, k_TD, v_TD = (x.transpose(1, 2).reshape(tokens, -1) for x in (query, key, value))
-        outputs = []
-        for group in packed_groups:
-            padded = []
-            for x_TD in (q_TD, k_TD, v_TD):
-                x = x_TD[group.start : group.stop]
-                if group.rows is not None:
-                    x = _Pad.apply(x, group.rows, group.places)
-                padded.append(x.view(group.sequences, group.length, heads, size).transpose(1, 2))
-            out = attend(*padded, group.bias, scaling, dropout)
-            out = out.transpose(1, 2).reshape(-1, heads * size)
-            outputs.append(out if group.places is None else _Unpad.apply(out, group.places))
-        beyond = tokens - (packed_groups[-1].stop if packed_groups else 0)
-        if beyond:
-            outputs.append(v_TD.new_zeros(beyond, v_TD.shape[1]))
-        out_TD = torch.cat(outputs)
-        return out_TD.view(1, tokens, heads, size), None
-
-    return attention
+Packing = list[AttentionGroup] | PackedSequences
+"""What an attention function gets as `packing`: groups to pad, or where the sequences lie."""
 
 
 def register_packed_attention() -> None:
     """Make the packed attentions known to transformers; calling it again changes nothing."""
-    for name, attend in ((PACKED_EAGER, _eager), (PACKED_SDPA, _sdpa)):
-        AttentionInterface.register(name, _packed(attend))
+    functions = {PACKED_EAGER: padded(eager), PACKED_SDPA: padded(sdpa), PACKED_FLASH: flash}
+    for name, function in functions.items():
+        AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, _no_mask)
 
 
-def _no_mask(*args, **kwargs) -> None:
-    """Packed attention masks by group; transformers builds no mask of its own."""
-    return None
+def packed_attention(device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    """Return the attention to run: flash where it can, eager in 16 bits on a CPU, else SDPA.
 
-
-def packed_attention(device: torch.device, dtype: torch.dtype) -> str:
-    """Return the faster packed attention: eager for 16-bit on CPU, else PyTorch's SDPA.
-
-    On CPU in bfloat16 eager was 1.6 times as fast as SDPA for MiniLM; in float32 SDPA led by 3%.
+    Flash knows no pads; the others pad within groups of like lengths. On CPU in bfloat16 eager was
+    1.6 times as fast as SDPA for MiniLM; in float32 SDPA led by 3%.
     """
+    if why_not_flash(device, dtype, head_size) is None:
+        return PACKED_FLASH
     if device.type == "cpu" and dtype != torch.float32:
         return PACKED_EAGER
     return PACKED_SDPA
+
+
+def attention_plan(
+    name: str,
+    lengths: Sequence[int],
+    groups: Sequence[tuple[int, int]] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    ends: torch.Tensor | None = None,
+) -> Packing:
+    """Return what the attention `name` needs to know of sequences of `lengths` tokens.
+
+    groups: sequences [first, last) to pad together, where that has been chosen (longest first);
+    ends: as in packed_sequences.
+    """
+    if name == PACKED_FLASH:
+        return packed_sequences(lengths, device, ends)
+    if groups is None:
+        groups = choose_groups(np.array(lengths))
+    return attention_groups(list(lengths), groups, device, dtype)
+
+
+def _no_mask(*args, **kwargs) -> None:
+    """Packed attention masks by its plan; transformers builds no mask of its own."""
+    return None

@@ -1,10 +1,12 @@
 """A transformers encoder run on packed tokens: no pad enters a projection or an FFN."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from ds_moe_mtl.models.attention import (
-    attention_groups,
+    attention_plan,
     packed_attention,
     register_packed_attention,
 )
@@ -12,13 +14,17 @@ from ds_moe_mtl.models.dropout import replace_dropout
 
 
 class PackedEncoder(nn.Module):
-    """Runs a BERT-family `transformer` on T real tokens of many sequences at once."""
+    """Runs a BERT-family `transformer` on T real tokens of many sequences at once.
+
+    attention: one of models.attention's names, to run that one; None: the fastest that can.
+    """
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         register_packed_attention()
         replace_dropout(transformer)
         self.transformer = transformer
+        self.attention: str | None = None
         embeddings = transformer.embeddings
         padding = embeddings.position_embeddings.padding_idx
         self.first_position = 0 if padding is None else padding + 1  # RoBERTa counts from pad + 1
@@ -39,32 +45,42 @@ class PackedEncoder(nn.Module):
         """Longest sequence in tokens that the position embeddings carry."""
         return self.transformer.embeddings.position_embeddings.num_embeddings - self.first_position
 
+    def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return the name of the attention that runs there."""
+        config = self.transformer.config
+        head_size = config.hidden_size // config.num_attention_heads
+        return self.attention or packed_attention(device, dtype, head_size)
+
     def forward(
         self,
         input_ids_T: torch.Tensor,
         token_type_ids_T: torch.Tensor,
         position_ids_T: torch.Tensor,
         cu_seqlens: torch.Tensor,
-        groups: list[tuple[int, int]],
+        groups: Sequence[tuple[int, int]] | None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return the last hidden states [T, D].
 
         cu_seqlens [B + 1]: where sequences start; groups: [first, last) sequences that attention
-        pads together. Positions restart at 0 in each sequence. Tokens after the last sequence's are
-        carried along and attend to nothing.
+        pads together, None to choose them here. lengths: the tokens of each sequence as the host
+        knows them; None reads them from cu_seqlens, for which the host waits for a GPU. Positions
+        restart at 0 in each sequence. Tokens after the last sequence's are carried along and attend
+        to nothing.
         """
         device = input_ids_T.device
-        name = packed_attention(device, self.dtype)
+        name = self.attention_on(device, self.dtype)
         if self.transformer.config._attn_implementation != name:
             self.transformer.set_attn_implementation(name)
-        lengths = cu_seqlens.diff().tolist()
+        if lengths is None:
+            lengths = cu_seqlens.diff().tolist()
         if self.token_types < 2:
             token_type_ids_T = torch.zeros_like(token_type_ids_T)
         out = self.transformer(
             input_ids=input_ids_T[None],
             token_type_ids=token_type_ids_T[None],
             position_ids=position_ids_T[None] + self.first_position,
-            packed_groups=attention_groups(lengths, groups, device, self.dtype),
+            packing=attention_plan(name, lengths, groups, device, self.dtype, cu_seqlens),
         )
         return out.last_hidden_state[0]
 

@@ -127,7 +127,7 @@ def route_tokens(
         impl=options.impl,
     )
     if wants_aux:
-        aux_loss = auxiliary_loss(routing, options)
+        aux_loss = auxiliary_loss(routing, options, all_routed=mask is None)
     else:
         aux_loss = torch.zeros((), dtype=torch.float32, device=x.device)
     if options.dispatch == "capacity":
@@ -137,14 +137,19 @@ def route_tokens(
     return routing, aux_loss
 
 
-def auxiliary_loss(routing: moe_kernels.Routing, options: RoutingOptions) -> torch.Tensor:
+def auxiliary_loss(
+    routing: moe_kernels.Routing, options: RoutingOptions, all_routed: bool = False
+) -> torch.Tensor:
     """Return load_balance_loss * L_balance + router_z_loss * L_z over the routed tokens.
+
+    all_routed: every token is, as the caller knows; to look for the others a host waits for a GPU.
 
     L_balance = E * sum_e (share of tokens sent to e) * (mean probability of e); 1 when even.
     Source: Fedus et al. 2021, eq. 4-6. L_z = mean of logsumexp(logits)^2; Zoph et al. 2022, eq. 5.
     """
-    routed_T = routing.expert_T >= 0
-    logits_RE = routing.logits_TE[routed_T]
+    logits_RE = routing.logits_TE
+    if not all_routed:
+        logits_RE = logits_RE[routing.expert_T >= 0]
     rows = max(logits_RE.shape[0], 1)
     loss = logits_RE.new_zeros(())
     if options.load_balance_loss > 0:

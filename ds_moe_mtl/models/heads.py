@@ -78,12 +78,16 @@ class TaskHeads(nn.Module):
         starts_B: torch.Tensor,
         task_ids_B: torch.Tensor,
         spans_B22: torch.Tensor,
+        longest_word: int | None = None,
     ) -> torch.Tensor:
-        """Return float32 outputs [B, C], -inf beyond a task's own; cls_BD may be pooled."""
+        """Return float32 outputs [B, C], -inf beyond a task's own; cls_BD may be pooled.
+
+        longest_word: as in word_states.
+        """
         cls_BD = self.dropout(cls_BD)
         outputs = [self._product(cls_BD, spans=False)]
         if any(spec.spans for spec in self.specs):
-            words_BW = self.dropout(word_states(hidden_TD, starts_B, spans_B22))
+            words_BW = self.dropout(word_states(hidden_TD, starts_B, spans_B22, longest_word))
             outputs.append(self._product(torch.cat([cls_BD, words_BW], dim=1), spans=True))
         joint_BK = torch.cat(outputs, dim=1).float()
         column_BC = self.column[task_ids_B]
@@ -99,18 +103,23 @@ class TaskHeads(nn.Module):
 
 
 def word_states(
-    hidden_TD: torch.Tensor, starts_B: torch.Tensor, spans_B22: torch.Tensor
+    hidden_TD: torch.Tensor,
+    starts_B: torch.Tensor,
+    spans_B22: torch.Tensor,
+    longest_word: int | None = None,
 ) -> torch.Tensor:
     """Return [B, 2 * D]: each of the two words as the mean of its pieces (our choice).
 
     spans_B22 holds [start, end) within the sequence, -1 where a sequence has no words; there the
-    first token stands in, whose output no loss reads.
+    first token stands in, whose output no loss reads. longest_word: pieces of the longest word, at
+    least 1; None reads it from spans_B22.
     """
     if spans_B22.shape[0] == 0:
         return hidden_TD.new_zeros((0, 2 * hidden_TD.shape[1]))
     first_B2 = spans_B22[..., 0].clamp(min=0)
     size_B2 = (spans_B22[..., 1] - spans_B22[..., 0]).clamp(min=1)
-    piece_W = torch.arange(int(size_B2.max()), device=hidden_TD.device)
+    longest_word = int(size_B2.max()) if longest_word is None else longest_word
+    piece_W = torch.arange(longest_word, device=hidden_TD.device)
     within_B2W = piece_W < size_B2[..., None]
     offset_B2W = torch.where(within_B2W, piece_W, torch.zeros_like(piece_W))
     row_B2W = starts_B[:, None, None] + first_B2[..., None] + offset_B2W

@@ -53,9 +53,10 @@ def option_losses(
     groups = int(group_B.max()) + 1
     zeros_Q = scores_B.new_zeros(groups)
     largest_Q = zeros_Q.scatter_reduce(0, group_B, scores_B.detach(), "amax", include_self=False)
-    copies_Q = zeros_Q.index_add(0, group_B, weights_B)
+    # index_put, unlike index_add, sums in one order on a GPU too.
+    copies_Q = zeros_Q.index_put((group_B,), weights_B, accumulate=True)
     shifted_B = scores_B - largest_Q[group_B]
-    sum_Q = zeros_Q.index_add(0, group_B, shifted_B.exp()) / copies_Q
+    sum_Q = zeros_Q.index_put((group_B,), shifted_B.exp(), accumulate=True) / copies_Q
     cross_entropy_B = sum_Q.log()[group_B] - shifted_B
     options_B = 1 / weights_B
     return labels_B * options_B * cross_entropy_B / torch.log(options_B.clamp(min=2))
@@ -65,5 +66,7 @@ def task_sums(
     losses_B: torch.Tensor, weights_B: torch.Tensor, task_ids_B: torch.Tensor, num_tasks: int
 ) -> torch.Tensor:
     """Return [2, tasks]: each task's weighted loss sum and its number of examples, detached."""
-    rows = torch.stack([losses_B.detach() * weights_B, weights_B])
-    return rows.new_zeros((2, num_tasks)).index_add_(1, task_ids_B, rows)
+    rows = torch.stack([losses_B.detach() * weights_B, weights_B], dim=1)
+    sums = rows.new_zeros((num_tasks, 2))
+    # index_put, unlike index_add, sums in one order on a GPU too.
+    return sums.index_put_((task_ids_B,), rows, accumulate=True).T

@@ -65,6 +65,11 @@ class MultiTaskNetwork(nn.Module):
         options = torch.tensor([bool(spec.shared) for spec in heads])
         self.register_buffer("scores_options", options, persistent=False)
 
+    @property
+    def has_options(self) -> bool:
+        """Whether a task scores answer options."""
+        return any(spec.shared for spec in self.heads.specs)
+
     def set_step(self, step: int) -> None:
         """Say which training step this is; a task router's temperature depends on it."""
         if self.router is not None:
@@ -76,20 +81,27 @@ class MultiTaskNetwork(nn.Module):
         token_type_ids_T: torch.Tensor,
         position_ids_T: torch.Tensor,
         cu_seqlens: torch.Tensor,
-        groups: list[tuple[int, int]],
+        groups: Sequence[tuple[int, int]] | None,
         task_ids_B: torch.Tensor,
         spans_B22: torch.Tensor,
         questions_B: torch.Tensor | None = None,
         keep_routes: bool = False,
+        lengths: Sequence[int] | None = None,
+        longest_word: int | None = None,
     ) -> Outputs:
-        """Return every sequence's outputs; the arguments are MultiTaskBatch's fields."""
+        """Return every sequence's outputs; the arguments are MultiTaskBatch's fields.
+
+        lengths and longest_word are what the host knows of the tensors; without them it reads them
+        there, and waits for a GPU.
+        """
         starts_B = cu_seqlens[:-1].long()
         call = GateCall(gate_ids=None, keep_routes=keep_routes)
         call.task_ids, call.questions = task_ids_B, questions_B
-        inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups)
+        lengths = cu_seqlens.diff().tolist() if lengths is None else lengths
+        inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups, lengths)
         hidden_TD = self._hidden_states(call, inputs, self.gate_of_task[task_ids_B])
         cls_BD = self.encoder.pool(hidden_TD[starts_B])
-        logits_BC = self.heads(hidden_TD, cls_BD, starts_B, task_ids_B, spans_B22)
+        logits_BC = self.heads(hidden_TD, cls_BD, starts_B, task_ids_B, spans_B22, longest_word)
         aux_loss = sum(call.aux_losses, start=logits_BC.new_zeros(()))
         return Outputs(logits_BC, aux_loss, call.counts, call.routes)
 
@@ -99,24 +111,28 @@ class MultiTaskNetwork(nn.Module):
         token_type_ids_T: torch.Tensor,
         position_ids_T: torch.Tensor,
         cu_seqlens: torch.Tensor,
-        groups: list[tuple[int, int]],
+        groups: Sequence[tuple[int, int]] | None,
         task_ids_B: torch.Tensor,
         spans_B22: torch.Tensor,
         gate: int,
         spans: bool,
+        lengths: Sequence[int] | None = None,
+        longest_word: int | None = None,
     ) -> torch.Tensor:
         """Return what a head would read [B, D or 3 D] if all sequences were routed by one gate.
 
         spans: with the two words of each sequence, as the head of a word-sense task.
         """
-        inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups)
+        lengths = cu_seqlens.diff().tolist() if lengths is None else lengths
+        inputs = (input_ids_T, token_type_ids_T, position_ids_T, cu_seqlens, groups, lengths)
         starts_B = cu_seqlens[:-1].long()
         gates_B = torch.full_like(task_ids_B, gate)
         hidden_TD = self._hidden_states(GateCall(gate_ids=None), inputs, gates_B)
         cls_BD = self.encoder.pool(hidden_TD[starts_B])
         if not spans:
             return cls_BD
-        return torch.cat([cls_BD, word_states(hidden_TD, starts_B, spans_B22)], dim=1)
+        words = word_states(hidden_TD, starts_B, spans_B22, longest_word)
+        return torch.cat([cls_BD, words], dim=1)
 
     def _hidden_states(self, call: GateCall, inputs: tuple, gates_B: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states [T, D], each sequence routed by its gate.
@@ -124,7 +140,7 @@ class MultiTaskNetwork(nn.Module):
         On a CPU in 16 bits the tokens are filled up to a size that comes again, with tokens that
         are in no sequence and that no gate routes; nothing reads their outputs.
         """
-        *tokens, cu_seqlens, groups = inputs
+        *tokens, cu_seqlens, groups, lengths = inputs
         num_tokens = len(tokens[0])
         if num_tokens == 0:
             return self._run_stand_in(call, tokens[0])
@@ -135,7 +151,8 @@ class MultiTaskNetwork(nn.Module):
             call.mask = nn.functional.pad(torch.ones_like(gates_T), fill)[None]
             *tokens, gates_T = (nn.functional.pad(ids_T, fill) for ids_T in (*tokens, gates_T))
         call.gate_ids = gates_T[None]
-        hidden_TD = self._run_encoder(call, (*tokens, cu_seqlens, groups))[:num_tokens]
+        inputs = (*tokens, cu_seqlens, groups, lengths)
+        hidden_TD = self._run_encoder(call, inputs)[:num_tokens]
         call.routes = [route.first(num_tokens) for route in call.routes]
         return hidden_TD
 
@@ -154,9 +171,8 @@ class MultiTaskNetwork(nn.Module):
 
     def _run_encoder(self, call: GateCall, inputs: tuple) -> torch.Tensor:
         if self.router is not None:
-            lengths = inputs[3].diff().tolist()
             routes_LBE = self.router(call.task_ids, call.questions)
-            with self._route_context.use(RouteCall(routes_LBE, lengths, self.router.one_hot)):
+            with self._route_context.use(RouteCall(routes_LBE, inputs[-1], self.router.one_hot)):
                 return self.encoder(*inputs)
         context = gate_context(self.encoder)
         if context is None:
@@ -175,7 +191,7 @@ class MultiTaskNetwork(nn.Module):
         call.mask = token[None]
         call.task_ids = call.questions = token
         ends = torch.tensor([0, 1], dtype=torch.int32, device=empty.device)
-        return self._run_encoder(call, (token, token, token, ends, ((0, 1),)))[:0]
+        return self._run_encoder(call, (token, token, token, ends, ((0, 1),), (1,)))[:0]
 
 
 def build_network(

@@ -73,6 +73,7 @@ class RoutedBart(nn.Module):
         task_ids_B: torch.Tensor,
         targets_BS: torch.Tensor,
         questions_B: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
         **unused,
     ) -> Outputs:
         """Return every sequence's loss: the mean over its answer's tokens, with label smoothing.
@@ -81,7 +82,7 @@ class RoutedBart(nn.Module):
         """
         if len(task_ids_B) == 0:
             return self._nothing(input_ids_T)
-        inputs, mask = self._padded(input_ids_T, cu_seqlens)
+        inputs, mask = self._padded(input_ids_T, cu_seqlens, lengths)
         with self._context.use(self._call(task_ids_B, questions_B)):
             out = self.transformer(
                 input_ids=inputs,
@@ -107,13 +108,14 @@ class RoutedBart(nn.Module):
         cu_seqlens: torch.Tensor,
         task_ids_B: torch.Tensor,
         questions_B: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
         **unused,
     ) -> torch.Tensor:
         """Return answers [B, MAX_ANSWER] as tokens by beam search, padded with the pad token."""
         pad = self.transformer.config.pad_token_id
         if len(task_ids_B) == 0:
             return input_ids_T.new_full((0, MAX_ANSWER), pad)
-        inputs, mask = self._padded(input_ids_T, cu_seqlens)
+        inputs, mask = self._padded(input_ids_T, cu_seqlens, lengths)
         call = self._call(task_ids_B, questions_B)
         call.whole_batch = True
         # Transformers' own cache has one place a layer; experts that are mixed need one each.
@@ -136,9 +138,9 @@ class RoutedBart(nn.Module):
             return RouteCall(torch.empty(0))
         return RouteCall(self.router(task_ids_B, questions_B), one_hot=self.router.one_hot)
 
-    def _padded(self, input_ids_T, cu_seqlens) -> tuple[torch.Tensor, torch.Tensor]:
+    def _padded(self, input_ids_T, cu_seqlens, lengths) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (ids [B, longest], mask) of packed tokens."""
-        rows = input_ids_T.split(cu_seqlens.diff().tolist())
+        rows = input_ids_T.split(list(cu_seqlens.diff().tolist() if lengths is None else lengths))
         pad = self.transformer.config.pad_token_id
         inputs = pad_sequence(list(rows), batch_first=True, padding_value=pad)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ds_moe_mtl.data.batch import attention_groups as choose_groups
-from ds_moe_mtl.models.attention import attention_groups
+from ds_moe_mtl.models.attention import attention_plan
 
 
 @dataclass
@@ -26,10 +25,20 @@ class RouteCall:
     """
 
     routes_LBE: torch.Tensor
-    lengths: list[int] | None = None
+    lengths: Sequence[int] | None = None
     one_hot: bool = False
     whole_batch: bool = False
+    experts_LB: list[list[int]] | None = None
     subsets: dict = field(default_factory=dict)  # packed: plans of sub-batches, by sequences
+
+    def experts(self, layer: int) -> list[int]:
+        """Return each sequence's expert in a layer, of one-hot routes.
+
+        All layers' are read at once: on a GPU the host waits for them.
+        """
+        if self.experts_LB is None:
+            self.experts_LB = self.routes_LBE.argmax(dim=2).tolist()
+        return self.experts_LB[layer]
 
 
 class RouteContext:
@@ -73,12 +82,13 @@ class RoutedLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         call = self.context.call
         assert call is not None, "a routed layer ran outside RouteContext.use"
-        routes_BE = call.routes_LBE[self.index]
+        routes_BE, beams = call.routes_LBE[self.index], 1
         if call.lengths is None:  # beams are further rows of a sequence
-            routes_BE = routes_BE.repeat_interleave(len(hidden_states) // len(routes_BE), dim=0)
+            beams = len(hidden_states) // len(routes_BE)
+            routes_BE = routes_BE.repeat_interleave(beams, dim=0)
         if not call.one_hot:
             return self._mixed(call, routes_BE, hidden_states, args, kwargs)
-        expert_B = routes_BE.argmax(dim=1).tolist()
+        expert_B = [expert for expert in call.experts(self.index) for _ in range(beams)]
         chosen = sorted(set(expert_B))
         if call.whole_batch and len(chosen) > 1:
             return self._mixed(call, routes_BE, hidden_states, args, kwargs)
@@ -134,10 +144,8 @@ class RoutedLayer(nn.Module):
         for e, expert in enumerate(self.experts):
             mine = tuple(row for row, chosen in enumerate(expert_B) if chosen == e)
             if mine:
-                tokens, groups = _subset(call, mine, hidden_states)
-                piece = expert(
-                    hidden_states[:, tokens], *args, **(kwargs | {"packed_groups": groups})
-                )
+                tokens, plan = _subset(call, mine, hidden_states, _attention_of(expert))
+                piece = expert(hidden_states[:, tokens], *args, **(kwargs | {"packing": plan}))
                 pieces.append(piece)
                 order.append(tokens)
         place = torch.argsort(torch.cat(order))
@@ -189,14 +197,18 @@ def _rows(value, index: torch.Tensor, size: int):
     return value[index] if is_batch else value
 
 
-def _subset(call: RouteCall, rows: tuple[int, ...], hidden_states: torch.Tensor):
+def _attention_of(layer: nn.Module) -> str:
+    """Return the name of the attention that a transformer layer runs."""
+    configs = (getattr(module, "config", None) for module in layer.modules())
+    return next(config._attn_implementation for config in configs if config is not None)
+
+
+def _subset(call: RouteCall, rows: tuple[int, ...], hidden_states: torch.Tensor, attention: str):
     """Return (token indices, attention plan) of some sequences of a packed batch."""
     if rows not in call.subsets:
         ends = np.cumsum(call.lengths)
         tokens = np.concatenate([np.arange(ends[r] - call.lengths[r], ends[r]) for r in rows])
-        lengths = np.array([call.lengths[r] for r in rows])
-        plan = attention_groups(
-            lengths.tolist(), choose_groups(lengths), hidden_states.device, hidden_states.dtype
-        )
+        lengths = [call.lengths[r] for r in rows]
+        plan = attention_plan(attention, lengths, None, hidden_states.device, hidden_states.dtype)
         call.subsets[rows] = (torch.from_numpy(tokens).to(hidden_states.device), plan)
     return call.subsets[rows]

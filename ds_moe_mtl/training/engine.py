@@ -125,7 +125,9 @@ def optimizer_step(engine, wants_norm: bool, config: RunConfig | None = None) ->
     if not engine.zero_optimization():
         return _plain_step(engine, wants_norm, apart)
     engine.step()
-    norm = engine.get_global_grad_norm() if apart is None else apart
+    norm = None
+    if wants_norm:  # the host waits for a GPU to have it
+        norm = engine.get_global_grad_norm() if apart is None else apart
     return Update(None if norm is None else float(norm), bool(engine.optimizer.overflow))
 
 

@@ -62,7 +62,8 @@ def tune_task(
 ) -> dict:
     """Return {"value" on test, "dev", "rate", "batch_size", ...} of the best setting on dev.
 
-    network: adapted to the task (`for_new_task`), left as it was. splits: train, dev, test.
+    network: adapted to the task (`for_new_task`), left as it was; its device does the work.
+    splits: train, dev, test.
     """
     best = None
     for rate, size in product(tuning.rates, tuning.batch_sizes):
@@ -130,7 +131,7 @@ def example_loss(
     """Return the mean loss of these examples of task 0."""
     firsts = np.searchsorted(split.questions, np.arange(split.num_examples + 1))
     rows = [(0, n) for e in examples for n in range(firsts[e], firsts[e + 1])]
-    batch = collate(rows, [split])
+    batch = collate(rows, [split]).to(network_device(network))
     losses_B = batch_losses(network, network(**network_inputs(batch)), batch)
     return (losses_B * batch.weights_B).sum() / len(examples)
 
@@ -138,9 +139,9 @@ def example_loss(
 def evaluate_split(network: MultiTaskNetwork, spec: TaskSpec, split: EncodedSplit) -> dict:
     """Return {"metric", "value" in percent, "examples"} of task 0 on a split."""
     network.eval()
-    cpu = torch.device("cpu")
+    device = network_device(network)
     pieces = [
-        batch_outputs(network, batch, spec.num_outputs, cpu)
+        batch_outputs(network, batch, spec.num_outputs, device)
         for batch in evaluation_batches(split, 0, TOKENS_PER_BATCH)
     ]
     return task_result(spec, assemble(pieces, split, spec.num_outputs), split)
@@ -156,11 +157,17 @@ def for_new_task(
     heads = TaskHeads(network.encoder.hidden_size, [head], network.heads.dropout.p)
     if head.key in network.heads.tasks:
         heads.tasks[head.key].load_state_dict(network.heads.tasks[head.key].state_dict())
+    device = network_device(network)
     network.heads, network.router = heads, router
     network.gate_of_task = network.gate_of_task.new_zeros(1)
     network.num_outputs = torch.tensor([head.outputs])
     network.scores_options = torch.tensor([bool(head.shared)])
-    return network
+    return network.to(device)
+
+
+def network_device(network: nn.Module) -> torch.device:
+    """Return where a network's weights are."""
+    return next(network.parameters()).device
 
 
 def router_for(

@@ -40,8 +40,10 @@ class RunPlan:
         every = self.config.train.eval_every
         return _steps_per_epoch(self.config, self.train, self.specs) if every == "epoch" else every
 
-    def super_batches(self, rank: int = 0, world_size: int = 1) -> SuperBatches:
-        """Return the training batches of one rank."""
+    def super_batches(
+        self, rank: int = 0, world_size: int = 1, padded: bool = True, gpu: int | None = None
+    ) -> SuperBatches:
+        """Return the training batches of one rank; padded and gpu as in SuperBatches."""
         train = self.config.train
         return SuperBatches(
             self.train,
@@ -53,6 +55,8 @@ class RunPlan:
             world_size,
             train.accumulation,
             self.total_steps,
+            padded,
+            gpu,
         )
 
     @property

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -128,11 +129,34 @@ def environment(ranks, device, extra: dict) -> dict:
         "command": sys.argv,
         "launcher": ranks.launcher,
         "world_size": ranks.world_size,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device": device_name(device),
+        "gpu": gpu_facts(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "host": socket.gethostname(),
         "versions": installed_versions(_PACKAGES),
         **extra,
+    }
+
+
+def device_name(device) -> str:
+    """Return a GPU's or this machine's processor's name."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
+def gpu_facts(device) -> dict:
+    """Return what else tells one GPU's figures from another's: capability, memory, software."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "driver": _driver_version(),
+        "cuda": torch.version.cuda,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
     }
 
 
@@ -160,6 +184,16 @@ def write_json(path: Path, value: dict) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _driver_version() -> str:
+    """Return what nvidia-smi says of the driver, "unknown" where it says nothing."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return answer.stdout.splitlines()[0].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
 
 
 def _cpu_name() -> str:

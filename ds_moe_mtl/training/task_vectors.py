@@ -26,16 +26,19 @@ ROWS_PER_BATCH = 16
 PCA_SIZE = 128  # CrossTaskMoE
 FISHER_LR = 3e-5  # CrossTaskMoE, with 2,500 steps of batch 8
 FISHER_BATCH = 8
+CPU = torch.device("cpu")
 Say = Callable[[str], None]
 
 
 @torch.no_grad()
-def text_vectors(source: EncoderSource, splits: Sequence[EncodedSplit]) -> np.ndarray:
+def text_vectors(
+    source: EncoderSource, splits: Sequence[EncodedSplit], device: torch.device = CPU
+) -> np.ndarray:
     """Return [K, V]: the mean last hidden state over the tokens of TEXTS examples of a task.
 
-    An example with options is read with the right one.
+    An example with options is read with the right one. device: does the work.
     """
-    encoder = PackedEncoder(load_transformer(source, 0.0, False)).eval()
+    encoder = PackedEncoder(load_transformer(source, 0.0, False)).eval().to(device)
     rows = []
     for split in splits:
         total = torch.zeros(encoder.hidden_size, dtype=torch.float64)
@@ -43,15 +46,16 @@ def text_vectors(source: EncoderSource, splits: Sequence[EncodedSplit]) -> np.nd
         tokens = 0
         for start in range(0, len(rows_of_task), ROWS_PER_BATCH):
             chosen = rows_of_task[start : start + ROWS_PER_BATCH]
-            batch = collate([(0, int(n)) for n in chosen], [split])
+            batch = collate([(0, int(n)) for n in chosen], [split]).to(device)
             hidden_TD = encoder(
                 batch.input_ids_T,
                 batch.token_type_ids_T,
                 batch.position_ids_T,
                 batch.cu_seqlens,
                 batch.groups,
+                batch.lengths,
             )
-            total += hidden_TD.double().sum(dim=0)
+            total += hidden_TD.double().sum(dim=0).cpu()
             tokens += batch.num_tokens
         rows.append((total / tokens).numpy())
     return np.stack(rows).astype(np.float32)
@@ -64,12 +68,14 @@ def fisher_vectors(
     steps: int,
     seed: int,
     say: Say,
+    device: torch.device = CPU,
 ) -> np.ndarray:
     """Return [K, V]: mean squared gradients of adapters trained on each task alone, then PCA.
 
     The encoder stays as it is; two adapters of width 8 in every layer and the head are trained
     for `steps` steps, then the squared gradient of each example's loss is averaged. PCA over the
-    tasks leaves at most PCA_SIZE numbers, and never more than there are tasks.
+    tasks leaves at most PCA_SIZE numbers, and never more than there are tasks. device: does the
+    work.
     """
     rows = []
     for head, split in zip(heads, splits, strict=True):
@@ -78,6 +84,7 @@ def fisher_vectors(
         network.requires_grad_(False)
         adapters = add_adapters(network.encoder.transformer)
         network.heads.requires_grad_(True)
+        network.to(device)
         _train(network, [*adapters, *network.heads.parameters()], split, steps, seed)
         rows.append(_fisher(network, adapters, split))
         say(f"fisher: {head.name}, {len(rows)} of {len(splits)}")
@@ -111,13 +118,14 @@ def _fisher(network: nn.Module, adapters: list[nn.Parameter], split: EncodedSpli
         gradients = torch.autograd.grad(_loss(network, split, [example]), adapters)
         for sum_, gradient in zip(total, gradients, strict=True):
             sum_ += gradient.square()
-    return torch.cat([part.flatten() for part in total]).numpy() / split.num_examples
+    return torch.cat([part.flatten() for part in total]).cpu().numpy() / split.num_examples
 
 
 def _loss(network: nn.Module, split: EncodedSplit, examples: Sequence[int]) -> torch.Tensor:
     """Return the mean loss of some examples of task 0."""
     sequences = np.flatnonzero(np.isin(split.questions, list(examples)))
-    batch = collate([(0, int(n)) for n in sequences], [split])
+    device = next(network.parameters()).device
+    batch = collate([(0, int(n)) for n in sequences], [split]).to(device)
     losses_B = batch_losses(network, network(**network_inputs(batch)), batch)
     return (losses_B * batch.weights_B).sum() / len(examples)
 

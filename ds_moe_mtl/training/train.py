@@ -17,7 +17,7 @@ from torch import distributed as dist
 import moe_kernels
 from ds_moe_mtl.config import RunConfig, UserError, dump_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
-from ds_moe_mtl.models.attention import packed_attention
+from ds_moe_mtl.models.attention import PACKED_FLASH
 from ds_moe_mtl.models.folder import save_folder
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.training.checkpoint import (
@@ -212,7 +212,9 @@ def _train_one(
     found = find_resume(config.run.resume, folder.checkpoints, identity)
     about = _about(network, plan, deepspeed, device, ranks)
     engine = start_engine(network, config, deepspeed)
-    loader = plan.super_batches(ranks.rank, ranks.world_size)
+    loader = plan.super_batches(
+        ranks.rank, ranks.world_size, about["attention"] != PACKED_FLASH, device.index
+    )
     first_step = 0
     chosen = choose_whole(found, say)
     if chosen is not None:
@@ -296,9 +298,10 @@ def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks:
     config = plan.config
     sparse = config.model.kind in SPARSE_KINDS
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    attention = packed_attention(device, dtype[config.train.precision])
     if plan.generates:
         attention = network.transformer.config._attn_implementation
+    else:
+        attention = network.encoder.attention_on(device, dtype[config.train.precision])
     return {
         "encoder": plan.source.resolved,
         "weights": sum(parameter.numel() for parameter in network.parameters()),

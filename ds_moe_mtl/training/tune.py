@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.models import build_network
 from ds_moe_mtl.models.pretrained import find_encoder, load_transformer
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 from ds_moe_mtl.tasks.text2text import SEEDS, of_seed, on_test
+from ds_moe_mtl.training.engine import device_type
 from ds_moe_mtl.training.fewshot import (
     Tuning,
     for_new_task,
@@ -22,6 +25,7 @@ from ds_moe_mtl.training.fewshot import (
     upstream_network,
 )
 from ds_moe_mtl.training.network import head_specs
+from ds_moe_mtl.training.run_folder import device_name
 
 DIRECT = "direct"
 DROPOUT = 0.1
@@ -70,12 +74,14 @@ def tune_tasks(
     rows = read_rows(options.output, settings)
     done = {row["task"] for row in rows}
     tokenizer = _tokenizer(upstream, encoder)
+    device = torch.device(device_type())
+    say(f"device: {device_name(device)}")
     for spec in specs:
         if spec.name in done:
             continue
         began = time.perf_counter()
         splits = _splits(spec, tokenizer, root, cache, options)
-        network = _network(spec, upstream, encoder, vectors, tuning, options.seed)
+        network = _network(spec, upstream, encoder, vectors, tuning, options.seed).to(device)
         result = tune_task(network, spec, splits, tuning, options.seed)
         seconds = round(time.perf_counter() - began, 1)
         row = {"task": spec.name, **result, "seconds": seconds, "settings": settings}
@@ -125,8 +131,6 @@ def _splits(spec: TaskSpec, tokenizer, root, cache, options):
 
 
 def _network(spec: TaskSpec, upstream, encoder, vectors, tuning: Tuning, seed: int):
-    import torch
-
     torch.manual_seed(seed)
     head = head_specs([spec])[0]
     if upstream == DIRECT:

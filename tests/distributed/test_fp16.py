@@ -1,71 +1,21 @@
 """fp16's logic on gloo ranks: DeepSpeed's device check is lifted, all else is what a GPU runs."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
 from ds_moe_mtl.moe.convert import is_expert_key
-from tests.support.launch import ROOT, run_ranks
-from tests.support.steps import start_tiny
+from tests.support.launch import run_ranks
+from tests.support.overflow import BAD_STEP, overflow_on_one_rank, write_fp16
 from tests.support.tiny import write_tiny
 
-BAD_STEP, BAD_RANK = 2, 1
-
-
-class Poisoned:
-    """A loader whose batch of BAD_STEP weighs its loss beyond float32 on BAD_RANK."""
-
-    def __init__(self, loader, rank: int) -> None:
-        self.loader, self.rank = loader, rank
-        self.stall_seconds = self.attention_padding = 0.0
-        self.close = loader.close
-
-    def __iter__(self):
-        for step, (micro_batches, examples) in enumerate(self.loader):
-            if step == BAD_STEP and self.rank == BAD_RANK:
-                micro_batches[0].weights_B.fill_(1e38)
-            yield micro_batches, examples
-
-
-def overflow_on_one_rank(folder: str, json_path: str, ep_sizes: list[int]) -> list[dict]:
-    """Return, for each ep_size, weights and loss scales around a step whose loss is infinite."""
-    from deepspeed.accelerator import get_accelerator
-    from torch import distributed as dist
-
-    get_accelerator().is_fp16_supported = lambda: True
-    results = []
-    for ep_size in ep_sizes:
-        sections = {
-            "moe": {"ep_size": ep_size},
-            "train": {"precision": "fp16", "steps": 5, "save_every": 1},
-        }
-        run = start_tiny(folder, sections, Path(json_path), device="cuda")
-        results.append([])
-        said = []
-        run.loop.skipped.say = said.append
-
-        def record(step, engine=run.engine, history=results[-1], said=said, loop=run.loop):
-            weights = {k: v.detach().clone() for k, v in engine.module.state_dict().items()}
-            scale = engine.optimizer.loss_scale
-            history.append({"weights": weights, "scale": scale, "skipped": engine.skipped_steps})
-            history[-1] |= {"said": list(said), "counted": loop.skipped.count}
-
-        run.loop.save = record
-        run.loop.loader = Poisoned(run.loop.loader, dist.get_rank())
-        run.loop.run(0)
-    return results
+BAD_RANK = 1
 
 
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory):
     folder = write_tiny(tmp_path_factory.mktemp("fp16"))
-    config = json.loads((ROOT / "ds_configs/deepspeed/zero2.json").read_text())
-    config["fp16"] = {"enabled": "auto", "initial_scale_power": 8, "hysteresis": 1}
-    path = folder / "fp16.json"
-    path.write_text(json.dumps(config))
-    return run_ranks(overflow_on_one_rank, str(folder), str(path), [1, 2], ranks=2, time_limit=240)
+    arguments = str(folder), str(write_fp16(folder)), [1, 2], BAD_RANK
+    return run_ranks(overflow_on_one_rank, *arguments, ranks=2, time_limit=240)
 
 
 @pytest.mark.parametrize(("which", "ep_size"), [(0, 1), (1, 2)])

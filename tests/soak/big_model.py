@@ -1,14 +1,19 @@
-"""Trains a BERT with experts for a few steps in one process and says what memory it took.
+"""Trains BERTs with experts for a few steps in one process and says what memory it took.
 
     python tests/soak/big_model.py --size bert_large --experts 4 --zero 2 [--layers 6] [--offload]
+    python tests/soak/big_model.py --experts 4 16 --zero 1 2 --checkpointing off on \
+        --offload off on --sequences 32 --length 128     # every combination, one after the other
 
-Random weights of the given size, bf16, Adam, one CPU process on DeepSpeed's engine. What the states
-should take (ds_moe_mtl.models.memory) and what the process should need are printed first; nothing
-is built where that exceeds --limit-gib or the memory that is free. `--zero 3` shows DeepSpeed's
-refusal.
+MT-TaG of random weights of the given size, eight gates, bf16, Adam, on DeepSpeed's engine. Each row
+holds the planner's peak (ds_moe_mtl.models.memory; without the optimizer where that is offloaded)
+and the measured one: what torch's allocator held on a GPU, the process's resident memory on a CPU,
+where nothing is built that exceeds --limit-gib or the memory that is free. `--zero 3` shows
+DeepSpeed's refusal.
 """
 
 import argparse
+import gc
+import itertools
 import json
 import os
 import resource
@@ -30,7 +35,9 @@ IMPORTS_GIB = 0.5
 PEAK_BYTES_A_WEIGHT = 33
 """Measured (docs/memory.md): the states' 16, copies of gradients and freed blocks that stay."""
 
-EXAMPLES, TOKENS, GATES = 4, 32, 8
+GATES, DROPOUT = 8, 0.1
+BUCKET = 50_000_000  # elements, as in ds_configs/deepspeed
+SWITCH = ("off", "on")
 
 
 def main() -> int:
@@ -38,93 +45,174 @@ def main() -> int:
     shape = SIZES[options.size]
     if options.layers:
         shape = shape._replace(layers=options.layers)
-    weights = memory.count_weights(shape, options.experts, GATES)
-    if options.zero < 3:
-        states = memory.state_bytes(weights, options.zero, 1, 1, "bf16").total / GIB
+    device = start()
+    status = 0
+    cases = itertools.product(
+        options.experts, options.zero, options.offload or ["on"], options.checkpointing
+    )
+    for experts, zero, offload, checkpointing in cases:
+        row = {
+            "size": options.size,
+            "layers": shape.layers,
+            "experts": experts,
+            "zero": zero,
+            "offload": offload == "on",
+            "checkpointing": checkpointing == "on",
+            "tokens": f"{options.sequences} x {options.length}",
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        }
+        weights = memory.count_weights(shape, experts, GATES)
+        row["weights"] = weights.total
+        if zero < 3:
+            row["planned_gib"] = round(planned(shape, weights, row, options, device) / GIB, 2)
         needed = PEAK_BYTES_A_WEIGHT * weights.total / GIB + IMPORTS_GIB
         allowed = min(options.limit_gib, psutil.virtual_memory().available / GIB)
-        print(f"{weights.total / 1e6:,.0f}M weights; states {states:.1f} GiB, peak {needed:.1f}")
-        if needed > allowed:
-            print(f"not run: {allowed:.1f} GiB are free, or allowed by --limit-gib")
-            return 1
-    rows = train(shape, options)
-    print(json.dumps(rows))
-    return 0
+        if device.type == "cpu" and zero < 3 and needed > allowed:
+            row["not_run"] = f"needs {needed:.1f} GiB; {allowed:.1f} are free, or --limit-gib"
+            status = 1
+        else:
+            row |= measured(shape, row, options, device)
+        print(json.dumps(row), flush=True)
+        if options.output:
+            with options.output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    return status
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="bert_large")
     parser.add_argument("--layers", type=int, help="default: the size's own")
-    parser.add_argument("--experts", type=int, default=4)
-    parser.add_argument("--zero", type=int, choices=(1, 2, 3), default=2)
-    parser.add_argument("--offload", action="store_true", help="offload_optimizer: cpu")
+    parser.add_argument("--experts", type=int, nargs="+", default=[4])
+    parser.add_argument("--zero", type=int, choices=(1, 2, 3), nargs="+", default=[2])
+    parser.add_argument(
+        "--offload", choices=SWITCH, nargs="*", default=["off"], help="optimizer on the host"
+    )
+    parser.add_argument("--checkpointing", choices=SWITCH, nargs="+", default=["off"])
+    parser.add_argument("--sequences", type=int, default=4)
+    parser.add_argument("--length", type=int, default=32, help="tokens a sequence")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--limit-gib", type=float, default=15.0)
+    parser.add_argument("--limit-gib", type=float, default=15.0, help="on a CPU")
+    parser.add_argument("--output", type=Path, help="append the rows to this file")
     return parser.parse_args()
 
 
-def train(shape: Shape, options: argparse.Namespace) -> dict:
-    """Return peaks and bytes a weight after `options.steps` steps."""
-    from ds_moe_mtl.models import upcycle
-    from ds_moe_mtl.moe import to_deepspeed
-    from ds_moe_mtl.moe.optimizer_groups import parameter_groups
+def start() -> torch.device:
     from ds_moe_mtl.training.engine import start_process_group
     from ds_moe_mtl.training.rendezvous import rendezvous
 
-    start_process_group(rendezvous(os.environ))
-    import deepspeed
-    from transformers import BertConfig, BertModel
+    return start_process_group(rendezvous(os.environ))
 
-    before = peak()
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate,
+
+def planned(shape: Shape, weights, row: dict, options, device: torch.device) -> float:
+    """Return the planner's peak in bytes."""
+    count, length = options.sequences, options.length
+    tokens = memory.Tokens(count * length, count * length, count * length**2)
+    activations = memory.activation_bytes(
+        shape,
+        tokens,
+        "bf16",
+        True,
+        DROPOUT,
+        checkpointing=row["checkpointing"],
+        fused_attention=device.type == "cuda",
     )
-    model = BertModel(config, add_pooling_layer=False)
-    upcycle(model, num_experts=options.experts, num_gates=GATES)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    to_deepspeed(model.to(torch.bfloat16))
-    peaks = {"built": peak()}
+    peak = memory.peak_bytes(shape, weights, row["zero"], 1, 1, "bf16", activations, tokens, BUCKET)
+    return peak.total - (peak.optimizer if row["offload"] else 0)
+
+
+def measured(shape: Shape, row: dict, options, device: torch.device) -> dict:
+    """Return peaks and seconds of `options.steps` steps; that memory ran out, where it did."""
+    reset_peak(device)
+    before = peak(device)
+    try:
+        found = train(shape, row, options, device)
+    except torch.OutOfMemoryError as error:
+        found = {"out_of_memory": str(error).splitlines()[0][:160]}
+    gc.collect()  # an engine is full of cycles
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        found["left_gib"] = round(torch.cuda.memory_allocated() / GIB, 2)
+    return {"before_gib": round(before, 2), **found}
+
+
+def train(shape: Shape, row: dict, options, device: torch.device) -> dict:
+    import deepspeed
+
+    from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
+    from ds_moe_mtl.models.shape import random_transformer
+    from ds_moe_mtl.moe import to_deepspeed
+    from ds_moe_mtl.moe.optimizer_groups import parameter_groups
+
+    torch.manual_seed(0)
+    routing = RoutingOptions(num_experts=row["experts"], num_gates=GATES, gate_scale="preserve")
+    heads = [HeadSpec(f"task{number}", 2) for number in range(GATES)]
+    with device:
+        transformer = random_transformer(shape, DROPOUT)
+        network = build_network(transformer, "mt_tag", heads, DROPOUT, routing)
+    if row["checkpointing"]:
+        network.checkpoint_activations()
+    count = sum(parameter.numel() for parameter in network.parameters())
+    to_deepspeed(network.to(torch.bfloat16))
+    peaks = {"built": peak(device)}
     engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=parameter_groups(model, 0.0, (0.9, 0.999), True),
-        config=deepspeed_config(options),
+        model=network,
+        model_parameters=parameter_groups(network, 0.0, (0.9, 0.999), True),
+        config=deepspeed_config(row, options),
         dist_init_required=False,
     )
-    peaks["engine"] = peak()
+    peaks["engine"] = peak(device)
+    reset_peak(device)
+    engine.train()
     seconds = []
     for step in range(options.steps):
         began = time.perf_counter()
-        draw = torch.Generator().manual_seed(step)
-        ids = torch.randint(1000, 30_000, (EXAMPLES, TOKENS), generator=draw)
-        gates = torch.arange(EXAMPLES) % GATES
-        out = engine(input_ids=ids, attention_mask=torch.ones_like(ids), gate_ids=gates)
-        engine.backward(out.last_hidden_state.float().square().mean())
-        peaks[f"backward {step + 1}"] = peak()
+        outputs = engine(**batch(options, device, step))
+        engine.backward(outputs.logits_BC.square().mean())
+        peaks[f"backward {step + 1}"] = peak(device)
         engine.step()
-        peaks[f"step {step + 1}"] = peak()
-        seconds.append(round(time.perf_counter() - began, 1))
+        del outputs
+        peaks[f"step {step + 1}"] = peak(device)
+        seconds.append(round(time.perf_counter() - began, 3))
+    held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    engine.destroy()
     return {
-        "weights": count,
-        "zero": options.zero,
-        "offload": options.offload,
-        "imports_gib": round(before, 2),
+        "measured_gib": round(max(gib for name, gib in peaks.items() if " " in name), 2),
+        "held_gib": round(held / GIB, 2),
         "peak_gib_after": {stage: round(gib, 2) for stage, gib in peaks.items()},
-        "bytes_a_weight": round((peak() - before) * GIB / count, 2),
+        "bytes_a_weight": round(peaks[f"step {options.steps}"] * GIB / count, 2),
         "seconds_a_step": seconds,
     }
 
 
-def deepspeed_config(options: argparse.Namespace) -> dict:
-    zero = {"stage": options.zero}
-    if options.offload:
+def batch(options, device: torch.device, step: int) -> dict:
+    """Return a network's inputs: random tokens, the tasks in turn."""
+    count, length = options.sequences, options.length
+    draw = torch.Generator().manual_seed(step)
+    ids = torch.randint(1000, 30_000, (count * length,), generator=draw).to(device)
+    return {
+        "input_ids_T": ids,
+        "token_type_ids_T": torch.zeros_like(ids),
+        "position_ids_T": torch.arange(length, device=device).repeat(count),
+        "cu_seqlens": (torch.arange(count + 1, device=device) * length).int(),
+        "lengths": (length,) * count,
+        "groups": ((0, count),),
+        "task_ids_B": torch.arange(count, device=device) % GATES,
+        "spans_B22": torch.full((count, 2, 2), -1, device=device),
+        "longest_word": 1,
+    }
+
+
+def deepspeed_config(row: dict, options) -> dict:
+    zero = {
+        "stage": row["zero"],
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+    }
+    if row["offload"]:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_batch_size": EXAMPLES,
+        "train_batch_size": options.sequences,
         "bf16": {"enabled": True},
         "zero_optimization": zero,
         # Otherwise DeepSpeed insists on its own CPUAdam, which it compiles first.
@@ -135,9 +223,18 @@ def deepspeed_config(options: argparse.Namespace) -> dict:
     }
 
 
-def peak() -> float:
-    """Return this process's largest resident memory so far, in GiB."""
+def peak(device: torch.device) -> float:
+    """Return the most memory so far, in GiB: of tensors on a GPU since the last reset, else
+    resident in this process."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def wait_for_ever() -> None:
 def plant(kind: str, faulty_rank: int, step: int) -> None:
     original = RunPlan.super_batches
 
-    def super_batches(plan: RunPlan, rank: int = 0, world_size: int = 1):
-        loader = original(plan, rank, world_size)
+    def super_batches(plan: RunPlan, rank: int = 0, world_size: int = 1, *rest):
+        loader = original(plan, rank, world_size, *rest)
         return Faulty(loader, kind, step) if kind == "slow" or rank == faulty_rank else loader
 
     RunPlan.super_batches = super_batches

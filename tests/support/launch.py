@@ -1,5 +1,7 @@
 """Starts N gloo ranks on this machine, for every test that needs more than one process.
 
+GPUs are hidden from them unless `env` says otherwise: there may be fewer than ranks.
+
 Used so:
     results = run_ranks(losses_of_three_steps, "paper", ranks=2)   # a function of a test file
     run = launch([ROOT / "train.py", config], ranks=2, launcher="mpirun")
@@ -197,6 +199,7 @@ def rank_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}",
         "PYTHONPATH": os.pathsep.join(filter(None, sources)),
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
         **(extra or {}),
     }
 

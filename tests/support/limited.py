@@ -15,10 +15,10 @@ def plant(full_rank: int, most: int) -> None:
     """Limit the rank's files once it makes its loader: what starts ranks writes files too."""
     original = RunPlan.super_batches
 
-    def super_batches(plan: RunPlan, rank: int = 0, world_size: int = 1):
+    def super_batches(plan: RunPlan, rank: int = 0, world_size: int = 1, *rest):
         if rank == full_rank:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        return original(plan, rank, world_size)
+        return original(plan, rank, world_size, *rest)
 
     RunPlan.super_batches = super_batches
 

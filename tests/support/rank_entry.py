@@ -10,6 +10,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from ds_moe_mtl.training.rendezvous import apply, rendezvous
@@ -22,7 +23,10 @@ def main(call: str, output: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    dist.init_process_group("gloo")
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo")
     result = getattr(module, name)(*arguments)
     Path(output, f"rank{dist.get_rank()}.pkl").write_bytes(pickle.dumps(result))
     dist.destroy_process_group()

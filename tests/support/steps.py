@@ -60,7 +60,7 @@ def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu"
     device is what the configuration is checked for: "cuda" lets fp16 pass.
     """
     ranks = rendezvous(os.environ)
-    start_process_group(ranks)
+    here = start_process_group(ranks)
     config = tiny_config(Path(folder), deepspeed=str(deepspeed), **sections)
     plan = make_plan(config, task_specs(config), quiet)
     network, _ = new_network(plan)
@@ -68,9 +68,8 @@ def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu"
     differ_experts(network)
     resolved = resolve_deepspeed(config, dist.get_world_size(), device)
     engine = start_engine(network, config, resolved)
-    loader = plan.super_batches(dist.get_rank(), dist.get_world_size())
+    loader = plan.super_batches(dist.get_rank(), dist.get_world_size(), gpu=here.index)
     rows = Rows()
-    cpu = torch.device("cpu")
     skipped = SkippedSteps(
         engine,
         [spec.name for spec in plan.specs],
@@ -81,7 +80,7 @@ def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu"
     )
     unwatched = Watchdog(ranks, config.train.hang_timeout)  # not entered
     loop = TrainingLoop(
-        engine, plan, loader, cpu, NeverStopped(), rows, skipped, unwatched, lambda _: None, quiet
+        engine, plan, loader, here, NeverStopped(), rows, skipped, unwatched, lambda _: None, quiet
     )
     return TinyRun(loop, rows)
 
@@ -121,7 +120,8 @@ def _watch_margins(network: torch.nn.Module) -> list[float]:
         logits = hidden_states.detach() @ layer.gate.wg.weight.detach().T
         logits = logits.view(*logits.shape[:-1], -1, experts)
         if gate_ids is not None and used_token is None and experts > 1:
-            own = logits.flatten(0, 1)[torch.arange(gate_ids.numel()), gate_ids.flatten()]
+            tokens = torch.arange(gate_ids.numel(), device=gate_ids.device)
+            own = logits.flatten(0, 1)[tokens, gate_ids.flatten()]
             best = own.topk(2, dim=-1).values
             if len(best):
                 margins.append(float((best[:, 0] - best[:, 1]).min()))
