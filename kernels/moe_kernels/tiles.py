@@ -88,7 +88,7 @@ def expert_pointer(table_ptr, expert, like_ptr):
 
 @triton.jit
 def dot(a, b, acc, UPCAST: tl.constexpr):
-    """Return acc + a @ b in float32. UPCAST: the interpreter has no product of bfloat16."""
+    """Return acc + a @ b in float32. UPCAST: in the interpreter, which has none of bfloat16."""
     if UPCAST:
         a = a.to(tl.float32)
         b = b.to(tl.float32)

@@ -94,6 +94,20 @@ def test_two_runs_agree_to_the_bit():
         assert torch.equal(value, second[name]), name
 
 
+def test_a_kept_graph_can_be_gone_through_again():
+    """The backward pass writes over what the forward one saved, but not under retain_graph."""
+    layer = make_layer(40, 16, 24, 2, 3, torch.float16).to(KERNEL_DEVICE)
+    leaves = [tensor.clone().requires_grad_() for tensor in layer.tensors()]
+    kinds = [leaves[2 + 3 * i : 5 + 3 * i] for i in range(4)]
+    y_TD = moe_kernels.top1_moe_ffn(
+        leaves[0], leaves[1], layer.gate_ids_T, *kinds, layer.mask_T, impl="triton"
+    )[0]
+    first = torch.autograd.grad(y_TD, leaves, layer.grad_y_TD, retain_graph=True)
+    second = torch.autograd.grad(y_TD, leaves, layer.grad_y_TD)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_input_and_weights_need_not_be_contiguous():
     layer = make_layer(20, 8, 12, 2, 3)
     expected, _, _ = top1(layer)

@@ -301,7 +301,7 @@ def sum_products(
     k = tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     sums = tl.zeros([BLOCK_N if SUM == 2 else BLOCK_M, ONES], tl.float32)
-    ones = tl.full([BLOCK_K, ONES], 1.0, inner.dtype.element_ty)
+    ones = tl.full([BLOCK_K, ONES], 1.0, tl.float32).to(inner.dtype.element_ty)
     inner_spot = inner + k.to(tl.int64)[:, None] * F + f[None, :]
     outer_spot = outer + k.to(tl.int64)[:, None] * D + d[None, :]
     whole = count // BLOCK_K * BLOCK_K
