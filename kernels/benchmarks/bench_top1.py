@@ -43,7 +43,7 @@ def main() -> int:
     options = parse()
     if options.threads:
         torch.set_num_threads(options.threads)
-    impls = usable_impls(options.device)
+    impls = [impl for impl in usable_impls(options.device) if impl in options.impls]
     if not all([agrees(impl, options.device, dtype) for dtype in options.dtypes for impl in impls]):
         print("The implementations do not agree with float64: nothing is timed.")
         return 1
@@ -108,8 +108,8 @@ def contestants(problem: Problem, impls: list[str], options) -> dict:
     if options.others:
         makers |= {
             "plain loop": lambda: plain_loop(problem),
-            "dense, torch.compile": lambda: torch.compile(dense(problem)),
-            "ours, torch.compile": lambda: torch.compile(ours(problem, "auto")),
+            "dense, torch.compile": lambda: torch.compile(dense(problem), dynamic=False),
+            "ours, torch.compile": lambda: torch.compile(ours(problem, "auto"), dynamic=False),
             "grouped_mm + bias": lambda: grouped_mm(problem),
             "DeepSpeed, capacity 1": lambda: stock_deepspeed(problem, drop_tokens=True),
             "DeepSpeed, no drop": lambda: stock_deepspeed(problem, drop_tokens=False),
@@ -274,6 +274,8 @@ def parse():
     parser.add_argument("--experts", type=int, nargs="+")
     parser.add_argument("--gates", type=int, default=8)
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "float16", "bfloat16"))
+    impls = ("torch", "triton", "cuda")
+    parser.add_argument("--impls", nargs="+", choices=impls, default=impls, help="ours: which")
     parser.add_argument("--modes", nargs="+", choices=("forward", "step"), default=["step"])
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int, help="of torch on a CPU")

@@ -70,7 +70,7 @@ def weight_grad_blocks(dtype: torch.dtype, inner: int, hidden: int, experts: int
         return _FLOAT32
     tiles = 2 * experts * (inner // 128) * (hidden // 256)
     if hidden % 256 or tiles < 2 * MULTIPROCESSORS:
-        return Blocks(128, 128, 64, 8, 4)
+        return Blocks(128, 128, 64, 8, 3)
     return Blocks(128, 256, 64, 8, 3)
 
 
@@ -93,7 +93,7 @@ def _wide(dtype: torch.dtype, rows: int, columns: int) -> Blocks:
     if few is not None:
         return few
     if columns % 256 or (rows // 128) * (columns // 256) < MULTIPROCESSORS:
-        return Blocks(128, 128, 64, 8, 3)
+        return Blocks(128, 128, 64, 4, 3)
     return Blocks(128, 256, 64, 8, 3)
 
 

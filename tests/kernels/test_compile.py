@@ -46,7 +46,9 @@ def test_products_use_hoppers_matrix_units_and_wide_asynchronous_copies(table):
 
 
 def test_tiles_that_share_a_multiprocessor_leave_each_other_room(table):
-    """The up product's tile is meant to run twice a multiprocessor: 64 K registers, 228 KiB."""
-    (up,) = [row for row in table if row["kernel"] == "up_kernel"]
-    assert 2 * up["registers"] * up["warps"] * 32 <= 65536
-    assert 2 * up["shared_bytes"] <= 228 * 1024
+    """Products with GELU are meant to run twice a multiprocessor: 64 K registers, 228 KiB."""
+    found = [row for row in table if row["kernel"] in ("up_kernel", "down_grad_kernel")]
+    assert len(found) == 2
+    for row in found:
+        assert 2 * row["registers"] * row["warps"] * 32 <= 65536, row
+        assert 2 * row["shared_bytes"] <= 228 * 1024, row

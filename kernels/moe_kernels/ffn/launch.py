@@ -69,7 +69,7 @@ def launch_experts(
         blocks = block_sizes.up_blocks(x_RD.dtype, num_rows, inner)
         kernel.up_kernel[_grid(num_rows, inner, experts, blocks)](
             x_RD, order, counts, experts.table, h_RF if keep_h else a_RF, a_RF, num_rows,
-            KEEP_H=keep_h, TANH=tanh, EXACT=_exact(x_RD), PARTS=max(1, blocks.n // UP_PART),
+            KEEP_H=keep_h, TANH=tanh, EXACT=_exact(x_RD), PARTS=_parts(blocks, UP_PART),
             **shared, **blocks.options(),
         )  # fmt: skip
         blocks = block_sizes.down_blocks(x_RD.dtype, num_rows, hidden)
@@ -120,7 +120,7 @@ def launch_down_grad(
         dy_RD, dy_RD if order_R is None else order_R, counts, experts.table, h_RF, grad_h_RF,
         dy_RD if dots is None else dots, num_rows, HAS_DOTS=dots is not None, TANH=tanh,
         EXACT=_exact(dy_RD), ALIGN=experts.align, UPCAST=upcasts(dy_RD.dtype),
-        PARTS=max(1, blocks.n // DOWN_GRAD_PART), **experts.constants, **blocks.options(),
+        PARTS=_parts(blocks, DOWN_GRAD_PART), **experts.constants, **blocks.options(),
     )  # fmt: skip
     return grad_h_RF
 
@@ -213,6 +213,11 @@ def _grid(num_rows: int, columns: int, experts: Experts, blocks) -> tuple[int]:
 
 def _tiles(num_rows: int, num_experts: int, block: int) -> int:
     return (num_rows + (num_experts + 1) * (block - 1)) // block
+
+
+def _parts(blocks, columns: int) -> int:
+    """Return into how many parts of about so many columns an epilogue cuts a tile: 1, 2 or 4."""
+    return min(4, max(1, blocks.n // columns))
 
 
 def _exact(x: Tensor) -> bool:
