@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         metavar="table | key=value",
         help="table1 to table8, one or several; section.key=value holds for all runs",
     )
-    parser.add_argument("--budget", default="cpu", help="smoke, cpu (default) or paper")
+    parser.add_argument("--budget", default="cpu", help="smoke, cpu (default), gpu or paper")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/reproduce"), help="default: runs/reproduce"
     )
