@@ -79,6 +79,9 @@ def notes(table: Table, budget: Budget, stand_in: str | None, scores: Scores) ->
     found = [f"Budget: {budget.about}."]
     if stand_in is not None:
         found.append(f"Encoder: {stand_in} stands in for the table's own on this budget.")
+    devices = dict.fromkeys(score["device"] for score in scores.values())
+    if devices:
+        found.append(f"Run on: {', '.join(devices)}.")
     seen = dict.fromkeys(note for score in scores.values() for note in score["notes"])
     merged = _merged(list(seen))
     found += [f"Data: {note}." for note in merged]

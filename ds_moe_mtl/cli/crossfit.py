@@ -181,7 +181,13 @@ def _study(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (1)")
     parser.add_argument("--routes", default="vector", help="of unseen tasks, where learned")
     parser.add_argument("--tune-steps", type=int, default=STEPS, help=f"a task ({STEPS})")
-    parser.add_argument("--tune-lr", type=float, default=1e-4)
+    parser.add_argument(
+        "--tune-lr",
+        type=float,
+        nargs="+",
+        default=[1e-4],
+        help="rates that are tried on each task, the best by its dev rows is scored (1e-4)",
+    )
     parser.add_argument("--test-limit", type=int, default=200, help="test examples a task (200)")
     options = parser.parse_intermixed_args(arguments)
     return answer(lambda: _run_study(options))
@@ -191,7 +197,9 @@ def _run_study(options) -> int:
     from ds_moe_mtl.analysis.crossfit import write_report
     from ds_moe_mtl.training.study import run_study
 
-    layout = run_study(options, lambda line: print(line, flush=True))
+    status, layout = run_study(options, lambda line: print(line, flush=True))
+    if status:
+        return status
     text = write_report(layout, write_task_routes)
     print(text)
     print(f"report: {options.output / 'report.md'}")

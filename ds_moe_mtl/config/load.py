@@ -185,7 +185,7 @@ def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
 
     tasks = []
     for i, task in enumerate(config.tasks):
-        if isinstance(task, OwnTask):
+        if isinstance(task, OwnTask) and task.hub is None:
             files = {"train": task.train} | ({"dev": task.dev} if task.dev else {})
             kinds = "a file: csv, tsv, jsonl or parquet"
             paths = {part: found(f"tasks.{i}.{part}", name, kinds) for part, name in files.items()}

@@ -60,9 +60,11 @@ class DataSection(Section):
 
 
 class OwnTask(Section):
-    """A user's own data as one row: files, columns, and what to predict."""
+    """A user's own data as one row: files (or splits of a set of the Hub), columns, the label."""
 
     name: Name
+    hub: Text | None = None  # a data set of the Hub: train and dev are then its splits
+    hub_config: Text | None = None  # its configuration; null: the only one
     train: Text  # csv, tsv, jsonl or parquet
     dev: Text | None = None  # null: a seeded part of train
     dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -80,6 +82,10 @@ class OwnTask(Section):
         if self.kind is not None and self.options is not None:
             raise ValueError(
                 f"tasks: {self.name!r} has kind = {self.kind} and options; allowed: one of them"
+            )
+        if self.hub_config is not None and self.hub is None:
+            raise ValueError(
+                f"tasks: {self.name!r} has hub_config = {self.hub_config} and no hub; allowed: both"
             )
         return self
 

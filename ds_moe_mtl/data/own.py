@@ -1,4 +1,8 @@
-"""A user's own files as a task: kind and labels by the label column, dev rows cut where needed."""
+"""A user's own files, or a data set of the Hub, as a task.
+
+Kind and labels follow from the label column; dev rows are cut from the training rows where there
+are no others.
+"""
 
 import hashlib
 from collections import defaultdict
@@ -6,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, UserError
+from ds_moe_mtl.data.hub import HubSplit, hub_split
 from ds_moe_mtl.data.rows import label_name, score
 from ds_moe_mtl.data.tables import Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, known_tasks, task_groups
@@ -22,7 +27,7 @@ _METRICS = {
 
 
 def own_spec(task: OwnTask) -> TaskSpec:
-    """The task as a row: the kind, the labels and the number of training rows are its file's.
+    """The task as a row: the kind, the labels and the number of training rows are its data's.
 
     Labels that are text or whole numbers make a classification, others a regression, unless the
     task says (text: the label is generated) or has a column of options. Raises UserError for a
@@ -34,16 +39,18 @@ def own_spec(task: OwnTask) -> TaskSpec:
     columns = [*task.text, task.label, *([task.options] if task.options else [])]
     if len(set(columns)) < len(columns):
         raise UserError(f"tasks: {task.name!r} names a column twice: {', '.join(columns)}")
-    values = read_table(Path(task.train), columns)[task.label]
+    hub = None if task.hub is None else (task.hub, task.hub_config or "")
+    origin = task.train if hub is None else own_hub_split(task.name, hub, task.train).origin
+    values = _rows(task.name, hub, task.train, columns, task.label)[task.label]
     if not values:
-        raise UserError(f"{task.train}: the file has no rows; it needs at least one")
+        raise UserError(f"{origin}: the file has no rows; it needs at least one")
     for row, value in enumerate(values):
         if value is None or (isinstance(value, str) and not value.strip()):
-            raise UserError(f"{task.train}: row {row} (from 0): no label in column {task.label!r}")
+            raise UserError(f"{origin}: row {row} (from 0): no label in column {task.label!r}")
     kind = "options" if task.options else task.kind or _kind(values)
     if kind == "regression":  # here, where rows still have the file's numbers
         for row, value in enumerate(values):
-            score(task.label, row, value, task.train)
+            score(task.label, row, value, origin)
     metrics = _METRICS[kind]
     if task.metric and task.metric not in metrics:
         raise UserError(
@@ -54,11 +61,12 @@ def own_spec(task: OwnTask) -> TaskSpec:
         kind=kind,
         text=tuple(task.text),
         label=task.label,
-        labels=_classes(values, task) if kind == "classification" else (),
+        labels=_classes(values, task.label, origin) if kind == "classification" else (),
         choices=(task.options,) if task.options else (),
         metric=task.metric or metrics[0],
         max_length=task.max_length or DEFAULT_LENGTH,
         published_size=len(values),
+        hub=hub,
         train_file=task.train,
         dev_file=task.dev or "",
         dev_fraction=task.dev_fraction,
@@ -73,9 +81,10 @@ def own_columns(spec: TaskSpec, split: str) -> Columns:
     the same fraction. Raises UserError where a side would be empty.
     """
     is_dev = split != spec.train_split
+    where = spec.dev_file if is_dev and spec.dev_file else spec.train_file
+    columns = _rows(spec.name, spec.hub, where, spec.columns, spec.label)
     if spec.dev_file:
-        return read_table(Path(spec.dev_file if is_dev else spec.train_file), spec.columns)
-    columns = read_table(Path(spec.train_file), spec.columns)
+        return columns
     held_out = _held_out(spec, columns)
     rows = [row for row, dev in enumerate(held_out) if dev == is_dev]
     if not rows:
@@ -84,6 +93,23 @@ def own_columns(spec: TaskSpec, split: str) -> Columns:
             f"dev_fraction {spec.dev_fraction}; give a dev file"
         )
     return {name: [values[row] for row in rows] for name, values in columns.items()}
+
+
+def own_hub_split(task: str, hub: tuple[str, str], split: str) -> HubSplit:
+    """A split of the Hub's data set that a user's row names. Raises UserError for none."""
+    try:
+        return hub_split(hub, split, task, "name a data set and a split that are there, or files")
+    except UserError as error:
+        raise UserError(f"tasks: {error}") from None
+
+
+def _rows(
+    task: str, hub: tuple[str, str] | None, where: str, columns: Sequence[str], label: str
+) -> Columns:
+    """These columns of a file, or of the split `where` of a data set of the Hub."""
+    if hub is None:
+        return read_table(Path(where), columns)
+    return own_hub_split(task, hub, where).columns(columns, label)
 
 
 def _held_out(spec: TaskSpec, columns: Columns) -> list[bool]:
@@ -120,13 +146,13 @@ def _is_whole(value) -> bool:
     return isinstance(value, int)
 
 
-def _classes(values: Sequence, task: OwnTask) -> tuple[str, ...]:
+def _classes(values: Sequence, label: str, origin: str) -> tuple[str, ...]:
     names = {label_name(value) for value in values}
     if len(names) < 2:
-        raise UserError(f"{task.train}: column {task.label!r} has one class only: {names.pop()!r}")
+        raise UserError(f"{origin}: column {label!r} has one class only: {names.pop()!r}")
     if len(names) > len(values) / 2 and len(values) > 8:
         raise UserError(
-            f"{task.train}: column {task.label!r} has {len(names)} different values in "
+            f"{origin}: column {label!r} has {len(names)} different values in "
             f"{len(values)} rows; these are no classes (kind: regression takes numbers)"
         )
     is_numeric = all(_is_whole(name) for name in names)

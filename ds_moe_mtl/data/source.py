@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data.gym import gym_files, gym_rows
-from ds_moe_mtl.data.own import own_columns
-from ds_moe_mtl.data.tables import Columns, need_columns, read_table
+from ds_moe_mtl.data.hub import hub_split
+from ds_moe_mtl.data.own import own_columns, own_hub_split
+from ds_moe_mtl.data.tables import Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, lexicon, synthetic, task_groups
 from ds_moe_mtl.tasks.text2text import FOLDER
 
@@ -67,13 +68,16 @@ def content_hash(paths: Iterable[str | Path]) -> str:
 
 def _own(spec: TaskSpec, split: str) -> Source:
     is_dev = split != spec.train_split
-    path = Path(spec.dev_file if spec.dev_file and is_dev else spec.train_file)
-    if not path.is_file():
-        raise UserError(f"tasks: {spec.name!r}: no file {path}")
-    origin = str(path) if spec.dev_file or not is_dev else f"{path} (held out)"
-    return Source(
-        origin, content_hash([path]), lambda: _filled(own_columns(spec, split), str(path))
-    )
+    origin = spec.dev_file if spec.dev_file and is_dev else spec.train_file
+    if spec.hub is not None:
+        found = own_hub_split(spec.name, spec.hub, origin)
+        origin, files = found.origin, found.files
+    else:
+        files = (origin,)
+        if not Path(origin).is_file():
+            raise UserError(f"tasks: {spec.name!r}: no file {origin}")
+    shown = f"{origin} (held out)" if is_dev and not spec.dev_file else origin
+    return Source(shown, content_hash(files), lambda: _filled(own_columns(spec, split), origin))
 
 
 def _generated(spec: TaskSpec, split: str) -> Source:
@@ -114,24 +118,16 @@ def _local(spec: TaskSpec, split: str, root: Path) -> Source:
 
 
 def _hub(spec: TaskSpec, split: str) -> Source:
-    import datasets
-
-    name, configuration = spec.hub
-    origin = f"{name} ({configuration}), {split}"
+    otherwise = "set data.root to a local folder, or to 'embedded' for the tasks shipped here"
     try:
-        rows = datasets.load_dataset(name, configuration, split=split)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"data.root: task {spec.name!r}: cannot load {origin} from the Hub ({reason}); "
-            "set data.root to a local folder, or to 'embedded' for the tasks shipped here"
-        ) from None
-
-    def read() -> Columns:
-        need_columns(spec.columns, rows.column_names, origin)
-        return _filled({column: list(rows[column]) for column in spec.columns}, origin)
-
-    return Source(origin, content_hash(file["filename"] for file in rows.cache_files), read)
+        found = hub_split(spec.hub, split, spec.name, otherwise)
+    except UserError as error:
+        raise UserError(f"data.root: {error}") from None
+    return Source(
+        found.origin,
+        content_hash(found.files),
+        lambda: _filled(found.columns(spec.columns), found.origin),
+    )
 
 
 def _filled(columns: Columns, origin: str) -> Columns:

@@ -6,7 +6,7 @@
 Tables of one budget share both, so that a mixture is trained once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from ds_moe_mtl.config import RunConfig, UserError, load_config
 from ds_moe_mtl.config.paper import Budget, Column, Mixture, Row, Table
 from ds_moe_mtl.tasks import get_task, is_small
 from ds_moe_mtl.training.engine import stop_process_group
-from ds_moe_mtl.training.finetune import EXPERIMENT, GATES, FineTuning, finetune
+from ds_moe_mtl.training.finetune import EXPERIMENT, GATES, FineTuning, finetune, plan_trials
 from ds_moe_mtl.training.plan import task_specs
+from ds_moe_mtl.training.processes import Job
 from ds_moe_mtl.training.rendezvous import Ranks
-from ds_moe_mtl.training.run_folder import read_json
+from ds_moe_mtl.training.run_folder import RunFolder, read_json
 from ds_moe_mtl.training.train import train
-from ds_moe_mtl.training.trials import LEADERBOARD
+from ds_moe_mtl.training.trials import LEADERBOARD, point_name
 
 Say = Callable[[str], None]
 
@@ -30,7 +31,13 @@ class Cell:
 
     row: str
     column: str
+    mixture: str | None
     job: FineTuning
+
+    @property
+    def name(self) -> str:
+        """What `part_of` knows it by."""
+        return f"{self.row} / {self.column}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def plan_table(
         for mixture in needed
     }
     cells = [
-        Cell(row.name, column.name, _job(row, column, budget, stage_one, folder, own))
+        Cell(row.name, column.name, row.mixture, _job(row, column, budget, stage_one, folder, own))
         for row in table.rows
         for column in table.columns
         if budget.tasks is None or column.task in budget.tasks
@@ -94,10 +101,63 @@ def run_table(plan: Reproduction, ranks: Ranks, say: Say) -> int:
     return 0
 
 
+def part_of(plan: Reproduction, name: str) -> Reproduction:
+    """Return one part of a table: a mixture, or a cell ("row / column") with its mixture.
+
+    Raises UserError for a name that is no part.
+    """
+    if name in plan.mixtures:
+        return Reproduction({name: plan.mixtures[name]}, ())
+    cells = tuple(cell for cell in plan.cells if cell.name == name)
+    if not cells:
+        known = ", ".join([*plan.mixtures, *(cell.name for cell in plan.cells[:2])])
+        raise UserError(f"--only: {name!r} is no part of the table; allowed: {known}, ...")
+    needed = {cell.mixture for cell in cells}
+    return Reproduction({k: v for k, v in plan.mixtures.items() if k in needed}, cells)
+
+
+def table_jobs(
+    plans: Mapping[str, Reproduction],
+    command: Callable[[str, str], Sequence[str]],
+    ranks: Ranks,
+    say: Say,
+) -> list[Job]:
+    """Return what is left of some tables as commands: a mixture each, then a cell each.
+
+    plans: by table, of one folder; what tables share is there once. command(table, part): the
+    arguments that run one part. Raises UserError where a folder holds another configuration.
+    """
+    jobs: dict[str, Job] = {}
+    tuned: dict[Path, list[tuple[FineTuning, str]]] = {}
+    for table, plan in plans.items():
+        for mixture, config in plan.mixtures.items():
+            if RunFolder(config, say).finished() is None:
+                jobs.setdefault(mixture, Job(mixture, tuple(command(table, mixture))))
+        for cell in plan.cells:
+            earlier = tuned.setdefault(cell.job.folder, [])
+            if any(cell.job == job for job, _ in earlier) or _is_done(cell.job, ranks, say):
+                continue
+            name = f"{table}, {cell.name}"
+            # Tables that ask for other seeds of one fine-tuning take turns in its folder.
+            needs = [name for _, name in earlier[-1:]]
+            needs += [cell.mixture] if cell.mixture is not None else []
+            earlier.append((cell.job, name))
+            jobs[name] = Job(name, tuple(command(table, cell.name)), tuple(needs))
+    return list(jobs.values())
+
+
+def _is_done(job: FineTuning, ranks: Ranks, say: Say) -> bool:
+    if read_json(job.folder / LEADERBOARD) is None:
+        return False
+    trials = plan_trials(job, ranks, lambda line: None)
+    return all(RunFolder(trial.config, say).finished() is not None for trial in trials)
+
+
 def collect(plan: Reproduction) -> dict[tuple[str, str], dict]:
     """Return what is done by (row, column): the leaderboard's first row and its best run's facts.
 
-    {"max", "mean", "std", "seeds", "point", "metric", "examples", "notes", "gate", "steps"}.
+    {"max", "mean", "std", "seeds", "point", "metric", "examples", "device", "notes", "gate",
+    "donor_losses", "steps"}.
     """
     scores = {}
     for cell in plan.cells:
@@ -106,7 +166,9 @@ def collect(plan: Reproduction) -> dict[tuple[str, str], dict]:
             continue
         first = board["rows"][0]
         best = max(first["seeds"], key=lambda seed: seed["value"])
-        results = read_json(Path(best["run"]) / "results.json")
+        # Not by the path that the leaderboard has: the folder may have been moved since.
+        run = cell.job.folder / point_name(first["point"]) / f"seed{best['seed']}"
+        results = read_json(run / "results.json")
         (result,) = results["tasks"].values()
         donors = read_json(cell.job.folder / GATES)
         scores[cell.row, cell.column] = {
@@ -114,6 +176,7 @@ def collect(plan: Reproduction) -> dict[tuple[str, str], dict]:
             "seeds": len(first["seeds"]),
             "metric": result["metric"],
             "examples": result["examples"],
+            "device": read_json(run / "environment.json")["device"],
             "steps": best["steps"],
             "notes": results["notes"],
             "gate": results["start"]["gate"] if results["start"] else None,

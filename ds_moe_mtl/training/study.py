@@ -10,17 +10,14 @@ A finished run or tuned task is never done again, so the same command goes on wh
 """
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, load_config
 from ds_moe_mtl.tasks.text2text import SEEDS
+from ds_moe_mtl.training.fewshot import ROUTES
+from ds_moe_mtl.training.processes import Job, run_jobs
 from ds_moe_mtl.training.tune import DIRECT
 
 STEPS = 40
@@ -30,10 +27,6 @@ TUNE_BATCH = 8
 SYSTEMS = ("vanilla", "average", "random_task", "learned")
 FURTHER = ("random_instance",)
 STAGE_1 = "stage1"
-_COMMAND = (
-    "import os, sys; from ds_moe_mtl.cli import main; status = main(sys.argv[1:]); "
-    "sys.stdout.flush(); sys.stderr.flush(); os._exit(status)"
-)
 Say = Callable[[str], None]
 
 
@@ -56,18 +49,22 @@ class Layout:
         return self.folder / "vectors.npz"
 
 
-@dataclass
-class _Job:
-    name: str
-    arguments: list[str]
-    needs: tuple[str, ...] = ()
-    process: subprocess.Popen | None = None
-
-
-def run_study(options, say: Say) -> Layout:
-    """Do what is left of a study, options.jobs processes at a time, and return its layout.
+def run_study(options, say: Say) -> tuple[int, Layout]:
+    """Do what is left of a study, options.jobs processes at a time; return (0 or 75, its layout).
 
     Raises UserError for a mistake, and where a process fails (its last line is told).
+    """
+    config, layout = plan_study(options)
+    layout.folder.mkdir(parents=True, exist_ok=True)
+    jobs = study_jobs(config, options, layout)
+    return run_jobs(jobs, options.jobs, layout.folder / "logs", say), layout
+
+
+def plan_study(options) -> tuple[RunConfig, Layout]:
+    """Return the configuration of stage 1 and the study's layout. Raises UserError for a mistake.
+
+    options: config, overrides, output, seeds, systems, jobs, routes, tune_steps, tune_lr,
+    test_limit.
     """
     known = (*SYSTEMS, *FURTHER)
     for system in options.systems:
@@ -77,6 +74,10 @@ def run_study(options, say: Say) -> Layout:
         raise UserError(f"--seeds: {options.seeds}; allowed: 1 to {len(SEEDS)}")
     if options.jobs < 1 or options.tune_steps < 1 or options.test_limit < 1:
         raise UserError("--jobs, --tune-steps, --test-limit: allowed: at least 1")
+    if min(options.tune_lr) <= 0:
+        raise UserError(f"--tune-lr: {min(options.tune_lr):g}; allowed: rates above 0")
+    if options.routes not in ROUTES:
+        raise UserError(f"--routes: {options.routes!r}; allowed: {', '.join(ROUTES)}")
     config = load_config(options.config, options.overrides)
     if config.model.kind != "task_moe" or config.router.route != "learned":
         raise UserError(
@@ -85,10 +86,7 @@ def run_study(options, say: Say) -> Layout:
         )
     if config.train.steps is None:
         raise UserError(f"{options.config}: train.steps is unset; a study needs a number of steps")
-    layout = Layout(options.output.absolute(), tuple(options.systems), options.seeds)
-    layout.folder.mkdir(parents=True, exist_ok=True)
-    _run_all(_jobs(config, options, layout), options.jobs, layout.folder / "logs", say)
-    return layout
+    return config, Layout(options.output.absolute(), tuple(options.systems), options.seeds)
 
 
 def system_overrides(system: str, config: RunConfig, layout: Layout, seed: int) -> list[str]:
@@ -117,94 +115,46 @@ def system_overrides(system: str, config: RunConfig, layout: Layout, seed: int) 
     return [*own, f"run.seed={seed}", f"run.dir={layout.run(system, seed)}"]
 
 
-def _jobs(config: RunConfig, options, layout: Layout) -> list[_Job]:
+def study_jobs(config: RunConfig, options, layout: Layout) -> list[Job]:
+    """Return the commands of a study, those that are done already included: they say so."""
     jobs = []
     learns = "learned" in layout.systems
-    if learns:
+    if learns and not layout.vectors.exists():
         arguments = ["crossfit", "vectors", options.config, *options.overrides]
-        if not layout.vectors.exists():
-            jobs.append(_Job("vectors", [*arguments, "--output", str(layout.vectors)]))
+        jobs.append(Job("vectors", (*arguments, "--output", str(layout.vectors))))
     for seed in range(layout.seeds):
-        direct = f"direct, seed {seed}"
-        jobs.append(_Job(direct, _tune(DIRECT, layout.tuned(DIRECT, seed), config, options, seed)))
+        arguments = _tune(DIRECT, layout.tuned(DIRECT, seed), config, options, seed)
+        jobs.append(Job(f"{DIRECT}, seed {seed}", arguments))
         trained = [*([STAGE_1] if learns else []), *layout.systems]
         for system in trained:
             needs = {STAGE_1: ("vectors",), "learned": (f"{STAGE_1}, seed {seed}",)}
             name = f"{system}, seed {seed}"
             overrides = [*options.overrides, *system_overrides(system, config, layout, seed)]
-            jobs.append(_Job(name, ["train", options.config, *overrides], needs.get(system, ())))
+            command = ("train", options.config, *overrides)
+            jobs.append(Job(name, command, needs.get(system, ())))
             if system != STAGE_1:
-                tuned = layout.tuned(system, seed)
-                arguments = _tune(str(layout.run(system, seed)), tuned, config, options, seed)
-                jobs.append(_Job(f"tuning from {name}", arguments, (name,)))
+                upstream = str(layout.run(system, seed))
+                arguments = _tune(upstream, layout.tuned(system, seed), config, options, seed)
+                jobs.append(Job(f"tuning from {name}", arguments, (name,)))
     return jobs
 
 
-def _tune(upstream: str, output: Path, config: RunConfig, options, seed: int) -> list[str]:
+def _tune(upstream: str, output: Path, config: RunConfig, options, seed: int) -> tuple[str, ...]:
     values = {
-        "--output": output,
-        "--encoder": config.model.encoder,
-        "--sample": SEEDS[seed],
-        "--seed": seed,
-        "--routes": options.routes,
-        "--steps": options.tune_steps,
+        "--output": [output],
+        "--encoder": [config.model.encoder],
+        "--sample": [SEEDS[seed]],
+        "--seed": [seed],
+        "--routes": [options.routes],
+        "--steps": [options.tune_steps],
         "--rates": options.tune_lr,
-        "--batch-sizes": TUNE_BATCH,
-        "--clip": 1.0,
-        "--precision": "bf16" if config.train.precision == "bf16" else "fp32",
-        "--test-limit": options.test_limit,
-        "--max-length": config.train.max_length,
-        "--data-root": config.data.root,
-        "--cache": config.data.cache,
+        "--batch-sizes": [TUNE_BATCH],
+        "--clip": [1.0],
+        "--precision": ["bf16" if config.train.precision == "bf16" else "fp32"],
+        "--test-limit": [options.test_limit],
+        "--max-length": [config.train.max_length],
+        "--data-root": [config.data.root],
+        "--cache": [config.data.cache],
     }
-    given = [part for key, value in values.items() if value is not None for part in (key, value)]
-    return ["crossfit", "tune", upstream, *map(str, given)]
-
-
-def _run_all(jobs: list[_Job], at_once: int, logs: Path, say: Say) -> None:
-    """Run every job after those it needs. Raises UserError with a failed one's last line."""
-    logs.mkdir(parents=True, exist_ok=True)
-    waiting, running = list(jobs), []
-    open_names = {job.name for job in jobs}
-    began = time.monotonic()
-    try:
-        while waiting or running:
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                open_names.discard(job.name)
-                log = _log_of(job, logs)
-                if job.process.returncode:
-                    lines = log.read_text().strip().splitlines() or ["(nothing printed)"]
-                    status = job.process.returncode
-                    raise UserError(f"{job.name} ended with status {status}: {lines[-1]} ({log})")
-                minutes = (time.monotonic() - began) / 60
-                say(f"{minutes:6.1f} min: {job.name} done, {len(open_names)} of {len(jobs)} left")
-            for job in list(waiting):
-                if len(running) < at_once and not open_names.intersection(job.needs):
-                    waiting.remove(job)
-                    running.append(job)
-                    _start(job, at_once, logs)
-            time.sleep(0.2)
-    finally:
-        for job in running:
-            if job.process.poll() is None:
-                job.process.send_signal(signal.SIGTERM)  # a run makes a checkpoint
-        for job in running:
-            job.process.wait()
-
-
-def _start(job: _Job, at_once: int, logs: Path) -> None:
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    with _log_of(job, logs).open("a") as log:
-        job.process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, *job.arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-
-
-def _log_of(job: _Job, logs: Path) -> Path:
-    return logs / f"{job.name.replace(', ', '_').replace(' ', '_')}.log"
+    given = [part for key, items in values.items() if None not in items for part in (key, *items)]
+    return ("crossfit", "tune", upstream, *map(str, given))

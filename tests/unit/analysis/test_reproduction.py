@@ -16,6 +16,7 @@ def score(value, notes=(), seeds=1, examples=400):
         "point": [],
         "metric": "accuracy",
         "examples": examples,
+        "device": "a GPU",
         "steps": 5,
         "notes": list(notes),
         "gate": "own",
@@ -64,7 +65,7 @@ def test_contaminated_and_partial_columns_are_marked_and_noted():
     assert "| RTE |" in text and "MNLI*+ |" in text and "QQP* |" in text
     assert f"- Data: {NOTES[0]}." in text and f"- Data: {SEEN}qqp, mnli." in text
     assert "minilm stands in" in text and "In the paper: The MT-TaG rows of MiniLM" in text
-    assert "MT-TaG, RTE: 69.00 +- 1.00 (3 seeds)" in text
+    assert "MT-TaG, RTE: 69.00 +- 1.00 (3 seeds)" in text and "- Run on: a GPU." in text
 
 
 def test_a_donor_that_was_picked_is_told_with_its_losses():

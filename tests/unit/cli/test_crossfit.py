@@ -8,7 +8,7 @@ import pytest
 from ds_moe_mtl.analysis.crossfit import write_report
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import load_config
-from ds_moe_mtl.training.study import STAGE_1, SYSTEMS, Layout, system_overrides
+from ds_moe_mtl.training.study import STAGE_1, SYSTEMS, Layout, study_jobs, system_overrides
 
 YAML = "crossfit_router_minilm"
 
@@ -34,6 +34,8 @@ def status_and_error(capsys, arguments):
         (["study", "glue_small_dense_minilm", "--output", "{}/s"], "allowed: stage 1 of a learned"),
         (["study", YAML, "--output", "{}/s", "--systems", "best"], "--systems: 'best'; allowed"),
         (["study", YAML, "--output", "{}/s", "--seeds", "9"], "--seeds: 9; allowed: 1 to 5"),
+        (["study", YAML, "--output", "{}/s", "--routes", "best"], "--routes: 'best'; allowed"),
+        (["study", YAML, "--output", "{}/s", "--tune-lr", "0"], "--tune-lr: 0; allowed: rates"),
         (["vectors", YAML, "--output", "{}/v", "--more", "gym-x"], "unknown task 'gym-x'"),
         (["vectors", YAML, "--output", "{}/v"], "data.root: task 'gym-anli' is of the few-shot"),
         (["study", YAML], "the following arguments are required: --output"),
@@ -88,6 +90,29 @@ def test_every_system_of_the_study_is_a_configuration_of_its_own(tmp_path):
     assert stage2.vectors == found[STAGE_1].router.vectors == str(layout.vectors)
     for system in found.values():
         assert system.run.seed == 2 and system.train == config.train
+
+
+def test_a_study_is_a_list_of_commands_and_what_each_waits_for(tmp_path):
+    options = SimpleNamespace(
+        config=YAML,
+        overrides=["train.steps=2"],
+        routes="nearest",
+        tune_steps=7,
+        tune_lr=[1e-4, 3e-4],
+        test_limit=9,
+    )
+    layout = Layout(tmp_path, ("vanilla", "learned"), 2)
+    jobs = {job.name: job for job in study_jobs(load_config(YAML), options, layout)}
+    assert len(jobs) == 1 + 2 * (1 + 1 + 2 * 2)  # vectors; direct, stage 1, two runs and tunings
+    assert jobs["stage1, seed 1"].needs == ("vectors",)
+    assert jobs["learned, seed 1"].needs == ("stage1, seed 1",)
+    assert jobs["tuning from learned, seed 1"].needs == ("learned, seed 1",)
+    tuning = " ".join(jobs["tuning from learned, seed 1"].arguments)
+    assert f"crossfit tune {layout.run('learned', 1)} " in tuning
+    assert "--sample 21 --seed 1 --routes nearest --steps 7 --rates 0.0001 0.0003" in tuning
+    assert "train.steps=2" in jobs["vanilla, seed 0"].arguments
+    layout.vectors.write_bytes(b"")
+    assert "vectors" not in [job.name for job in study_jobs(load_config(YAML), options, layout)]
 
 
 def test_the_report_has_gains_spread_and_negative_transfer(tmp_path):

@@ -15,7 +15,7 @@ train:
 """
 TASKS = (
     "a list of 1 or more, each a name of letters, digits and _+- or a section with the keys name, "
-    "train, dev, dev_fraction, text, label, kind, options, metric, max_length"
+    "hub, hub_config, train, dev, dev_fraction, text, label, kind, options, metric, max_length"
 )
 LINE = "command line: "
 SECTIONS = "run, data, tasks, mixture, model, start, moe, train, router, deepspeed"

@@ -86,6 +86,20 @@ def test_the_papers_grid_is_the_budget_paper():
     assert paper.grid["train.epochs"] == ("5", "10", "15", "20", "25", "30") and paper.seeds == 3
 
 
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu", "paper"])
+def test_a_budgets_overrides_make_a_configuration_of_every_stage_and_task(name):
+    budget = load_budgets()[name]
+    for mixture in load_mixtures().values():
+        load_config(mixture.experiment, [*mixture.set, *budget.mixture])
+    tasks = budget.tasks or [column.task for t in TABLES for column in load_table(t).columns]
+    assert set(budget.by_task) <= set(tasks)
+    for task in dict.fromkeys(tasks):
+        lines = [f"tasks=[{task}]", *budget.finetune, *budget.by_task.get(task, ())]
+        tuned, single = (load_config("finetune", [*lines, *more]) for more in ((), budget.single))
+        assert tuned.train.select == single.train.select == "dev_score"
+        assert (single.train.steps or 0) >= (tuned.train.steps or 0)
+
+
 def test_mt_dnns_recipe_is_shipped():
     config = load_config("glue_mtdnn_bert_large")
     assert (config.mixture.batching, config.train.epochs) == ("homogeneous", 5)

@@ -152,3 +152,16 @@ def test_a_score_that_is_no_finite_number_is_refused_with_its_row(tmp_path, labe
     line = str(refused.value)
     assert "scores.csv" in line and "row 7 (from 0)" in line and "\n" not in line
     assert "is not a finite number" in line
+
+
+def test_a_configuration_of_no_data_set_is_refused():
+    with pytest.raises(ValueError, match="'mail' has hub_config = c and no hub; allowed: both"):
+        OwnTask(name="mail", train="a.csv", text=("t",), label="l", hub_config="c")
+
+
+def test_a_data_set_that_the_hub_does_not_give_is_told(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(UserError, match=r"tasks: task 'mail': cannot load a/b \(c\), train from"):
+        own("train", hub="a/b", hub_config="c")
