@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, UserError
-from ds_moe_mtl.data.rows import label_name, score
+from ds_moe_mtl.data.rows import check_text, label_name, score
 from ds_moe_mtl.data.tables import Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, known_tasks, task_groups
 from ds_moe_mtl.tasks.metrics import CLASS_METRICS, REGRESSION_METRICS
@@ -40,6 +40,11 @@ def own_spec(task: OwnTask) -> TaskSpec:
     for row, value in enumerate(values):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise UserError(f"{task.train}: row {row} (from 0): no label in column {task.label!r}")
+        if isinstance(value, list | dict):
+            raise UserError(
+                f"{task.train}: row {row} (from 0): column {task.label!r} holds {value!r:.60}; "
+                "allowed: one label an example, text or a number"
+            )
     kind = "options" if task.options else task.kind or _kind(values)
     if kind == "regression":  # here, where rows still have the file's numbers
         for row, value in enumerate(values):
@@ -76,6 +81,7 @@ def own_columns(spec: TaskSpec, split: str) -> Columns:
     if spec.dev_file:
         return read_table(Path(spec.dev_file if is_dev else spec.train_file), spec.columns)
     columns = read_table(Path(spec.train_file), spec.columns)
+    check_text(columns, spec.text, spec.train_file)
     held_out = _held_out(spec, columns)
     rows = [row for row, dev in enumerate(held_out) if dev == is_dev]
     if not rows:
