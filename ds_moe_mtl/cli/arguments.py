@@ -11,6 +11,9 @@ from ds_moe_mtl.config import RunConfig, UserError, load_config
 BAD_INPUT = 2
 """Exit status of a user's mistake."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C where there is nothing to keep, as a shell has it."""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, status 2, and an example at the end of --help."""
@@ -39,6 +42,9 @@ def answer(work: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:
         if error.filename is None:
             raise

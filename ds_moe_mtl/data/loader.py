@@ -56,6 +56,12 @@ class SuperBatches:
         return self.order.steps_per_epoch
 
     @property
+    def most_examples(self) -> int:
+        """Examples of the largest step: a pass's, where the batch size is more than that."""
+        asked, order = self.order.batch_size, self.order
+        return min(asked, sum(order.num_examples)) if order.one_pass else asked
+
+    @property
     def attention_padding(self) -> float:
         """Share of padding in the tokens attention has seen so far, over the steps consumed."""
         return 1 - self._real / self._seen if self._seen else 0.0

@@ -111,6 +111,16 @@ def test_sigterm_checkpoints_with_status_75_and_the_next_start_goes_on(tiny, unb
     assert differences(tmp_path / "run", unbroken) == []
 
 
+def test_ctrl_c_before_the_first_step_is_one_line_and_status_130(tiny, tmp_path):
+    yaml = yaml_of(tiny, tmp_path / "run", train={"steps": 100_000})
+    with start([ROOT / "train.py", yaml], 1, "python") as running:
+        running.wait_until(lambda: "data: amount" in running.output()[0], 120)
+        running.process.send_signal(signal.SIGINT)
+        ended = running.wait(120)
+    assert ended.returncode in (75, 130), ended.text  # 75: the steps had begun on a fast machine
+    assert ended.stderr.count("\n") <= 1 and "Traceback" not in ended.stderr, ended.text
+
+
 def test_a_finished_run_started_again_says_so_and_changes_nothing(unbroken):
     before = (unbroken / "results.json").read_bytes()
     again = train(unbroken / "config.yaml")
