@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -75,18 +75,20 @@ class SuperBatches:
             "examples": list(self.order.num_examples),
             "seed": self.order.seed,
             "batch_size": self.order.batch_size,
+            "mixture": self.order.mixture.model_dump(mode="json"),
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on after the steps consumed then; iterate anew for it to take effect.
 
-        Raises UserError for a state of other tasks, data, seed or batch size.
+        Raises UserError for a state of other tasks, data, seed, batch size or mixture: the order
+        would be another.
         """
-        now = self.state_dict()
-        for name in ("tasks", "examples", "seed", "batch_size"):
-            if state[name] != now[name]:
+        now, then = _flat(self.state_dict()), _flat(state)
+        for name in [key for key in now if key not in ("step", "drawn")]:
+            if then.get(name, now[name]) != now[name]:  # not there: written by an older version
                 raise UserError(
-                    f"run.resume: the checkpoint's loader has {name} {state[name]}, "
+                    f"run.resume: the checkpoint's loader has {name} {then[name]}, "
                     f"this run has {now[name]}"
                 )
         self.close()
@@ -224,6 +226,12 @@ def deal(tokens: Sequence[int], hands: int) -> list[list[int]]:
         turn, hand = divmod(place, hands)
         shares[hand if turn % 2 == 0 else hands - 1 - hand].append(index)
     return shares
+
+
+def _flat(state: Mapping) -> dict:
+    """A loader's state with the keys of its mixture as mixture.<key>."""
+    mixture = {f"mixture.{key}": value for key, value in state.get("mixture", {}).items()}
+    return {key: value for key, value in state.items() if key != "mixture"} | mixture
 
 
 def _first_sequences(split: EncodedSplit) -> np.ndarray:

@@ -109,7 +109,13 @@ def test_a_new_iteration_goes_on_from_what_was_consumed():
 
 
 @pytest.mark.parametrize(
-    "change, name", [({"seed": 1}, "seed"), ({"batch_size": 16}, "batch_size")]
+    "change, name",
+    [
+        ({"seed": 1}, "seed"),
+        ({"batch_size": 16}, "batch_size"),
+        ({"sampling": "uniform"}, "mixture.sampling natural, this run has uniform"),
+        ({"batching": "homogeneous"}, "mixture.batching"),
+    ],
 )
 def test_the_state_of_another_run_is_refused(change, name):
     with pytest.raises(UserError, match=f"run.resume: the checkpoint's loader has {name}"):
