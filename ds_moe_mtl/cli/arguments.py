@@ -23,6 +23,24 @@ class Parser(argparse.ArgumentParser):
             prog=f"ds-moe-mtl {command}", description=purpose, epilog=f"example: {example}"
         )
 
+    def takes_a_run(self) -> None:
+        """Add what tells which run is meant: a YAML, overrides, another encoder's shape."""
+        self.add_argument("config", nargs="?", help="a YAML; default: the embedded suite's")
+        self.add_argument("overrides", nargs="*", help="section.key=value")
+        self.add_argument(
+            "--shape",
+            choices=("minilm", "bert_base", "bert_large"),
+            help="random weights of this shape in the encoder's place",
+        )
+
+    def parse_run(self, arguments: list[str]) -> argparse.Namespace:
+        """Return the options of a parser that takes a run; the YAML may be left out."""
+        options = self.parse_intermixed_args(arguments)
+        if options.config is not None and "=" in options.config:
+            options.overrides.insert(0, options.config)
+            options.config = None
+        return options
+
     def error(self, message: str) -> None:
         """Print one line and leave with status 2."""
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
