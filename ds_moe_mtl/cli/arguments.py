@@ -15,6 +15,14 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C where there is nothing to keep, as a shell has it."""
 
 
+def count(text: str) -> int:
+    """Return a whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}; allowed: a whole number at least 1")
+    return number
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, status 2, and an example at the end of --help."""
 

@@ -104,7 +104,8 @@ class MixtureSection(Section):
     """How often each task is drawn and how its examples meet in a super-batch."""
 
     sampling: Literal["natural", "uniform", "temperature", "uniform_then_natural"] = "natural"
-    temperature: Positive = 2.0  # rate proportional to size ** (1 / temperature)
+    # Rate proportional to size ** (1 / temperature); far below 1 the power of a size overflows.
+    temperature: Annotated[float, Field(ge=0.1)] = 2.0
     # The share of the steps that are uniform in uniform_then_natural. The paper proposes the
     # schedule without a number (appendix A.4); 0.1 is our choice, the length of the warm-up.
     uniform_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1

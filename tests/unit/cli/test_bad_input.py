@@ -88,6 +88,7 @@ def test_a_mistake_is_one_line_and_status_2(tiny, tmp_path, capsys, name):
     [
         (["nonsense"], "unknown command 'nonsense'"),
         (["predict", "{tiny}", "--task", "x"], "is not a model folder"),
+        (["evaluate", "{tiny}", "--limit", "0"], "argument --limit: 0; allowed: a whole number"),
         (["evaluate", "{tiny}"], "is not a model folder"),
         (["routes"], "the following arguments are required: folder"),
     ],

@@ -83,6 +83,9 @@ BAD_OVERRIDES = {
     "train.threads=100000": (
         LINE + "train.threads = 100000; allowed: a whole number at least 1 and at most 1024 or null"
     ),
+    "mixture.temperature=1e-300": (
+        LINE + "mixture.temperature = 1e-300; allowed: a number at least 0.1"
+    ),
     "train.lr=-1": LINE + "train.lr = -1; allowed: a number above 0",
     "train.lr=.nan": LINE + "train.lr = nan; allowed: a number above 0",
     "train.steps=0": LINE + "train.steps = 0; allowed: a whole number at least 1 or null",
