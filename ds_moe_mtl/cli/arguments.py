@@ -11,6 +11,17 @@ from ds_moe_mtl.config import RunConfig, UserError, load_config
 BAD_INPUT = 2
 """Exit status of a user's mistake."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C where there is nothing to keep, as a shell has it."""
+
+
+def count(text: str) -> int:
+    """Return a whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}; allowed: a whole number at least 1")
+    return number
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, status 2, and an example at the end of --help."""
@@ -19,6 +30,24 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"ds-moe-mtl {command}", description=purpose, epilog=f"example: {example}"
         )
+
+    def takes_a_run(self) -> None:
+        """Add what tells which run is meant: a YAML, overrides, another encoder's shape."""
+        self.add_argument("config", nargs="?", help="a YAML; default: the embedded suite's")
+        self.add_argument("overrides", nargs="*", help="section.key=value")
+        self.add_argument(
+            "--shape",
+            choices=("minilm", "bert_base", "bert_large"),
+            help="random weights of this shape in the encoder's place",
+        )
+
+    def parse_run(self, arguments: list[str]) -> argparse.Namespace:
+        """Return the options of a parser that takes a run; the YAML may be left out."""
+        options = self.parse_intermixed_args(arguments)
+        if options.config is not None and "=" in options.config:
+            options.overrides.insert(0, options.config)
+            options.config = None
+        return options
 
     def error(self, message: str) -> None:
         """Print one line and leave with status 2."""
@@ -39,6 +68,9 @@ def answer(work: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:
         if error.filename is None:
             raise

@@ -18,28 +18,19 @@ def main(arguments: list[str]) -> int:
         "Hugging Face Trainer on the same data, in turn.",
         "ds-moe-mtl bench throughput glue_small_mttag_minilm data.root=DATA train.precision=fp32",
     )
-    parser.add_argument("config", nargs="?", help="a YAML; default: the embedded suite's")
-    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    parser.takes_a_run()
     parser.add_argument("--rounds", type=int, default=15, help="rounds that count (15)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--ranks", default="1", help="numbers of ranks, as in 1,2,4 (1)")
     parser.add_argument(
         "--only", help="contestants, as in mt_tag,trainer; mt_dense is always there (all)"
     )
-    parser.add_argument(
-        "--shape",
-        choices=("minilm", "bert_base", "bert_large"),
-        help="random weights of this shape in the encoder's place",
-    )
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--plot", type=Path, help="draw the whole steps into this picture")
     parser.add_argument("--json", action="store_true", help="print JSON")
     if arguments and arguments[0] == BENCHMARK:
         arguments = arguments[1:]
-    options = parser.parse_intermixed_args(arguments)
-    if options.config is not None and "=" in options.config:
-        options.overrides.insert(0, options.config)
-        options.config = None
+    options = parser.parse_run(arguments)
     return answer(lambda: _bench(options))
 
 

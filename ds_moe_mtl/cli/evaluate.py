@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer, data_root
+from ds_moe_mtl.cli.arguments import Parser, answer, count, data_root
 
 
 def main(arguments: list[str]) -> int:
@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path, help="a run's folder or a model folder")
     parser.add_argument("--task", action="append", help="only this task (may be repeated)")
     parser.add_argument("--data-root", help="a local data root; default: the run's own")
-    parser.add_argument("--limit", type=int, help="at most so many examples a task")
+    parser.add_argument("--limit", type=count, help="at most so many examples a task")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     return answer(lambda: _evaluate(options))

@@ -17,16 +17,10 @@ def main(arguments: list[str]) -> int:
         "ds-moe-mtl plan glue_mttag_bert_large data.root=DATA train.precision=bf16 --gpus 8 "
         "--gpu-memory 80",
     )
-    parser.add_argument("config", nargs="?", help="a YAML; default: the embedded suite's")
-    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    parser.takes_a_run()
     parser.add_argument("--gpus", type=int, help="ranks (this machine's GPUs, or 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="of the cost model (8)")
     parser.add_argument("--gpu-memory", type=float, help="GiB of one (this machine's, if any)")
-    parser.add_argument(
-        "--shape",
-        choices=("minilm", "bert_base", "bert_large"),
-        help="random weights of this shape in the encoder's place",
-    )
     parser.add_argument(
         "--tflops", type=float, default=300.0, help="sustained a GPU, cost model (300)"
     )
@@ -45,10 +39,7 @@ def main(arguments: list[str]) -> int:
         "--write", type=Path, metavar="FOLDER", help="write a DeepSpeed JSON and a Slurm script"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_intermixed_args(arguments)
-    if options.config is not None and "=" in options.config:
-        options.overrides.insert(0, options.config)
-        options.config = None
+    options = parser.parse_run(arguments)
     return answer(lambda: _plan(options))
 
 

@@ -29,12 +29,11 @@ def _predict(options) -> int:
     model = MultiTaskModel.from_pretrained(options.folder)
     model.task(options.task)
     if options.input is None:
-        text = sys.stdin.read()
+        rows = _rows(sys.stdin.buffer.read(), "standard input")
     elif options.input.is_file():
-        text = options.input.read_text()
+        rows = _rows(options.input.read_bytes(), f"--input: {options.input}")
     else:
         raise UserError(f"--input: {options.input}: no such file")
-    rows = [tuple(line.split("\t")) for line in text.splitlines() if line.strip()]
     answers = model.predict(options.task, rows)
     if options.json:
         print(json.dumps(answers))
@@ -42,3 +41,19 @@ def _predict(options) -> int:
     for value in answers:
         print(f"{value:.3f}" if isinstance(value, float) else value)
     return 0
+
+
+def _rows(content: bytes, origin: str) -> list[tuple[str, ...]]:
+    """Return the examples of a text, one a line, so that answers stand line by line beside them.
+
+    Raises UserError for what is not UTF-8 and an empty line among others.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{origin}: not UTF-8 text") from None
+    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n") if text.strip() else []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UserError(f"{origin}: line {number} is empty; allowed: an example on every line")
+    return [tuple(line.split("\t")) for line in lines]

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer, data_root
+from ds_moe_mtl.cli.arguments import Parser, answer, count, data_root
 
 PICTURE = "routes.png"
 NUMBERS = "routes.json"
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("folder", type=Path, help="a run's folder or a model folder")
     parser.add_argument("--data-root", help="a local data root; default: the run's own")
-    parser.add_argument("--limit", type=int, default=200, help="dev examples a task (200)")
+    parser.add_argument("--limit", type=count, default=200, help="dev examples a task (200)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     options = parser.parse_args(arguments)
     return answer(lambda: _routes(options))

@@ -1,14 +1,20 @@
 """ds-moe-mtl train, and train.py: one YAML, then section.key=value overrides."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import BAD_INPUT
+from ds_moe_mtl.cli.arguments import BAD_INPUT, INTERRUPTED
 from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RankError, RunConfig, UserError, load_config
 from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
 from ds_moe_mtl.training.rendezvous import Ranks, rendezvous
+
+_INTERRUPTED = "interrupted; started again it continues after its newest checkpoint, if it has one"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A write that finds no room names no file."""
 
 USAGE = """usage: deepspeed --num_gpus N train.py [CONFIG.yaml] [section.key=value ...]
        torchrun --nproc_per_node N train.py ..., mpirun -n N python train.py ...,
@@ -18,7 +24,8 @@ Trains what CONFIG.yaml describes; without one, ds_configs/experiments/embedded_
 Started again with the same configuration it continues where it was.
 
 example: python train.py ds_configs/experiments/glue_small_mttag_minilm.yaml data.root=DATA
-exit status: 0 complete, 2 a mistake to mend, 70 hung, 75 stopped on request after a checkpoint"""
+exit status: 0 complete, 2 a mistake to mend, 70 hung, 75 stopped on request after a checkpoint,
+130 interrupted at once"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE)
         return 0
-    ranks = None
+    ranks = config = None
     try:
         ranks = rendezvous(os.environ)
         say = _speaker(ranks)
@@ -46,6 +53,17 @@ def main(arguments: Sequence[str]) -> int:
         if ranks is None or ranks.rank == 0 or isinstance(error, RankError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
+    except OSError as error:
+        where = error.filename or (config.run.dir if config and error.errno in FULL else None)
+        if where is None:
+            raise
+        print(f"error: {where}: {error.strerror}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        # Before the first step, or a second Ctrl-C that does not wait for the checkpoint.
+        if ranks is None or ranks.rank == 0:
+            print(_INTERRUPTED, file=sys.stderr, flush=True)
+        return INTERRUPTED
 
 
 def _speaker(ranks: Ranks) -> Callable[[str], None]:

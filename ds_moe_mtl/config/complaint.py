@@ -20,9 +20,10 @@ def complaint(error: ValidationError, model: type[BaseModel], where: Callable[[s
     # A key that is not known explains a missing one beside it, so it is told first.
     details = sorted(_innermost(error), key=lambda detail: detail["type"] != "extra_forbidden")
     detail = details[0]
-    path = _as_written(detail["loc"])
-    name = dotted(path)
     schema = model.model_json_schema()
+    paths = [_as_written(detail["loc"], schema) for detail in details]
+    path = paths[0]
+    name = dotted(path)
     if detail["type"] == "value_error":
         line = str(detail["ctx"]["error"])
     elif detail["type"] == "extra_forbidden":
@@ -32,7 +33,7 @@ def complaint(error: ValidationError, model: type[BaseModel], where: Callable[[s
     else:
         value = shown(detail["input"])
         line = f"{name} = {value}; allowed: {describe(_node(path, schema), schema)}"
-    more = len(details) - 1
+    more = len(set(paths)) - 1
     return f"{where(name)}: {line}" + (f" (and {more} more)" if more else "")
 
 
@@ -43,10 +44,18 @@ def _innermost(error: ValidationError) -> list[Any]:
     return [detail for detail in details if detail["loc"] not in inner]
 
 
-def _as_written(place: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Return a path without pydantic's name for the kind of a list's item (TaskEntry's tags)."""
-    tags = {depth + 1 for depth, part in enumerate(place) if isinstance(part, int)}
-    return tuple(part for depth, part in enumerate(place) if depth not in tags)
+def _as_written(place: tuple[str | int, ...], schema: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Return a path without pydantic's names for the options of a union ("own", "int")."""
+    path: tuple[str | int, ...] = ()
+    tag = False  # whether the next part may be an option's name
+    for part in place:
+        node = _resolved(_node(path, schema), schema)
+        if tag and isinstance(part, str) and ("anyOf" in node or "oneOf" in node):
+            tag = False
+            if part not in _keys(node, schema):
+                continue
+        path, tag = (*path, part), True
+    return path
 
 
 def shown(value: Any) -> str:
@@ -61,6 +70,8 @@ def describe(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     options = node.get("anyOf") or node.get("oneOf")
     if options:
         return " or ".join(describe(option, schema) for option in options)
+    if "const" in node:
+        return str(node["const"])
     if "enum" in node:
         return "one of " + ", ".join(map(str, node["enum"]))
     kind = node.get("type")
@@ -141,7 +152,7 @@ def _bounds(node: Mapping[str, Any]) -> str:
         "exclusiveMaximum": "below",
         "maximum": "at most",
     }
-    bounds = [f"{word} {node[key]:g}" for key, word in words.items() if key in node]
+    bounds = [f"{word} {node[key]:.12g}" for key, word in words.items() if key in node]
     return " " + " and ".join(bounds) if bounds else ""
 
 

@@ -1,6 +1,7 @@
 """From a YAML path and `section.key=value` overrides to one RunConfig."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,8 @@ def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
     def found(key: str, name: str, allowed: str) -> str:
         path = locate(name, folders)
         if path is None or path.is_dir() != allowed.startswith("a folder"):
-            what = "no such file or folder" if path is None else f"not {allowed.partition(',')[0]}"
+            kind = re.split("[,:]", allowed)[0]
+            what = "no such file or folder" if path is None else f"not {kind}"
             raise UserError(f"{where(key)}: {key} = {name!r}: {what}; allowed: {allowed}")
         return str(path)
 
@@ -213,4 +215,29 @@ def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
     native = found("deepspeed", config.deepspeed, "a file, DeepSpeed's JSON")
     files = {"tasks": tuple(tasks), "data": data, "start": start}
     files |= {"router": router, "deepspeed": native}
-    return config.model_copy(update=files)
+    return _from_home(config.model_copy(update=files), where)
+
+
+def _from_home(config: RunConfig, where: Where) -> RunConfig:
+    """Return the configuration with a home for ~ (shells leave run.dir=~/x as it is).
+
+    In the paths that are not looked for: they need not be there, or may be words.
+    """
+    changed = {}
+    for section, keys in {
+        "run": ("dir", "resume"),
+        "data": ("cache",),
+        "model": ("encoder",),
+    }.items():
+        values = getattr(config, section)
+        for key in keys:
+            name = getattr(values, key)
+            if name is not None and name.startswith("~"):
+                try:
+                    home = str(Path(name).expanduser())
+                except RuntimeError:
+                    key = f"{section}.{key}"
+                    raise UserError(f"{where(key)}: {key} = {name!r}: no such home") from None
+                values = values.model_copy(update={key: home})
+        changed[section] = values
+    return config.model_copy(update=changed)

@@ -21,6 +21,7 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy's and PyTorch's generators take
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -45,7 +46,7 @@ class RunSection(Section):
     """Where the run writes, its seed, and whether it continues what lies there."""
 
     dir: Text
-    seed: CountOrZero = 0
+    seed: Seed = 0
     resume: Text = "auto"  # auto | never | the folder of a checkpoint
 
 
@@ -56,7 +57,7 @@ class DataSection(Section):
     cache: Text | None = None  # null: <XDG cache>/ds_moe_mtl
     # The share of each task's published training examples that is used, drawn class by class.
     sample: Annotated[float, Field(gt=0, lt=1)] | None = None
-    sample_seed: CountOrZero = 0  # of that draw alone: seeds of a run share their sample
+    sample_seed: Seed = 0  # of that draw alone: seeds of a run share their sample
 
 
 class OwnTask(Section):
@@ -109,7 +110,8 @@ class MixtureSection(Section):
     """How often each task is drawn and how its examples meet in a super-batch."""
 
     sampling: Literal["natural", "uniform", "temperature", "uniform_then_natural"] = "natural"
-    temperature: Positive = 2.0  # rate proportional to size ** (1 / temperature)
+    # Rate proportional to size ** (1 / temperature); far below 1 the power of a size overflows.
+    temperature: Annotated[float, Field(ge=0.1)] = 2.0
     # The share of the steps that are uniform in uniform_then_natural. The paper proposes the
     # schedule without a number (appendix A.4); 0.1 is our choice, the length of the warm-up.
     uniform_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -209,7 +211,9 @@ class TrainSection(Section):
 
     steps: Count | None = None  # exactly one of steps and epochs
     epochs: Positive | None = None
-    batch_size: Count = 128  # examples a step over all ranks; paper, appendix A.3.2
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = (
+        128  # examples a step over all ranks; paper, appendix A.3.2
+    )
     accumulation: Count = 1  # micro-batches a step on each rank
     lr: Positive = 1e-4  # in the paper's grid, appendix A.3.2
     warmup: NotNegative = 0.1  # below 1: share of the steps; from 1: steps
@@ -234,7 +238,9 @@ class TrainSection(Section):
     keep_checkpoints: CountOrZero = 2  # 0: one while the run lasts, none of a complete run
     max_skipped: CountOrZero = 100  # steps in a row whose loss or gradient is not finite
     hang_timeout: Positive = 1800.0  # seconds without progress after which all ranks end
-    threads: Count | None = None  # CPU threads a rank; null: torch's own choice
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = (
+        None  # CPU threads a rank; null: torch's own choice
+    )
     activation_checkpointing: bool = False  # true: layers are computed again in the backward pass
     profile: CountOrZero = 0  # steps to trace with torch.profiler; 0: none
 

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -64,6 +64,12 @@ class SuperBatches:
         return self.order.steps_per_epoch
 
     @property
+    def most_examples(self) -> int:
+        """Examples of the largest step: a pass's, where the batch size is more than that."""
+        asked, order = self.order.batch_size, self.order
+        return min(asked, sum(order.num_examples)) if order.one_pass else asked
+
+    @property
     def attention_padding(self) -> float:
         """Share of padding in the tokens attention has seen so far, over the steps consumed."""
         return 1 - self._real / self._seen if self._seen else 0.0
@@ -77,18 +83,20 @@ class SuperBatches:
             "examples": list(self.order.num_examples),
             "seed": self.order.seed,
             "batch_size": self.order.batch_size,
+            "mixture": self.order.mixture.model_dump(mode="json"),
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on after the steps consumed then; iterate anew for it to take effect.
 
-        Raises UserError for a state of other tasks, data, seed or batch size.
+        Raises UserError for a state of other tasks, data, seed, batch size or mixture: the order
+        would be another.
         """
-        now = self.state_dict()
-        for name in ("tasks", "examples", "seed", "batch_size"):
-            if state[name] != now[name]:
+        now, then = _flat(self.state_dict()), _flat(state)
+        for name in [key for key in now if key not in ("step", "drawn")]:
+            if then.get(name, now[name]) != now[name]:  # not there: written by an older version
                 raise UserError(
-                    f"run.resume: the checkpoint's loader has {name} {state[name]}, "
+                    f"run.resume: the checkpoint's loader has {name} {then[name]}, "
                     f"this run has {now[name]}"
                 )
         self.close()
@@ -232,6 +240,12 @@ def deal(tokens: Sequence[int], hands: int) -> list[list[int]]:
         turn, hand = divmod(place, hands)
         shares[hand if turn % 2 == 0 else hands - 1 - hand].append(index)
     return shares
+
+
+def _flat(state: Mapping) -> dict:
+    """A loader's state with the keys of its mixture as mixture.<key>."""
+    mixture = {f"mixture.{key}": value for key, value in state.get("mixture", {}).items()}
+    return {key: value for key, value in state.items() if key != "mixture"} | mixture
 
 
 def _first_sequences(split: EncodedSplit) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, UserError
 from ds_moe_mtl.data.hub import HubSplit, hub_split
-from ds_moe_mtl.data.rows import label_name, score
+from ds_moe_mtl.data.rows import check_text, label_name, score
 from ds_moe_mtl.data.tables import Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, known_tasks, task_groups
 from ds_moe_mtl.tasks.metrics import CLASS_METRICS, REGRESSION_METRICS
@@ -47,6 +47,11 @@ def own_spec(task: OwnTask) -> TaskSpec:
     for row, value in enumerate(values):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise UserError(f"{origin}: row {row} (from 0): no label in column {task.label!r}")
+        if isinstance(value, list | dict):
+            raise UserError(
+                f"{origin}: row {row} (from 0): column {task.label!r} holds {value!r:.60}; "
+                "allowed: one label an example, text or a number"
+            )
     kind = "options" if task.options else task.kind or _kind(values)
     if kind == "regression":  # here, where rows still have the file's numbers
         for row, value in enumerate(values):
@@ -85,6 +90,7 @@ def own_columns(spec: TaskSpec, split: str) -> Columns:
     columns = _rows(spec.name, spec.hub, where, spec.columns, spec.label)
     if spec.dev_file:
         return columns
+    check_text(columns, spec.text, where)
     held_out = _held_out(spec, columns)
     rows = [row for row, dev in enumerate(held_out) if dev == is_dev]
     if not rows:

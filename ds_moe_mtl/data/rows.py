@@ -20,6 +20,11 @@ def check_text(columns: dict[str, list], names: Sequence[str], origin: str) -> N
                 raise UserError(
                     f"{origin}: row {row} (from 0): column {name!r} holds {_shown(value)}, not text"
                 )
+            if not _is_unicode(value):
+                raise UserError(
+                    f"{origin}: row {row} (from 0): column {name!r} holds half a character "
+                    f"(a lone surrogate) in {_shown(value)}"
+                )
         if not any(value.strip() for value in values):
             raise UserError(f"{origin}: every text of column {name!r} is empty")
 
@@ -88,6 +93,15 @@ def score(column: str, row: int, value, origin: str) -> float:
 def label_name(value) -> str:
     """A label of a user's file as the class name it stands for."""
     return value.strip() if isinstance(value, str) else str(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written down: JSON lets half of a surrogate pair through."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(value) -> str:

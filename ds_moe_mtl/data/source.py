@@ -57,12 +57,15 @@ def find_split(spec: TaskSpec, split: str, root: str | None) -> Source:
 
 
 def content_hash(paths: Iterable[str | Path]) -> str:
-    """A hash of the bytes of these files."""
+    """A hash of the bytes of these files. Raises UserError for one that cannot be read."""
     total = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                total.update(chunk)
+        try:
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    total.update(chunk)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return total.hexdigest()
 
 

@@ -26,14 +26,19 @@ def read_table(path: Path, columns: Iterable[str]) -> Columns:
         return reader(path, list(columns))
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def need_columns(wanted: Iterable[str], present: Iterable[str], origin: str) -> None:
-    """Raise UserError for a wanted column that is not present."""
+    """Raise UserError for a wanted column that is not present, or there twice."""
     present = list(present)
     for name in wanted:
         if name not in present:
-            raise UserError(f"{origin}: no column {name!r}; it has {', '.join(present)}")
+            has = ", ".join(repr(name) for name in present) or "none at all"
+            raise UserError(f"{origin}: no column {name!r}; it has {has}")
+        if present.count(name) > 1:
+            raise UserError(f"{origin}: {present.count(name)} columns are named {name!r}")
 
 
 def _parquet(path: Path, columns: list[str]) -> Columns:

@@ -17,6 +17,7 @@ from ds_moe_mtl.evaluation.outputs import (
 )
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.folder import load_folder, model_folder
+from ds_moe_mtl.models.pretrained import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec
 
 TOKENS_PER_BATCH = 8192
@@ -41,12 +42,10 @@ class MultiTaskModel:
         device: "cpu", "cuda"; None takes a GPU where there is one. Raises UserError for a folder
         that is no model.
         """
-        from transformers import AutoTokenizer
-
         folder = model_folder(Path(folder))
         try:
             network, description = load_folder(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = load_tokenizer(folder)
         except (ValueError, OSError) as error:
             raise UserError(str(error).strip().splitlines()[0]) from error
         if device is None:

@@ -20,6 +20,8 @@ from ds_moe_mtl.models.task_router import RouterOptions, TaskRouter
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+_KEYS = {"kind", "encoder", "tasks", "about"}
+"""What every description has, whatever its family."""
 
 
 def describe_network(
@@ -76,9 +78,13 @@ def read_description(folder: Path) -> dict:
         )
     try:
         description = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of JSON or UTF-8
         raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if description.get("format") != FORMAT or "heads" not in description:
+    if (
+        not isinstance(description, dict)
+        or description.get("format") != FORMAT
+        or not description.keys() >= _KEYS
+    ):
         raise ValueError(f"{path} is not a ds_moe_mtl model (format {FORMAT})")
     return description
 

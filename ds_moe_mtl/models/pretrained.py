@@ -133,6 +133,24 @@ def load_transformer(source: EncoderSource, dropout: float, pooler: bool) -> nn.
     return checked_encoder(model, source.name, pooler)
 
 
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+"""Files of which a tokenizer has at least one."""
+
+
+def load_tokenizer(folder: str | Path):
+    """Return the tokenizer of a folder. Raises ValueError, one line, where there is none."""
+    from transformers import AutoTokenizer
+
+    if not any(found for name in _VOCABULARIES for found in Path(folder).glob(name)):
+        # transformers would make one that knows its special tokens only.
+        raise ValueError(f"{folder}: no tokenizer ({', '.join(_VOCABULARIES)})")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder}: no tokenizer can be loaded: {reason:.160}") from error
+
+
 def generates(source: EncoderSource) -> bool:
     """Return whether the model is a sequence-to-sequence one. Raises ValueError for no model."""
     from transformers import AutoConfig

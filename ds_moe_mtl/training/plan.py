@@ -8,7 +8,13 @@ from ds_moe_mtl.config import OwnTask, RunConfig, UserError
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
-from ds_moe_mtl.models.pretrained import EncoderSource, find_encoder, generates, trained_source
+from ds_moe_mtl.models.pretrained import (
+    EncoderSource,
+    find_encoder,
+    generates,
+    load_tokenizer,
+    trained_source,
+)
 from ds_moe_mtl.models.task_router import RouterOptions
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 from ds_moe_mtl.tasks.text2text import as_text
@@ -75,8 +81,6 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
 
     Raises UserError for whatever the user can mend: encoder, data, labels, lengths.
     """
-    from transformers import AutoTokenizer
-
     try:
         if config.start.model is not None:
             source = trained_source(Path(config.start.model))
@@ -85,7 +89,7 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         if source.note:
             say(f"note: {source.note}")
         specs = _fitting(specs, config.start.model is None and generates(source), config)
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        tokenizer = load_tokenizer(source.folder)
     except (ValueError, OSError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
     sample = (config.data.sample, config.data.sample_seed) if config.data.sample else None

@@ -65,8 +65,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "lock").open("a+")
-        except OSError as error:
-            raise UserError(f"run.dir: {self.path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+            reason = getattr(error, "strerror", error)
+            raise UserError(f"run.dir: {str(self.path)!r:.80}: {reason}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -70,6 +70,8 @@ def train(config: RunConfig, ranks: Ranks, say: Say, last: bool = True) -> int:
     `say` prints on rank 0 and is silent elsewhere. last=False leaves the process group open for
     another run of this process. Raises UserError, on every rank, for what the user can mend.
     """
+    # DeepSpeed, which libraries import for a look, guesses otherwise and warns of its guess.
+    os.environ.setdefault("DS_ACCELERATOR", device_type())
     _set_threads(config, ranks)
     check_devices(ranks)
     folder = RunFolder(config, say)
@@ -238,7 +240,7 @@ def _train_one(
         skipped_lines = StepLines(folder.path / "skipped.jsonl", first_step)
     tasks = [spec.name for spec in plan.specs]
     skipped = SkippedSteps(engine, tasks, folder.path, config.train.max_skipped, skipped_lines, say)
-    for line in _banner(about, plan):
+    for line in _banner(about, plan, loader.most_examples):
         say(line)
 
     def save(step: int) -> None:
@@ -325,11 +327,14 @@ def _routes_in_words(config: RunConfig) -> str:
     return learned + (f", frozen from {router.routes_from}" if router.routes_from else "")
 
 
-def _banner(about: dict, plan: RunPlan) -> list[str]:
+def _banner(about: dict, plan: RunPlan, largest: int) -> list[str]:
     config = plan.config
     used = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    asked, size = config.train.batch_size, f"{largest} examples"
+    if largest < asked:
+        size = f"all {size} (train.batch_size = {asked} is more)"
     return [
         f"{config.model.kind}: {used}",
-        f"{plan.total_steps} steps of {config.train.batch_size} examples, "
-        f"{plan.warmup_steps} of warm-up, lr {config.train.lr:g}",
+        f"{plan.total_steps} steps of {size}, {plan.warmup_steps} of warm-up, "
+        f"lr {config.train.lr:g}",
     ]

@@ -86,7 +86,7 @@ def ended(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_frozen_process_is_named_and_all_others_end(yaml, rank):
+def test_a_frozen_process_is_named_all_others_end_and_a_restart_goes_on(yaml, rank):
     with start([HANGING, "slow", "0", "0", yaml, "train.steps=60"], 3, "mpirun") as running:
         freeze(running, yaml, rank)
         (line,) = hang_lines(running.output()[1])
@@ -95,9 +95,8 @@ def test_a_frozen_process_is_named_and_all_others_end(yaml, rank):
     assert "last seen in " in line and "step " in line and "it continues after step " in line, line
     newest = list_checkpoints(yaml.parent / "run/checkpoints")[0]
     assert damage(newest) == ""
-    if rank == 0:
-        again = launch([ROOT / "train.py", yaml, "train.steps=60"], 3, "mpirun")
-        assert again.returncode == 0 and f"continuing {newest}" in again.stdout, again.text
+    again = launch([ROOT / "train.py", yaml, "train.steps=60"], 3, "mpirun")
+    assert again.returncode == 0 and f"continuing {newest}" in again.stdout, again.text
 
 
 def test_a_job_that_was_suspended_for_longer_than_the_time_out_goes_on(yaml):
@@ -123,10 +122,19 @@ def test_one_process_alone_says_where_it_hangs(yaml):
     assert "(no checkpoint yet)" in line, line
 
 
-def test_a_loader_that_fails_on_one_rank_ends_all_with_its_message_alone(yaml):
-    result = launch([HANGING, "raise", "1", "4", yaml], 3, "mpirun", time_limit=120)
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("raise", "OSError: no batch for step 4"),
+        ("die", "rank 1: the thread that builds batches died before step 4 was built"),
+    ],
+)
+def test_a_loader_that_fails_or_dies_on_one_rank_ends_all_with_its_message_alone(
+    yaml, kind, message
+):
+    result = launch([HANGING, kind, "1", "4", yaml], 3, "mpirun", time_limit=120)
     assert result.returncode == 1 and not result.timed_out, result.text
     assert result.stderr.count("Traceback") == 1, result.text
-    assert "OSError: no batch for step 4" in result.stderr, result.text
+    assert message in result.stderr, result.text
     assert not hang_lines(result.stderr), result.text
     assert_whole(yaml, SAVED)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ds_moe_mtl.cli.export import main as export
+from ds_moe_mtl.cli.train import main as train_here
 from ds_moe_mtl.config import dump_config
 from ds_moe_mtl.training.checkpoint import damage, list_checkpoints
 from tests.support.ends import differences, rows_of
@@ -111,6 +112,16 @@ def test_sigterm_checkpoints_with_status_75_and_the_next_start_goes_on(tiny, unb
     assert differences(tmp_path / "run", unbroken) == []
 
 
+def test_ctrl_c_before_the_first_step_is_one_line_and_status_130(tiny, tmp_path):
+    yaml = yaml_of(tiny, tmp_path / "run", train={"steps": 100_000})
+    with start([ROOT / "train.py", yaml], 1, "python") as running:
+        running.wait_until(lambda: "data: amount" in running.output()[0], 120)
+        running.process.send_signal(signal.SIGINT)
+        ended = running.wait(120)
+    assert ended.returncode in (75, 130), ended.text  # 75: the steps had begun on a fast machine
+    assert ended.stderr.count("\n") <= 1 and "Traceback" not in ended.stderr, ended.text
+
+
 def test_a_finished_run_started_again_says_so_and_changes_nothing(unbroken):
     before = (unbroken / "results.json").read_bytes()
     again = train(unbroken / "config.yaml")
@@ -189,6 +200,30 @@ def test_what_does_not_fit_the_run_is_one_line_and_status_2(copied, overrides, w
     assert result.returncode == 2, result.text
     errors = result.stderr.strip().splitlines()
     assert len(errors) == 1 and all(word in errors[0] for word in words), result.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], []),
+        (["train.precision=bf16"], ["precision is fp32 there and bf16 here"]),
+        (["run.seed=3"], ["the checkpoint's loader has seed 0, this run has 3"]),
+        (["mixture.sampling=uniform"], ["loader has mixture.sampling natural", "has uniform"]),
+        (["train.limit_examples=9"], ["the checkpoint's loader has examples", "this run has [9"]),
+    ],
+)
+def test_another_runs_checkpoint_continues_only_in_its_precision_and_order_of_data(
+    unbroken, tmp_path, capfd, overrides, words
+):
+    checkpoint = unbroken / "checkpoints/step_00000006"
+    places = [f"run.dir={tmp_path / 'run'}", f"run.resume={checkpoint}"]
+    status = train_here([str(unbroken / "config.yaml"), *places, *overrides])
+    said = capfd.readouterr()
+    assert status == (2 if overrides else 0), said.err
+    if overrides:
+        assert said.err.count("\n") == 1 and all(word in said.err for word in words), said.err
+    else:
+        assert rows_of(tmp_path / "run") == rows_of(unbroken)[6:]
 
 
 def test_a_checkpoint_of_another_encoder_or_task_map_says_what_differs(copied, tiny, tmp_path):

@@ -2,13 +2,15 @@
 
     hanging.py KIND RANK STEP CONFIG [section.key=value ...]
 
-KIND: wait (RANK waits for ever before STEP, in Python), raise (it fails there), slow (every rank
-takes half a second a step, so that a test can stop a process in the midst of it).
+KIND: wait (RANK waits for ever before STEP, in Python), raise (it fails there), die (its thread
+that builds batches ends there without a word), slow (every rank takes half a second a step, so that
+a test can stop a process in the midst of it).
 """
 
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from ds_moe_mtl.cli.train import main
 from ds_moe_mtl.training.plan import RunPlan
@@ -21,6 +23,7 @@ class Faulty:
         self.loader, self.kind, self.step = loader, kind, step
         self.close, self.state_dict = loader.close, loader.state_dict
         self.load_state_dict = loader.load_state_dict
+        self.most_examples = loader.most_examples
 
     @property
     def stall_seconds(self) -> float:
@@ -51,11 +54,26 @@ def wait_for_ever() -> None:
         time.sleep(60)
 
 
+def dying(build: Callable, step: int) -> Callable:
+    """Return `build` with an end of its thread, which no exception reports, in place of STEP."""
+
+    def build_or_die(position):
+        if position.step + 1 == step:
+            raise SystemExit
+        return build(position)
+
+    return build_or_die
+
+
 def plant(kind: str, faulty_rank: int, step: int) -> None:
     original = RunPlan.super_batches
 
     def super_batches(plan: RunPlan, rank: int = 0, world_size: int = 1, *rest):
         loader = original(plan, rank, world_size, *rest)
+        if kind == "die":
+            if rank == faulty_rank:
+                loader.build = dying(loader.build, step)
+            return loader
         return Faulty(loader, kind, step) if kind == "slow" or rank == faulty_rank else loader
 
     RunPlan.super_batches = super_batches

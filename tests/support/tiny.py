@@ -19,6 +19,13 @@ WORDS = [
     *("here", "there", "up", "down", "left", "right"),
 ]
 GATE_STD = 0.3
+BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+"""The shape of a tiny BERT, for transformers' configuration."""
 
 
 def write_encoder(folder: Path, layers: int = 2, seed: int = 0) -> Path:
@@ -34,12 +41,9 @@ def write_encoder(folder: Path, layers: int = 2, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(specials) + len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=64,
         max_position_embeddings=64,
         initializer_range=0.1,
+        **{**BERT, "num_hidden_layers": layers},
     )
     BertModel(config).save_pretrained(folder)
     return folder

@@ -61,6 +61,11 @@ CASES = {
         ["moe.num_experts", "moe.ep_size"],
     ),
     "an ep_size that does not divide the world": (lambda f: ["moe.ep_size=2"], ["ep_size"]),
+    "a run folder whose name is too long": (
+        lambda f: [f"run.dir={f}/{'x' * 300}"],
+        ["/xxx", "File name too long"],
+    ),
+    "a run folder below a file": (lambda f: [f"run.dir={f}/run.yaml/x"], ["Not a directory"]),
     "two YAMLs": (lambda f: [str(f / "run.yaml")], ["two YAML files"]),
     "an option": (lambda f: ["--fast"], ["--fast"]),
 }
@@ -70,7 +75,7 @@ CASES = {
 def test_a_mistake_is_one_line_and_status_2(tiny, tmp_path, capsys, name):
     arguments, words = CASES[name]
     run = tmp_path / "run"
-    status = train([str(tiny / "run.yaml"), *arguments(tiny), f"run.dir={run}"])
+    status = train([str(tiny / "run.yaml"), f"run.dir={run}", *arguments(tiny)])
     errors = capsys.readouterr().err.strip().splitlines()
     assert status == 2, errors
     assert len(errors) == 1 and errors[0].startswith("error: "), errors
@@ -83,6 +88,7 @@ def test_a_mistake_is_one_line_and_status_2(tiny, tmp_path, capsys, name):
     [
         (["nonsense"], "unknown command 'nonsense'"),
         (["predict", "{tiny}", "--task", "x"], "is not a model folder"),
+        (["evaluate", "{tiny}", "--limit", "0"], "argument --limit: 0; allowed: a whole number"),
         (["evaluate", "{tiny}"], "is not a model folder"),
         (["routes"], "the following arguments are required: folder"),
     ],

@@ -36,7 +36,9 @@ BAD_OVERRIDES = {
     "train.lr=true": LINE + "train.lr = True; allowed: a number above 0",
     "train.lr=[1, 2]": LINE + "train.lr = [1, 2]; allowed: a number above 0",
     "train.lr.x=1": LINE + "train.lr = {'x': 1}; allowed: a number above 0",
-    "train.batch_size=1.5": LINE + "train.batch_size = 1.5; allowed: a whole number at least 1",
+    "train.batch_size=1.5": (
+        LINE + "train.batch_size = 1.5; allowed: a whole number at least 1 and at most 1000000"
+    ),
     "train.precision=bf8": LINE + "train.precision = 'bf8'; allowed: one of fp32, bf16, fp16",
     "model.pooler=yes": LINE + "model.pooler = 'yes'; allowed: true or false",
     "model.dropout=1": LINE + "model.dropout = 1; allowed: a number at least 0 and below 1",
@@ -51,7 +53,7 @@ BAD_OVERRIDES = {
     "tasks=rte": LINE + f"tasks = 'rte'; allowed: {TASKS}",
     "tasks=[a b]": LINE + f"tasks.0 = 'a b'; allowed: {TASKS.partition('each ')[2]}",
     "train.batch_size.0=1": LINE
-    + "train.batch_size = {'0': 1}; allowed: a whole number at least 1",
+    + "train.batch_size = {'0': 1}; allowed: a whole number at least 1 and at most 1000000",
     "tasks.0.train=a.csv": LINE + "tasks.0.train: tasks.0 = 'rte' has no keys of its own",
     "tasks=[{name: x, train: a.csv, text: t}]": LINE + "tasks.0.label is missing; allowed: text",
     "tasks=[{name: x, train: a.csv, text: t, lable: l}]": (
@@ -66,6 +68,32 @@ BAD_OVERRIDES = {
         "as in tasks=[...]"
     ),
     "tasks=[rte, rte]": LINE + "tasks names 'rte' twice; allowed: each task once",
+    "train.eval_every=epochs": (
+        LINE + "train.eval_every = 'epochs'; allowed: a whole number at least 0 or epoch"
+    ),
+    "train.eval_every=-1": (
+        LINE + "train.eval_every = -1; allowed: a whole number at least 0 or epoch"
+    ),
+    "train.batch_size=2000000": (
+        LINE + "train.batch_size = 2000000; allowed: a whole number at least 1 and at most 1000000"
+    ),
+    "run.seed=4294967296": (
+        LINE + "run.seed = 4294967296; allowed: a whole number at least 0 and at most 4294967295"
+    ),
+    "train.threads=100000": (
+        LINE + "train.threads = 100000; allowed: a whole number at least 1 and at most 1024 or null"
+    ),
+    "mixture.temperature=1e-300": (
+        LINE + "mixture.temperature = 1e-300; allowed: a number at least 0.1"
+    ),
+    "train.lr=-1": LINE + "train.lr = -1; allowed: a number above 0",
+    "train.lr=.nan": LINE + "train.lr = nan; allowed: a number above 0",
+    "train.steps=0": LINE + "train.steps = 0; allowed: a whole number at least 1 or null",
+    "tasks=[{name: x, train: folder.csv, text: t, label: l}]": (
+        LINE + "tasks.0.train = 'folder.csv': not a file; "
+        "allowed: a file: csv, tsv, jsonl or parquet"
+    ),
+    "run.dir=~nobody_at_all/x": (LINE + "run.dir = '~nobody_at_all/x': no such home"),
     "train.epochs=2": "run.yaml:6: train.steps = 10 and train.epochs = 2 are both set; "
     "set exactly one of them (the other to null)",
     "train.steps=null": "run.yaml:6: train.steps and train.epochs are both unset; "
@@ -123,6 +151,7 @@ BAD_FILES = {
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(GOOD)
+    (tmp_path / "folder.csv").mkdir()
     return tmp_path
 
 

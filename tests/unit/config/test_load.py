@@ -82,6 +82,17 @@ def test_an_own_task_is_one_row_and_its_files_become_absolute(write, tmp_path):
     assert (task.train, task.text, task.dev_fraction) == (str(tmp_path / "a.csv"), ("t",), 0.1)
 
 
+def test_a_tilde_is_a_home_folder_wherever_a_path_stands(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    paths = {"run.dir": "~/x", "run.resume": "~/x/y", "data.cache": "~/c", "model.encoder": "~/e"}
+    paths["data.root"] = "~/data"
+    config = load_config(write(SMALLEST), [f"{key}={path}" for key, path in paths.items()])
+    for key, path in paths.items():
+        section, name = key.split(".")
+        assert getattr(getattr(config, section), name) == path.replace("~", str(tmp_path))
+
+
 def test_files_are_looked_for_here_then_beside_the_yaml_then_in_the_repository(
     write, tmp_path, monkeypatch
 ):

@@ -71,6 +71,13 @@ def test_both_choices_of_a_question_stay_together_and_count_as_one_example():
         assert examples == 8 or examples == (37 + 12) % 8
 
 
+@pytest.mark.parametrize(("sampling", "most"), [("natural", 37 + 12), ("uniform", 60)])
+def test_no_step_of_one_pass_has_more_examples_than_the_pass(sampling, most):
+    batches = loader(60, sampling=sampling)
+    assert batches.most_examples == most
+    assert [examples for _, examples in take(batches, 2)] == [most, most]
+
+
 def test_a_step_counts_the_examples_of_all_ranks():
     total = sum(examples for _, examples in take(loader(rank=3, world_size=4), 7))
     assert total == 37 + 12
@@ -102,7 +109,13 @@ def test_a_new_iteration_goes_on_from_what_was_consumed():
 
 
 @pytest.mark.parametrize(
-    "change, name", [({"seed": 1}, "seed"), ({"batch_size": 16}, "batch_size")]
+    "change, name",
+    [
+        ({"seed": 1}, "seed"),
+        ({"batch_size": 16}, "batch_size"),
+        ({"sampling": "uniform"}, "mixture.sampling natural, this run has uniform"),
+        ({"batching": "homogeneous"}, "mixture.batching"),
+    ],
 )
 def test_the_state_of_another_run_is_refused(change, name):
     with pytest.raises(UserError, match=f"run.resume: the checkpoint's loader has {name}"):

@@ -87,7 +87,7 @@ def test_a_dev_label_that_train_does_not_have_is_told_with_its_row(mail, tmp_pat
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"label": "verdikt"}, r"mail.csv: no column 'verdikt'; it has text, verdict"),
+        ({"label": "verdikt"}, r"mail.csv: no column 'verdikt'; it has 'text', 'verdict'"),
         ({"text": ("body",)}, r"mail.csv: no column 'body'"),
         ({"label": "text"}, r"'mail' names a column twice: text, text"),
         ({"label": "text", "text": "verdict"}, r"column 'text' has 30 different values in 30 rows"),
@@ -106,13 +106,21 @@ def test_what_is_wrong_with_the_row_of_yaml_is_told(mail, fields, message):
     "name, content, message",
     [
         ("a.csv", "text,verdict\n", "the file has no rows"),
-        ("a.csv", "", "no column 'text'"),
+        ("a.csv", "", "no column 'text'; it has none at all"),
+        ("a.csv", "text ,verdict\na,x\n", "no column 'text'; it has 'text ', 'verdict'"),
+        ("a.csv", "text,text,verdict\na,b,x\n", "a.csv: 2 columns are named 'text'"),
+        ("a.csv", "text,verdict,verdict\na,x,y\n", "a.csv: 2 columns are named 'verdict'"),
         ("a.csv", "text,verdict\na,x\nb\n", "line 3 has 1 fields, the first line has 2"),
         ("a.csv", "text,verdict\na,x\nb,\n", r"row 1 \(from 0\): no label in column 'verdict'"),
         ("a.csv", 'text,verdict\n"a,x\n', "a.csv: line 2: unexpected end of data"),
         ("a.csv", "text,verdict\na,x\nb,x\n", "column 'verdict' has one class only: 'x'"),
         ("a.jsonl", '{"text": "a", "verdict": "x"}\n{"text"\n', "line 2 is not JSON"),
-        ("a.jsonl", '{"text": "a"}\n', "line 1: no column 'verdict'; it has text"),
+        ("a.jsonl", '{"text": "a"}\n', "line 1: no column 'verdict'; it has 'text'"),
+        (
+            "a.jsonl",
+            '{"text": "a", "verdict": ["x", "y"]}\n',
+            r"row 0 \(from 0\): column 'verdict' holds \['x', 'y'\]; allowed: one label an example",
+        ),
         ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
     ],
 )
@@ -120,6 +128,31 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         own(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('["a", "b"]', r"a.jsonl: row 3 \(from 0\): column 'text' holds \['a', 'b'\], not text"),
+        ("null", r"a.jsonl: row 3 \(from 0\): column 'text' holds None, not text"),
+        (r'"a \ud800"', r"a.jsonl: row 3 \(from 0\): column 'text' holds half a character"),
+    ],
+)
+def test_a_text_that_is_none_is_told_with_its_row(tmp_path, text, message):
+    path = tmp_path / "a.jsonl"
+    texts = [text if i == 3 else f'"row {i}"' for i in range(20)]
+    path.write_text("".join(f'{{"text": {t}, "verdict": {i % 2}}}\n' for i, t in enumerate(texts)))
+    with pytest.raises(UserError, match=message):
+        encoded(own(path), "train", tmp_path)
+
+
+def test_windows_lines_quotes_and_line_breaks_in_cells_are_read(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,verdict\r\n"say ""a"",\r\nthen b",x\r\nb,y\r\n')
+    assert read_split(own(path, dev=str(path)), "train", None) == {
+        "text": ['say "a",\r\nthen b', "b"],
+        "verdict": ["x", "y"],
+    }
 
 
 def test_a_file_in_another_encoding_is_told(tmp_path):

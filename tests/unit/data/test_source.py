@@ -38,7 +38,7 @@ def test_a_missing_column_is_told_with_those_there_are(tmp_path):
     path = tmp_path / "glue" / "rte" / "train.parquet"
     path.parent.mkdir(parents=True)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": [0]}), path)
-    with pytest.raises(UserError, match="no column 'sentence1'; it has text, label"):
+    with pytest.raises(UserError, match="no column 'sentence1'; it has 'text', 'label'"):
         read_split(get_task("rte"), "train", str(tmp_path))
 
 

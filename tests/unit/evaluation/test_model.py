@@ -1,8 +1,11 @@
 """A model folder written, loaded again and used."""
 
+import shutil
+
 import numpy as np
 import pytest
 
+from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.models.folder import describe_network, save_folder
@@ -82,6 +85,66 @@ def test_a_folder_that_is_no_model_or_is_damaged_is_refused(written, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read"):
         MultiTaskModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"[]", "is not a ds_moe_mtl model"),
+        ("config.json", b'{"format": 1, "heads": []}', "is not a ds_moe_mtl model"),
+        ("config.json", b"\xff\xfe", "config.json: not valid JSON"),
+        ("tokenizer.json", None, "no tokenizer"),
+        ("tokenizer.json", b"{", "no tokenizer can be loaded"),
+    ],
+)
+def test_a_model_folder_with_a_bad_file_is_refused_in_one_line(
+    written, tmp_path, name, content, message
+):
+    folder = tmp_path / "model"
+    shutil.copytree(written[0] / "model", folder)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        MultiTaskModel.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+def predicted(folder, capsys, content: bytes, *arguments: str):
+    """Return (status, stdout lines, stderr) of `ds-moe-mtl predict` for a file's content."""
+    (folder / "input.txt").write_bytes(content)
+    words = ["predict", str(folder), "--task", "colour", "--input", str(folder / "input.txt")]
+    status = main([*words, *arguments])
+    said = capsys.readouterr()
+    return status, said.out.splitlines(), said.err
+
+
+@pytest.mark.parametrize(
+    ("content", "answers"),
+    [
+        (b"a red cat\na dog\n", 2),
+        (b"\xef\xbb\xbfa red cat\r\na dog\r\n\r\n", 2),
+        ("a red\u2028cat\x0b\na dog".encode(), 2),
+        (b"", 0),
+    ],
+)
+def test_predict_answers_line_by_line(written, capsys, content, answers):
+    status, out, err = predicted(written[0], capsys, content)
+    assert (status, len(out), err) == (0, answers, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("réd".encode("latin-1"), "input.txt: not UTF-8 text"),
+        (b"a red cat\n\na dog\n", "input.txt: line 2 is empty; allowed: an example on every line"),
+        (b"a red cat\ta dog\n", "colour: example 0 has 2 values; needed: text"),
+    ],
+)
+def test_predict_tells_what_is_wrong_with_its_input(written, capsys, content, message):
+    status, out, err = predicted(written[0], capsys, content)
+    assert status == 2 and out == [] and err.count("\n") == 1 and message in err
 
 
 def test_weights_are_stored_without_pickle(written):

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
 from ds_moe_mtl.models.padded_attention import attention_groups
 from moe_kernels import recurring_size
+from tests.support.tiny import BERT
 
 CPU = torch.device("cpu")
 LENGTHS = [11, 9, 9, 5, 5, 5, 5, 5, 5, 2, 2]  # 63 tokens; 11 sequences
@@ -40,14 +41,7 @@ def test_groups_of_like_shape_share_one_filled_shape():
 
 @pytest.mark.parametrize("kind", ["mt_dense", "mt_switch", "mt_tag"])
 def test_filling_is_not_seen_in_outputs_gradients_counts_or_routes(kind):
-    config = BertConfig(
-        vocab_size=60,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=40,
-    )
+    config = BertConfig(vocab_size=60, max_position_embeddings=40, **BERT)
     torch.manual_seed(0)
     options = RoutingOptions(num_gates=2 if kind == "mt_tag" else 1, gate_scale="preserve")
     heads = [HeadSpec("first", 2), HeadSpec("second", 3)]

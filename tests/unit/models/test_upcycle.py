@@ -19,6 +19,7 @@ from transformers import (
 
 from ds_moe_mtl.models import MoELayer, routed_ffns, upcycle
 from ds_moe_mtl.models.encoder import PackedEncoder
+from tests.support.tiny import BERT
 
 FAMILY = {
     "bert": (BertConfig, BertModel, {}),
@@ -32,16 +33,7 @@ LENGTHS = [9, 9, 6, 2]
 def encoder_of(name: str, **more):
     config_class, model_class, own = FAMILY[name]
     torch.manual_seed(0)
-    config = config_class(
-        vocab_size=60,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=40,
-        **own,
-        **more,
-    )
+    config = config_class(vocab_size=60, max_position_embeddings=40, **BERT, **own, **more)
     return model_class(config).eval()
 
 
