@@ -9,8 +9,10 @@ set beforehand its own discovery never runs.
     apply(ranks, os.environ)        # before torch.distributed or DeepSpeed start
 """
 
+import contextlib
 import itertools
 import json
+import random
 import re
 import socket
 import subprocess
@@ -25,6 +27,7 @@ from ds_moe_mtl.config import UserError
 LOOPBACK = "127.0.0.1"
 # Below Linux's ephemeral ports (32768 and up), so that no outgoing connection holds ours by chance.
 FIRST_JOB_PORT, JOB_PORTS = 20_000, 10_000
+FREE_PORTS = range(30_000, 32_768)
 # Seconds that rank 0's name may take to appear: container clusters publish it while ranks start.
 NAME_PATIENCE = 60.0
 # Slurm numbers steps that are no srun (batch script, interactive shell) from the top of 32 bits.
@@ -74,10 +77,16 @@ def mpi_broadcast(address: Address, world_size: int) -> Address:
 
 
 def free_port() -> int:
-    """Return a TCP port that was free on this machine a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
+    """Return a TCP port that was free on this machine a moment ago.
+
+    Below those that the kernel gives to outgoing connections: one of them could have it the moment
+    after (EADDRINUSE, seen).
+    """
+    while True:
+        port = random.SystemRandom().choice(FREE_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
 
 
 def resolves(host: str, patience: float = NAME_PATIENCE) -> bool:
