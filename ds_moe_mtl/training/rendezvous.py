@@ -9,8 +9,10 @@ set beforehand its own discovery never runs.
     apply(ranks, os.environ)        # before torch.distributed or DeepSpeed start
 """
 
+import contextlib
 import itertools
 import json
+import random
 import re
 import socket
 import subprocess
@@ -74,10 +76,17 @@ def mpi_broadcast(address: Address, world_size: int) -> Address:
 
 
 def free_port() -> int:
-    """Return a TCP port that was free on this machine a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
+    """Return a TCP port that was free on this machine a moment ago.
+
+    A rank opens it only seconds later, so it is drawn from where the system takes none from: of the
+    ports that it gives out itself, somebody's connection may have this one by then.
+    """
+    draw = random.SystemRandom()  # other processes draw at the same time; seeds stay untouched
+    while True:
+        port = draw.randrange(FIRST_JOB_PORT, FIRST_JOB_PORT + JOB_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
 
 
 def resolves(host: str, patience: float = NAME_PATIENCE) -> bool:
