@@ -69,7 +69,7 @@ def _finetune(options) -> int:
         head=options.head,
         experiment=find_experiment(Path(files[0])) if files else EXPERIMENT,
         overrides=tuple(item for item in options.rest if "=" in item),
-        grid=dict(_grid(item) for item in options.grid),
+        grid=dict(parse_grid(item) for item in options.grid),
         seeds=options.seeds,
         keep=options.keep,
     )
@@ -103,7 +103,8 @@ def _default_folder(options) -> Path:
     return Path("runs") / "finetune" / model.name / name
 
 
-def _grid(item: str) -> tuple[str, list[str]]:
+def parse_grid(item: str) -> tuple[str, list[str]]:
+    """Return (key, values) of "section.key=A,B". Raises UserError for no values."""
     key, _, values = item.partition("=")
     found = [value for value in values.split(",") if value]
     if not found:

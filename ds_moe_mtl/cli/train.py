@@ -1,9 +1,10 @@
-"""ds-moe-mtl train, and train.py: one YAML, then section.key=value overrides."""
+"""ds-moe-mtl train, and train.py: one YAML, then section.key=value overrides; seeds and grids."""
 
 import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import BAD_INPUT, INTERRUPTED
@@ -23,6 +24,10 @@ USAGE = """usage: deepspeed --num_gpus N train.py [CONFIG.yaml] [section.key=val
 Trains what CONFIG.yaml describes; without one, ds_configs/experiments/embedded_mttag_minilm.yaml.
 Started again with the same configuration it continues where it was.
 
+  --seeds N                 N runs, seeds 0 to N - 1, in folders below run.dir
+  --grid section.key=A,B    runs with each value; several: with all combinations
+Both leave run.dir/leaderboard.json: the best first, with maximum, mean and deviation over seeds.
+
 example: python train.py ds_configs/experiments/glue_small_mttag_minilm.yaml data.root=DATA
 exit status: 0 complete, 2 a mistake to mend, 70 hung, 75 stopped on request after a checkpoint,
 130 interrupted at once"""
@@ -37,10 +42,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         ranks = rendezvous(os.environ)
         say = _speaker(ranks)
-        path, overrides = _split(arguments)
-        if path is None:
+        asked = _split(arguments)
+        if asked.path is None:
             say(f"no YAML given: running {DEFAULT_EXPERIMENT.name}")
-        config = load_config(path, overrides)
+        config = load_config(asked.path, asked.overrides)
+        if asked.grid or asked.seeds is not None:
+            return _train_all(asked, Path(config.run.dir), ranks, say)
         from ds_moe_mtl.training.train import train
 
         status = train(config, ranks, say)
@@ -94,12 +101,43 @@ def _show_task_routes(config: RunConfig, say: Callable[[str], None]) -> None:
     say(f"routes: {folder / 'task_routes.png'}")
 
 
-def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return (YAML path or None, overrides). Accepts a launcher's --local_rank.
+@dataclass
+class _Asked:
+    """What the command line says. seeds: None where it says nothing."""
+
+    path: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    seeds: int | None = None
+    grid: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _train_all(asked: _Asked, folder: Path, ranks: Ranks, say: Callable[[str], None]) -> int:
+    """Train every point of a grid with every seed, below `folder`; return 0 or 75."""
+    from ds_moe_mtl.cli.finetune import print_leaderboard
+    from ds_moe_mtl.training.engine import stop_process_group
+    from ds_moe_mtl.training.trials import LEADERBOARD, leaderboard, make_trials, run_trials
+
+    def make(own: Sequence[str]) -> RunConfig:
+        return load_config(asked.path, [*asked.overrides, *own])
+
+    trials = make_trials(make, folder, asked.grid, asked.seeds or 1)
+    try:
+        status = run_trials(trials, folder, ranks, say, keep="all")
+    finally:
+        stop_process_group()
+    print_leaderboard(leaderboard(trials), say)
+    say(f"leaderboard: {folder / LEADERBOARD}")
+    return status
+
+
+def _split(arguments: Sequence[str]) -> _Asked:
+    """Return what the command line says. Accepts a launcher's --local_rank.
 
     Raises UserError for a second path or an unknown option.
     """
-    paths, overrides = [], []
+    from ds_moe_mtl.cli.finetune import parse_grid
+
+    paths, asked = [], _Asked()
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -107,10 +145,22 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             rest = rest[1:]
         elif argument.startswith(("--local_rank=", "--local-rank=")):
             continue
+        elif argument.partition("=")[0] in ("--seeds", "--grid"):
+            name, equals, value = argument.partition("=")
+            value = value if equals else (rest.pop(0) if rest else "")
+            if name == "--grid":
+                key, values = parse_grid(value)
+                asked.grid[key] = values
+            elif value.isdecimal() and int(value):
+                asked.seeds = int(value)
+            else:
+                raise UserError(f"--seeds: {value!r}; allowed: a whole number above 0")
         elif argument.startswith("-"):
-            raise UserError(f"command line: unknown option {argument}; allowed: --help")
+            raise UserError(
+                f"command line: unknown option {argument}; allowed: --seeds, --grid, --help"
+            )
         elif "=" in argument:
-            overrides.append(argument)
+            asked.overrides.append(argument)
         else:
             paths.append(argument)
     if len(paths) > 1:
@@ -118,4 +168,5 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             f"command line: two YAML files, {paths[0]} and {paths[1]}; allowed: one, then "
             f"section.key=value"
         )
-    return (paths[0] if paths else None), overrides
+    asked.path = paths[0] if paths else None
+    return asked

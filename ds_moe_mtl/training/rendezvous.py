@@ -27,7 +27,6 @@ from ds_moe_mtl.config import UserError
 LOOPBACK = "127.0.0.1"
 # Below Linux's ephemeral ports (32768 and up), so that no outgoing connection holds ours by chance.
 FIRST_JOB_PORT, JOB_PORTS = 20_000, 10_000
-FREE_PORTS = range(30_000, 32_768)
 # Seconds that rank 0's name may take to appear: container clusters publish it while ranks start.
 NAME_PATIENCE = 60.0
 # Slurm numbers steps that are no srun (batch script, interactive shell) from the top of 32 bits.
@@ -79,11 +78,12 @@ def mpi_broadcast(address: Address, world_size: int) -> Address:
 def free_port() -> int:
     """Return a TCP port that was free on this machine a moment ago.
 
-    Below those that the kernel gives to outgoing connections: one of them could have it the moment
-    after (EADDRINUSE, seen).
+    A rank opens it only seconds later, so it is drawn from where the system takes none from: of the
+    ports that it gives out itself, somebody's connection may have this one by then.
     """
+    draw = random.SystemRandom()  # other processes draw at the same time; seeds stay untouched
     while True:
-        port = random.SystemRandom().choice(FREE_PORTS)
+        port = draw.randrange(FIRST_JOB_PORT, FIRST_JOB_PORT + JOB_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((LOOPBACK, port))
             return port

@@ -63,7 +63,8 @@ def make_trials(
 
 def point_name(point: Sequence[str]) -> str:
     """Return a point of a grid as a folder's name."""
-    return ",".join(item.rpartition(".")[2] for item in point) or "default"
+    pairs = [item.partition("=") for item in point]
+    return ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in pairs) or "default"
 
 
 def run_trials(

@@ -1,4 +1,4 @@
-"""ds-moe-mtl finetune: gates, heads, grids, seeds, the best epoch, resumes."""
+"""Grids and seeds of both stages; ds-moe-mtl finetune: gates, heads, the best epoch, resumes."""
 
 import json
 
@@ -29,8 +29,14 @@ def tuned(tmp_path_factory):
     (folder / "generated.yaml").write_text(dump_config(tiny_config(folder, **generated)))
     mix = folder / "mix"
     grid = ["--grid", "train.lr=1e-2,1e-4", "--seeds", "2", "train.epochs=3", *FAST]
+    sweep = ["train", folder / "mix.yaml", f"run.dir={folder / 'sweep'}", "--seeds", "2"]
+    sweep += ["--grid", "train.lr=1e-2,1e-3", "--grid=train.warmup=0,0.5", "train.steps=2"]
     commands = {
         "train": ["train", folder / "mix.yaml"],
+        "sweep": sweep,
+        "sweep again": sweep,
+        "half a sweep": ["train", folder / "mix.yaml", "--seeds"],
+        "a sweep of nothing": ["train", folder / "mix.yaml", "--grid", "train.lr"],
         "generated": ["train", folder / "generated.yaml"],
         "grid": ["finetune", mix, "--task", "colour", *grid],
         "again": ["finetune", mix, "--task", "colour", "--json", *grid],
@@ -81,6 +87,18 @@ def test_every_point_and_seed_is_a_run_that_keeps_its_best_epoch(tuned):
             assert dev[found["best_step"]] == max(dev.values())
             assert found["start"]["model"] == str(folder / "mix") and found["seed"] == seed
             assert not (run / "checkpoints").exists() and not (run / "best").exists()
+
+
+def test_stage_one_has_grids_and_seeds_too(tuned):
+    folder, answers = tuned
+    assert answers["sweep"].status == 0, answers["sweep"].text
+    rows = json.loads((folder / "sweep/leaderboard.json").read_text())["rows"]
+    assert len(rows) == 4 and all(len(row["seeds"]) == 2 for row in rows)
+    found = results(folder / "sweep/lr=1e-3,warmup=0.5/seed1")
+    assert found["seed"] == 1 and set(found["tasks"]) == {"colour", "same", "amount"}
+    shown = answers["sweep again"].stdout
+    assert "step 2/2" not in shown and "train.lr=1e-3 train.warmup=0.5" in shown
+    assert len(list((folder / "sweep").glob("*/*/model"))) == 8  # all stay
 
 
 def test_the_leaderboard_ranks_points_and_the_best_runs_model_stays(tuned):
@@ -156,6 +174,8 @@ def test_expert_loads_are_logged_for_every_layer_and_expert(tuned):
         ("a grid of nothing", "--grid train.lr: no values"),
         ("another kind", "model.kind = mt_switch, but start.model ="),
         ("no seeds", "--seeds"),
+        ("half a sweep", "--seeds: ''; allowed: a whole number above 0"),
+        ("a sweep of nothing", "--grid train.lr: no values"),
         ("no model", "model.encoder"),
     ],
 )

@@ -115,6 +115,28 @@ def test_no_auxiliary_loss_by_default_and_a_balanced_layer_has_balance_loss_one(
     assert balanced(x)[1].item() == pytest.approx(1.0)
 
 
+def test_auxiliary_losses_are_their_closed_forms_over_real_tokens():
+    x, ids = inputs()
+    mask = torch.ones(5, 7)
+    mask[1, 3:] = 0
+    _, plain = layer_of(differ=0.3)
+    logits = [
+        plain.gate.wg.weight[4 * task : 4 * task + 4] @ token
+        for task, example, real in zip(ids.tolist(), x, mask, strict=True)
+        for token in example[real > 0]
+    ]
+    logits_RE = torch.stack(logits)
+    share_E = torch.bincount(logits_RE.argmax(1), minlength=4) / len(logits_RE)
+    balance = 4 * (share_E * logits_RE.softmax(1).mean(0)).sum()
+    z = logits_RE.exp().sum(1).log().square().mean()
+    for weights, wanted in (((0.5, 0), balance / 2), ((0, 0.25), z / 4), ((1, 1), balance + z)):
+        _, layer = layer_of(differ=0.3, load_balance_loss=weights[0], router_z_loss=weights[1])
+        _, loss, _ = layer(x, ids, used_token=mask)
+        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+        loss.backward()
+        assert layer.gate.wg.weight.grad.abs().sum() > 0
+
+
 def test_capacity_drops_the_tokens_beyond_it_in_token_order():
     _, layer = layer_of(num_gates=1, dispatch="capacity", capacity_factor=1.0)
     nn.init.zeros_(layer.gate.wg.weight)  # all tokens to expert 0, capacity 35 / 4 -> 9

@@ -37,6 +37,13 @@ def test_every_set_of_the_paper_is_a_row_of_its_size_classes_and_metric():
         assert (spec.num_outputs, spec.metric) == (outputs, metric), name
 
 
+def test_lengths_of_glue_are_the_papers():
+    """Appendix A.3.2: 512 for QNLI and MNLI, 128 for the rest."""
+    lengths = {name: get_task(name).max_length for name in expand_tasks(["glue"])}
+    assert {name for name, length in lengths.items() if length == 512} == {"qnli", "mnli"}
+    assert set(lengths.values()) == {128, 512}
+
+
 def test_small_tasks_are_the_papers():
     small = {name for name in expand_tasks(["glue++"]) if is_small(get_task(name))}
     assert small == {

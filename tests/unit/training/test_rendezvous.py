@@ -1,6 +1,8 @@
 """What each launcher's variables are taken to mean."""
 
 import os
+import random
+import socket
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from ds_moe_mtl.training.rendezvous import (
     Ranks,
     apply,
     expand_nodelist,
+    free_port,
     rendezvous,
     resolves,
     slurm_port,
@@ -189,3 +192,14 @@ def test_applied_ranks_read_back_as_they_were():
     apply(ranks_of(SRUN), environ)
     again = ranks_of(environ)
     assert again == Ranks(4, 5, 0, 1, "gpu07", 24_913, "environment")
+
+
+def test_a_free_port_is_not_taken_and_not_one_that_the_system_gives_out():
+    found = [free_port() for _ in range(20)]
+    assert len(set(found)) > 15 and all(20_000 <= port < 30_000 for port in found)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", found[0]))
+        draws = iter([found[0], found[1]])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(random.SystemRandom, "randrange", lambda self, *_: next(draws))
+            assert free_port() == found[1]

@@ -39,6 +39,11 @@ def test_a_grid_is_every_combination_with_every_seed_in_folders_of_their_own(tmp
     assert point_name(()) == "default"
 
 
+def test_values_with_a_point_in_them_have_folders_of_their_own():
+    assert point_name(["train.warmup=0.1", "moe.jitter=2.5e-1"]) == "warmup=0.1,jitter=2.5e-1"
+    assert point_name(["train.clip=0.5"]) != point_name(["train.clip=1.5"])
+
+
 def test_points_are_ranked_by_the_best_seed_with_mean_and_spread(tmp_path):
     low, high = ("train.lr=1",), ("train.lr=2",)
     trials = [
