@@ -15,7 +15,8 @@ class StockMoE(MoE):
         self, hidden_states: torch.Tensor, gate_ids=None, used_token=None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return DeepSpeed's (output, auxiliary loss, counts); gate ids do not reach its gate."""
-        return super().forward(hidden_states, used_token)
+        tokens = None if used_token is None else used_token.reshape(-1)
+        return super().forward(hidden_states, tokens)
 
 
 def to_stock(model: nn.Module, drop_tokens: bool) -> nn.Module:
