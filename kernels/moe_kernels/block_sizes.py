@@ -2,9 +2,8 @@
 
 A tuner would time kernels inside the first training step, may choose differently on every rank and
 run (results then differ in the last bits), and cannot run while a CUDA graph is captured. The
-choices are reasoned from an H200's 227 KiB of shared memory a block, 64 K registers and 132
-multiprocessors, and checked by compiling every kernel for sm_90 (registers, spills, shared memory:
-tests/kernels). They have not been timed on a GPU yet.
+choices are those that an H100 ran fastest with (benchmarks/tune_blocks.py, d 384, 768 and 1024, 32k
+tokens); every kernel is compiled for sm_90 in the tests (registers, spills, shared memory).
 """
 
 from typing import NamedTuple
