@@ -5,7 +5,7 @@ may pad together, where it pads at all. What is no tensor stays on the host.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,69 +69,85 @@ class MultiTaskBatch:
 
 
 def collate(
-    rows: Sequence[tuple[int, int]], encoded: Sequence[EncodedSplit], padded: bool = True
+    rows: Sequence[tuple[int, int]] | np.ndarray,
+    encoded: Sequence[EncodedSplit],
+    padded: bool = True,
 ) -> MultiTaskBatch:
     """The batch of these (task index, sequence of that task's split), sorted longest first.
 
     padded: whether attention will pad, and groups are to be chosen.
     """
-    return collate_sequences(((task, encoded[task], sequence) for task, sequence in rows), padded)
+    task_B, sequence_B = np.asarray(rows, dtype=np.int64).reshape(-1, 2).T
+    lengths_B = _filled(task_B, encoded, np.int64, lambda s, at: _lengths(s, sequence_B[at]))
+    order = np.argsort(-lengths_B, kind="stable")
+    task_B, sequence_B, lengths_B = task_B[order], sequence_B[order], lengths_B[order]
+    size = len(task_B)
 
+    def filled(name: str, dtype: type) -> np.ndarray:
+        return _filled(task_B, encoded, dtype, lambda s, at: getattr(s, name)[sequence_B[at]])
 
-def collate_sequences(
-    items: Iterable[tuple[int, EncodedSplit, int]], padded: bool = True
-) -> MultiTaskBatch:
-    """The batch of these (task index, split, sequence of the split), sorted longest first.
-
-    padded: as in collate.
-    """
-    items = list(items)
-    lengths = np.array([s.offsets[n + 1] - s.offsets[n] for _, s, n in items], dtype=np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    items = [items[i] for i in order]
-    lengths = lengths[order]
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    total = int(lengths.sum())
-    positions_T = np.arange(total) - np.repeat(starts, lengths)
-    second_B = np.array([s.second_start[n] for _, s, n in items], dtype=np.int64)
-    pieces = [s.input_ids[s.offsets[n] : s.offsets[n + 1]] for _, s, n in items]
-    spans_B22 = np.full((len(items), 2, 2), -1, dtype=np.int64)
-    for row, (_, split, n) in enumerate(items):
+    ends_B = np.cumsum(lengths_B)
+    starts_B = ends_B - lengths_B
+    total = int(lengths_B.sum())
+    positions_T = np.arange(total) - np.repeat(starts_B, lengths_B)
+    input_ids_T = np.empty(total, dtype=np.int64)
+    spans_B22 = np.full((size, 2, 2), -1, dtype=np.int64)
+    for task in np.unique(task_B).tolist():
+        split, mine_B = encoded[task], task_B == task
+        # One gather a split: each sequence's first token, and the places after it.
+        mine_T = np.repeat(mine_B, lengths_B)
+        first_B = np.asarray(split.offsets)[sequence_B[mine_B]]
+        source_T = np.repeat(first_B, lengths_B[mine_B]) + positions_T[mine_T]
+        input_ids_T[mine_T] = np.asarray(split.input_ids)[source_T]
         if split.spans is not None:
-            spans_B22[row] = split.spans[n]
-    groups = attention_groups(lengths) if padded else None
-    seen = sum((last - first) * int(lengths[first]) for first, last in groups or ())
-
-    def gathered(name: str, dtype: type) -> Tensor:
-        return torch.from_numpy(np.array([getattr(s, name)[n] for _, s, n in items], dtype=dtype))
-
+            spans_B22[mine_B] = split.spans[sequence_B[mine_B]]
+    second_B = filled("second_start", np.int64)
+    groups = attention_groups(lengths_B) if padded else None
+    seen = sum((last - first) * int(lengths_B[first]) for first, last in groups or ())
     return MultiTaskBatch(
-        input_ids_T=torch.from_numpy(np.concatenate([*pieces, []]).astype(np.int64)),
+        input_ids_T=torch.from_numpy(input_ids_T),
         token_type_ids_T=torch.from_numpy(
-            (positions_T >= np.repeat(second_B, lengths)).astype(np.int64)
+            (positions_T >= np.repeat(second_B, lengths_B)).astype(np.int64)
         ),
         position_ids_T=torch.from_numpy(positions_T),
-        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
-        task_ids_B=torch.tensor([task for task, _, _ in items], dtype=torch.int64),
-        labels_B=gathered("labels", np.float32),
-        weights_B=gathered("weights", np.float32),
-        questions_B=gathered("questions", np.int64),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], ends_B]).astype(np.int32)),
+        task_ids_B=torch.from_numpy(task_B),
+        labels_B=torch.from_numpy(filled("labels", np.float32)),
+        weights_B=torch.from_numpy(filled("weights", np.float32)),
+        questions_B=torch.from_numpy(filled("questions", np.int64)),
         spans_B22=torch.from_numpy(spans_B22),
-        example_ids_B=torch.tensor([int(n) for _, _, n in items], dtype=torch.int64),
-        lengths=tuple(lengths.tolist()),
+        example_ids_B=torch.from_numpy(sequence_B),
+        lengths=tuple(lengths_B.tolist()),
         longest_word=max(1, int((spans_B22[..., 1] - spans_B22[..., 0]).max(initial=1))),
         groups=groups,
         attention_padding=1 - total / seen if seen else 0.0,
-        targets_BS=_targets(items),
+        targets_BS=_targets(task_B, sequence_B, encoded),
     )
 
 
-def _targets(items: list[tuple[int, EncodedSplit, int]]) -> Tensor | None:
+def _filled(task_B, encoded: Sequence[EncodedSplit], dtype: type, values: Callable) -> np.ndarray:
+    """An array [B] that holds values(split, mask of its sequences) where each split's are."""
+    array_B = np.empty(len(task_B), dtype=dtype)
+    for task in np.unique(task_B).tolist():
+        mine_B = task_B == task
+        array_B[mine_B] = values(encoded[task], mine_B)
+    return array_B
+
+
+def _lengths(split: EncodedSplit, sequences: np.ndarray) -> np.ndarray:
+    offsets = np.asarray(split.offsets)
+    return offsets[sequences + 1] - offsets[sequences]
+
+
+def _targets(task_B, sequence_B, encoded: Sequence[EncodedSplit]) -> Tensor | None:
     """The answers of these sequences, padded to the longest; None where none is generated."""
-    if not items or any(split.targets is None for _, split, _ in items):
+    splits = [encoded[task] for task in task_B.tolist()]
+    if not splits or any(split.targets is None for split in splits):
         return None
-    rows = [s.targets[s.target_offsets[n] : s.target_offsets[n + 1]] for _, s, n in items]
+    rows = [
+        s.targets[s.target_offsets[n] : s.target_offsets[n + 1]]
+        for s, n in zip(splits, sequence_B.tolist(), strict=True)
+    ]
     targets_BS = np.full((len(rows), max(map(len, rows))), NO_TARGET, dtype=np.int64)
     for row, tokens in zip(targets_BS, rows, strict=True):
         row[: len(tokens)] = tokens

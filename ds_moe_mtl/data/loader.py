@@ -4,13 +4,14 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.schema import MixtureSection
-from ds_moe_mtl.data.batch import MultiTaskBatch, collate, collate_sequences
+from ds_moe_mtl.data.batch import MultiTaskBatch, collate
 from ds_moe_mtl.data.encode import EncodedSplit
 from ds_moe_mtl.data.mixture import ExampleOrder, Position
 from ds_moe_mtl.tasks import TaskSpec
@@ -55,6 +56,10 @@ class SuperBatches:
         self.stall_seconds = 0.0  # time the training waited for batches
         self._position = self.order.start
         self._firsts = [_first_sequences(split) for split in encoded]
+        self._tokens = [
+            np.diff(split.offsets[firsts])
+            for split, firsts in zip(encoded, self._firsts, strict=True)
+        ]
         self._real = self._seen = 0
         self._stop: threading.Event | None = None
 
@@ -168,28 +173,28 @@ class SuperBatches:
                 return
 
     def _my_part(self, pairs: list[tuple[int, int]]) -> list[MultiTaskBatch]:
-        tokens = [self._tokens(task, example) for task, example in pairs]
-        shares = deal(tokens, self.world_size * self.accumulation)
-        mine = shares[self.rank :: self.world_size]
+        task_N, example_N = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        tokens_N = np.empty(len(pairs), dtype=np.int64)
+        for task in np.unique(task_N).tolist():
+            mine = task_N == task
+            tokens_N[mine] = self._tokens[task][example_N[mine]]
+        shares = deal(tokens_N, self.world_size * self.accumulation)
         batches = [
-            collate(self._sequences([pairs[i] for i in share]), self.encoded, self.padded)
-            for share in mine
+            collate(self._sequences(task_N[share], example_N[share]), self.encoded, self.padded)
+            for share in shares[self.rank :: self.world_size]
         ]
         return batches if self.gpu is None else [batch.pinned() for batch in batches]
 
-    def _tokens(self, task: int, example: int) -> int:
-        first = self._firsts[task]
-        offsets = self.encoded[task].offsets
-        return int(offsets[first[example + 1]] - offsets[first[example]])
-
-    def _sequences(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        return [
-            (task, sequence)
-            for task, example in pairs
-            for sequence in range(
-                int(self._firsts[task][example]), int(self._firsts[task][example + 1])
-            )
-        ]
+    def _sequences(self, task_N: np.ndarray, example_N: np.ndarray) -> np.ndarray:
+        """(task, sequence) of all sequences of these examples, int64 [sequences, 2]."""
+        first_N, count_N = np.empty_like(example_N), np.empty_like(example_N)
+        for task in np.unique(task_N).tolist():
+            mine, firsts = task_N == task, self._firsts[task]
+            first_N[mine] = firsts[example_N[mine]]
+            count_N[mine] = firsts[example_N[mine] + 1] - first_N[mine]
+        before_N = np.cumsum(count_N) - count_N
+        place = np.arange(int(count_N.sum())) - np.repeat(before_N, count_N)
+        return np.stack([np.repeat(task_N, count_N), np.repeat(first_N, count_N) + place], axis=1)
 
 
 class EvaluationBatches(Sequence):
@@ -202,7 +207,9 @@ class EvaluationBatches(Sequence):
         return len(self.shares)
 
     def __getitem__(self, index: int) -> MultiTaskBatch:
-        return collate_sequences((self.task, self.split, n) for n in self.shares[index])
+        share = self.shares[index]
+        batch = collate([(0, n) for n in share], [self.split])
+        return replace(batch, task_ids_B=torch.full_like(batch.task_ids_B, self.task))
 
 
 def evaluation_batches(
@@ -234,7 +241,7 @@ def deal(tokens: Sequence[int], hands: int) -> list[list[int]]:
 
     The longest go first, in turn from the first hand to the last and back.
     """
-    order = sorted(range(len(tokens)), key=lambda i: -tokens[i])
+    order = np.argsort(-np.asarray(tokens, dtype=np.int64), kind="stable").tolist()
     shares: list[list[int]] = [[] for _ in range(hands)]
     for place, index in enumerate(order):
         turn, hand = divmod(place, hands)

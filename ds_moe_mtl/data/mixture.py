@@ -121,12 +121,19 @@ class ExampleOrder:
         progress = position.step / self.total_steps if self.total_steps else 1.0
         rates = sampling_rates(self.mixture, self.specs, self.num_examples, progress)
         chosen = self._random("tasks", position.step).choice(len(rates), self.pieces, p=rates)
-        drawn, pairs = list(position.drawn), []
-        for task in np.repeat(chosen, self.piece).tolist():
-            epoch, index = divmod(drawn[task], self.num_examples[task])
-            pairs.append((task, int(self._task_pass(task, epoch)[index])))
-            drawn[task] += 1
-        return pairs, Position(position.step + 1, tuple(drawn))
+        drawn = np.array(position.drawn)
+        task_N = np.repeat(chosen, self.piece)
+        example_N = np.empty_like(task_N)
+        for task in np.unique(task_N).tolist():
+            places = np.flatnonzero(task_N == task)
+            numbers = drawn[task] + np.arange(len(places))
+            epochs, index = np.divmod(numbers, self.num_examples[task])
+            for epoch in np.unique(epochs).tolist():
+                now = epochs == epoch
+                example_N[places[now]] = self._task_pass(task, epoch)[index[now]]
+            drawn[task] += len(places)
+        pairs = list(zip(task_N.tolist(), example_N.tolist(), strict=True))
+        return pairs, Position(position.step + 1, tuple(drawn.tolist()))
 
     def _task_pass(self, task: int, epoch: int) -> np.ndarray:
         return self._shuffled(f"task {task}", epoch, lambda: np.arange(self.num_examples[task]))

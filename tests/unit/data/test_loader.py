@@ -182,10 +182,10 @@ class EndsTheThread:
     def __init__(self, labels, fatal, how):
         self.labels, self.fatal, self.how = labels, fatal, how
 
-    def __getitem__(self, row):
-        if row == self.fatal:
+    def __getitem__(self, rows):
+        if self.fatal in rows:
             raise self.how
-        return self.labels[row]
+        return self.labels[rows]
 
     def __len__(self):
         return len(self.labels)
