@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         if path is None:
             say(f"no YAML given: running {DEFAULT_EXPERIMENT.name}")
         config = load_config(path, overrides)
+        _settle_accelerator()
         from ds_moe_mtl.training.train import train
 
         status = train(config, ranks, say)
@@ -64,6 +65,16 @@ def main(arguments: Sequence[str]) -> int:
         if ranks is None or ranks.rank == 0:
             print(_INTERRUPTED, file=sys.stderr, flush=True)
         return INTERRUPTED
+
+
+def _settle_accelerator() -> None:
+    """Tell DeepSpeed what it runs on before transformers imports it for a look.
+
+    It guesses otherwise, and warns of its guess among the first lines of a run.
+    """
+    import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _speaker(ranks: Ranks) -> Callable[[str], None]:
