@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         if asked.path is None:
             say(f"no YAML given: running {DEFAULT_EXPERIMENT.name}")
         config = load_config(asked.path, asked.overrides)
+        _settle_accelerator()
         if asked.grid or asked.seeds is not None:
             return _train_all(asked, Path(config.run.dir), ranks, say)
         from ds_moe_mtl.training.train import train
@@ -71,6 +72,16 @@ def main(arguments: Sequence[str]) -> int:
         if ranks is None or ranks.rank == 0:
             print(_INTERRUPTED, file=sys.stderr, flush=True)
         return INTERRUPTED
+
+
+def _settle_accelerator() -> None:
+    """Tell DeepSpeed what it runs on before transformers imports it for a look.
+
+    It guesses otherwise, and warns of its guess among the first lines of a run.
+    """
+    import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _speaker(ranks: Ranks) -> Callable[[str], None]:

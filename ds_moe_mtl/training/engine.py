@@ -55,6 +55,7 @@ def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.devi
     """
     apply(ranks, os.environ)
     kind = device_type()
+    os.environ.setdefault("DS_ACCELERATOR", kind)  # otherwise it guesses, and warns of its guess
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

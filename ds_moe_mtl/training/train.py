@@ -70,8 +70,6 @@ def train(config: RunConfig, ranks: Ranks, say: Say, last: bool = True) -> int:
     `say` prints on rank 0 and is silent elsewhere. last=False leaves the process group open for
     another run of this process. Raises UserError, on every rank, for what the user can mend.
     """
-    # DeepSpeed, which libraries import for a look, guesses otherwise and warns of its guess.
-    os.environ.setdefault("DS_ACCELERATOR", device_type())
     _set_threads(config, ranks)
     check_devices(ranks)
     folder = RunFolder(config, say)
