@@ -114,6 +114,12 @@ def _tune_all(options) -> int:
         cache = cache or config.data.cache
     if options.steps < 1 or not options.rates or min(options.batch_sizes, default=0) < 1:
         raise UserError("--steps, --rates, --batch-sizes: allowed: at least one, each at least 1")
+    least = {"rates": None, "clip": 0, "seed": 0, "test_limit": 1, "max_length": 8}
+    for name, lowest in least.items():
+        value = min(options.rates) if name == "rates" else getattr(options, name)
+        if value is not None and (value <= 0 if lowest is None else value < lowest):
+            allowed = "above 0" if lowest is None else f"at least {lowest}"
+            raise UserError(f"--{name.replace('_', '-')}: {value:g}; allowed: {allowed}")
     tune_tasks(
         upstream=options.upstream,
         encoder=options.encoder,

@@ -11,6 +11,7 @@ from ds_moe_mtl.config import load_config
 from ds_moe_mtl.training.study import STAGE_1, SYSTEMS, Layout, study_jobs, system_overrides
 
 YAML = "crossfit_router_minilm"
+TUNE = ["tune", "direct", "--output", "{}/o"]
 
 
 def status_and_error(capsys, arguments):
@@ -31,6 +32,22 @@ def status_and_error(capsys, arguments):
         (["tune", "direct", "--output", "{}/o", "--tasks", "gym-xsum"], "has no answer options"),
         (["tune", "direct", "--output", "{}/o", "--sample", "14"], "--sample: 14; allowed: 13, 21"),
         (["tune", "direct", "--output", "{}/o", "--steps", "0"], "--steps"),
+        (
+            ["tune", "direct", "--output", "{}/o", "--rates", "1e-5", "0"],
+            "--rates: 0; allowed: abo",
+        ),
+        (
+            ["tune", "direct", "--output", "{}/o", "--test-limit", "0"],
+            "--test-limit: 0; allowed: at",
+        ),
+        (
+            ["tune", "direct", "--output", "{}/o", "--max-length", "4"],
+            "--max-length: 4; allowed: at",
+        ),
+        ([*TUNE, "--rates", "1e-5", "0"], "--rates: 0; allowed: above 0"),
+        ([*TUNE, "--clip", "-1"], "--clip: -1; allowed: at least 0"),
+        ([*TUNE, "--test-limit", "0"], "--test-limit: 0; allowed: at least 1"),
+        ([*TUNE, "--max-length", "4"], "--max-length: 4; allowed: at least 8"),
         (["study", "glue_small_dense_minilm", "--output", "{}/s"], "allowed: stage 1 of a learned"),
         (["study", YAML, "--output", "{}/s", "--systems", "best"], "--systems: 'best'; allowed"),
         (["study", YAML, "--output", "{}/s", "--seeds", "9"], "--seeds: 9; allowed: 1 to 5"),
@@ -122,7 +139,8 @@ def test_the_report_has_gains_spread_and_negative_transfer(tmp_path):
         run = layout.run("vanilla", seed)
         (run / "model").mkdir(parents=True)
         (run / "results.json").write_text(json.dumps({"all_tasks": dev}))
-        description = {"format": 1, "heads": [], "kind": "mt_dense", "encoder": encoder}
+        description = {"format": 1, "kind": "mt_dense", "encoder": encoder}
+        description |= {"tasks": [], "about": {}}
         (run / "model/config.json").write_text(json.dumps(description))
         for system, values in (("direct", (base, 40.0, 0.5)), ("vanilla", (score, 30.0, 9.0))):
             rows = [{"task": t, "value": v} for t, v in zip("abc", values, strict=True)]
