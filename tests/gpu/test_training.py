@@ -139,6 +139,8 @@ def test_a_tiny_model_trains_as_on_a_cpu(runs: dict[str, Future]):
     # What topologies may differ by (tests.support.steps): float32 rounding in another order.
     _compare(found["rows"], expected["rows"], 2e-5)
     for name, tensor in expected["state"].items():
+        if name.endswith("key.bias"):
+            continue  # its gradient is 0 but for rounding, which Adam makes steps of
         apart = float((found["state"][name].cpu() - tensor).double().abs().mean())
         assert apart < 2e-5, (name, apart)
 
