@@ -106,6 +106,7 @@ def draw_report(course: Course, path: Path) -> None:
         axis.set_ylim(0, 100)
         axis.margins(x=0)
         axis.tick_params(labelsize=7)
+        axis.set_xlabel("step", fontsize=8)
         if layer % columns == 0:
             axis.set_ylabel("% of tokens", fontsize=8)
         if layer == 0:

@@ -83,25 +83,26 @@ def draw_routes(routes: Routes, path: Path) -> None:
         if layer >= layers:
             axis.axis("off")
             continue
-        image = axis.imshow(shares_KLE[:, layer], vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        percent_KE = 100 * shares_KLE[:, layer]
+        image = axis.imshow(percent_KE, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         axis.set_title(f"layer {layer + 1}", fontsize=9)
         axis.set_xticks(range(experts), [str(expert + 1) for expert in range(experts)], fontsize=8)
         axis.set_yticks(range(tasks), routes.tasks, fontsize=8)
         if experts <= 8:
             for task in range(tasks):
                 for expert in range(experts):
-                    share = shares_KLE[task, layer, expert]
+                    percent = percent_KE[task, expert]
                     axis.text(
                         expert,
                         task,
-                        f"{100 * share:.0f}",
+                        f"{percent:.0f}",
                         ha="center",
                         va="center",
                         fontsize=7,
-                        color="black" if share > 0.6 else "white",
+                        color="black" if percent > 60 else "white",
                     )
     figure.supxlabel("expert", fontsize=9)
     figure.suptitle("Share of each task's tokens an expert takes, in percent", fontsize=10)
-    figure.colorbar(image, ax=axes, fraction=0.02, label="share of tokens")
+    figure.colorbar(image, ax=axes, fraction=0.02, label="% of the task's tokens")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

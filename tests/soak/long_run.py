@@ -90,7 +90,7 @@ def watched_run(out: Path, options: argparse.Namespace) -> list[dict]:
             "steps": options.steps,
             "batch_size": 4 * options.ranks,
             "save_every": options.steps // 8,
-            # Both first in the first quarter: what the dev scores import is 100 MB.
+            # Both begin in the first quarter: the imports of the dev scores are 100 MB.
             "eval_every": options.steps // 8,
             "log_every": 5,
             "precision": options.precision,
