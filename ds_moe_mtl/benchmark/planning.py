@@ -29,7 +29,8 @@ class RunOnPaper:
     flops: Flops
     stage: int
     bucket: int
-    fused_attention: bool
+    offloads: bool  # the optimizer to the host
+    on_gpu: bool
 
     @property
     def sparse(self) -> bool:
@@ -65,7 +66,7 @@ class RunOnPaper:
             config.model.dropout,
             ep_size,
             config.train.activation_checkpointing,
-            self.fused_attention,
+            self.on_gpu,
         )
         return peak_bytes(
             shape,
@@ -77,6 +78,7 @@ class RunOnPaper:
             activations,
             self.sizes.most,
             self.bucket,
+            self.offloads,
         )
 
     def sent(self, ep_size: int) -> float:
@@ -138,6 +140,7 @@ def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
         count_flops(shape, sizes.attended, experts, gates, heads, heads_a_token),
         zero["stage"],
         int(bucket) * (2 if zero.get("overlap_comm") else 1),
+        gpu and zero.get("offload_optimizer", {}).get("device") == "cpu",
         gpu,
     )
 

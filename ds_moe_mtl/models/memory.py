@@ -18,6 +18,9 @@ MASTER = 4
 MOMENTS = 8
 """Adam's two moments, fp32."""
 
+EXPERT_GROUP = 178_956_971
+"""Weights of an optimizer group of experts at most: DeepSpeed's max_group_size (moe/utils.py)."""
+
 
 class Weights(NamedTuple):
     """Numbers of weights: in experts, and in all the rest (whole on every rank)."""
@@ -110,24 +113,26 @@ def activation_bytes(
     dropout: float,
     ep_size: int = 1,
     checkpointing: bool = False,
-    fused_attention: bool = False,
+    on_gpu: bool = False,
 ) -> float:
     """Return what the forward pass keeps for the backward pass, on one rank.
 
     A layer keeps rows of D: its input, attention's result, two sums before the norms, the FFN's
     input; with dropout two masks of the activations' type. A dense FFN keeps 2 rows of F (before
     and after GELU), ours one (it computes GELU again) and two of D (the gathered input, the result
-    before the gate value); other ranks' experts add the sent rows. Attention keeps query, key and
-    value padded and, unless fused, its probabilities (three copies with dropout, else one).
+    before the gate value), but on a GPU what the dense one keeps; other ranks' experts add the sent
+    rows. Attention keeps query, key and value padded and, but on a GPU, where it is fused, its
+    probabilities (three copies with dropout, else one).
     With checkpointing a layer keeps its input alone, and one layer at a time is computed again.
     """
     dropped = dropout > 0
-    scores = 0 if fused_attention else (3 if dropped else 1)
-    rows = 5 + 2 * dropped + (2 * sparse) + (2 if ep_size > 1 else 0)
+    scores = 0 if on_gpu else (3 if dropped else 1)
+    recomputes = sparse and not on_gpu
+    rows = 5 + 2 * dropped + 2 * recomputes + (2 if ep_size > 1 else 0)
     layer = (
         rows * tokens.real * shape.hidden
-        + (1 if sparse else 2) * tokens.real * shape.intermediate
-        + (4 if fused_attention else 3) * tokens.padded * shape.hidden
+        + (1 if recomputes else 2) * tokens.real * shape.intermediate
+        + (4 if on_gpu else 3) * tokens.padded * shape.hidden
         + scores * shape.heads * tokens.scores
     )
     embeddings = (2 + dropped) * tokens.real * shape.hidden
@@ -147,6 +152,7 @@ def peak_bytes(
     activations: float,
     tokens: Tokens,
     bucket_elements: int,
+    offloads: bool = False,
 ) -> Peak:
     """Return the fullest of a step's three moments, on one rank.
 
@@ -155,7 +161,8 @@ def peak_bytes(
     where they are more than the bucket holds, those the rank updates once more.
     update: the gradients a rank updates, the largest group of them once more as one flat tensor,
     and in 16 bits that tensor in fp32. Weights and optimizer are there in all three.
-    bucket_elements: DeepSpeed's reduce_bucket_size, twice with overlap_comm.
+    bucket_elements: DeepSpeed's reduce_bucket_size, twice with overlap_comm. offloads: the
+    optimizer is on the host, and with it the update and what stage 2 shards of the gradients.
     """
     states = state_bytes(weights, zero_stage, world_size, ep_size, precision)
     element = ELEMENT_BYTES[precision]
@@ -168,13 +175,18 @@ def peak_bytes(
     # A weight that two ranks' parts share is kept whole by both; the embedding is the largest.
     shared = shape.vocabulary * shape.hidden if world_size > 1 else 0
     owned = element * min(weights.rest + own, sum(groups) + shared / 2) if zero_stage else whole
+    groups = (groups[0], min(groups[1], EXPERT_GROUP))
     flat = max(groups) * (element + (4 if precision != "fp32" else 0)) if zero_stage else 0.0
     largest = element * max(weights.rest, own)
     overflowing = owned if zero_stage and whole > bucket else 0.0
+    optimizer = states.optimizer
+    if offloads:
+        optimizer = owned = flat = overflowing = 0.0
+        whole = 0.0 if zero_stage == 2 else whole
     moments = [
         ("backward", 0.0, activations, bucket + at_work),
         ("reduction", whole + overflowing, 0.0, bucket if zero_stage else largest),
         ("update", owned, 0.0, flat),
     ]
     phase, gradients, kept, buffers = max(moments, key=lambda moment: sum(moment[1:]))
-    return Peak(states.weights, gradients, states.optimizer, kept, buffers, phase)
+    return Peak(states.weights, gradients, optimizer, kept, buffers, phase)

@@ -5,7 +5,7 @@
         --offload off on --sequences 32 --length 128     # every combination, one after the other
 
 MT-TaG of random weights of the given size, eight gates, bf16, Adam, on DeepSpeed's engine. Each row
-holds the planner's peak (ds_moe_mtl.models.memory; without the optimizer where that is offloaded)
+holds the planner's peak (ds_moe_mtl.models.memory)
 and the measured one: what torch's allocator held on a GPU, the process's resident memory on a CPU,
 where nothing is built that exceeds --limit-gib or the memory that is free. `--zero 3` shows
 DeepSpeed's refusal.
@@ -115,10 +115,13 @@ def planned(shape: Shape, weights, row: dict, options, device: torch.device) -> 
         True,
         DROPOUT,
         checkpointing=row["checkpointing"],
-        fused_attention=device.type == "cuda",
+        on_gpu=device.type == "cuda",
     )
-    peak = memory.peak_bytes(shape, weights, row["zero"], 1, 1, "bf16", activations, tokens, BUCKET)
-    return peak.total - (peak.optimizer if row["offload"] else 0)
+    zero, offloads = row["zero"], row["offload"]
+    peak = memory.peak_bytes(
+        shape, weights, zero, 1, 1, "bf16", activations, tokens, BUCKET, offloads
+    )
+    return peak.total
 
 
 def measured(shape: Shape, row: dict, options, device: torch.device) -> dict:
