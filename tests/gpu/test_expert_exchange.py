@@ -1,4 +1,7 @@
-"""Experts reached by all-to-all, through a NCCL group of one rank, against those in place."""
+"""Experts reached by all-to-all, through a NCCL group of one rank, and those in place: both
+against plain PyTorch and float64."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ TOKENS, HIDDEN, INNER, GATES, EXPERTS = 999, 64, 256, 3, 4
 
 
 def both_ways(gate_scale: str, dtype: torch.dtype) -> dict[str, dict[str, torch.Tensor]]:
-    """Return output and gradients in place and exchanged, in `dtype`, and exact ones in float64."""
+    """Return output and gradients in `dtype`, by plain PyTorch ("reference"), in place and
+    exchanged, and exact ones in float64."""
     from torch import distributed as dist
 
     from ds_moe_mtl.models.experts import FeedForward
@@ -44,6 +48,8 @@ def both_ways(gate_scale: str, dtype: torch.dtype) -> dict[str, dict[str, torch.
     found = {}
     for name, run in (("in place", in_place), ("exchanged", exchanged)):
         found[name] = _results(run, layer, x, gate_ids.to(DEVICE), grad)
+    layer.options = replace(options, impl="torch")
+    found["reference"] = _results(in_place, layer, x, gate_ids.to(DEVICE), grad)
     exact = layer.cpu().double()
     found["exact"] = _results(in_place, exact, x.cpu().double(), gate_ids, grad.cpu().double())
     found["backend"] = dist.get_backend()
@@ -61,10 +67,11 @@ def _results(run, layer, x, gate_ids, grad) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("gate_scale", ["paper", "preserve"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-def test_exchanged_experts_are_as_good_as_those_in_place(gate_scale, dtype):
+def test_experts_in_place_and_exchanged_are_as_good_as_plain_pytorch(gate_scale, dtype):
     (found,) = run_ranks(both_ways, gate_scale, dtype, ranks=1, launcher="python", env=VISIBLE)
     print(f"backend {found['backend']}")
     assert found["backend"] == ("nccl" if DEVICE.type == "cuda" else "gloo")
     assert found["exact"].keys() == found["exchanged"].keys()
     for name, exact in found["exact"].items():
-        assert_as_good(found["exchanged"][name], found["in place"][name], exact, name)
+        for way in ("in place", "exchanged"):
+            assert_as_good(found[way][name], found["reference"][name], exact, f"{way}, {name}")

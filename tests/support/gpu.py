@@ -28,7 +28,11 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def assert_as_good(ours, theirs, exact, what: str) -> None:
-    """Assert that our error against float64 is at most twice theirs, which have our precision."""
-    mine, allowed = error(ours, exact), 2 * error(theirs, exact)
+    """Assert that our error against float64 is at most twice theirs, which have our precision.
+
+    One unit in the last place of the largest value is granted besides: theirs may be lucky.
+    """
+    ulp = torch.finfo(ours.dtype).eps * float(exact.abs().max())
+    mine, allowed = error(ours, exact), 2 * error(theirs, exact) + ulp
     print(f"{what}: error {mine:.2e}, allowed {allowed:.2e}")
     assert mine <= allowed, f"{what}: error {mine:.2e} against float64, allowed {allowed:.2e}"
