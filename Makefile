@@ -31,7 +31,7 @@ run: install
 	deepspeed --num_gpus $$n train.py $(ARGS)
 
 test: install
-	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # On a machine with a GPU; elsewhere each test says why it is skipped.
 test-gpu: install

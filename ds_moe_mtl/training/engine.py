@@ -14,7 +14,7 @@ from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.training.clipping import clip_apart
 from ds_moe_mtl.training.host_memory import keep_freed_memory
-from ds_moe_mtl.training.rendezvous import Ranks, apply
+from ds_moe_mtl.training.rendezvous import Ranks, apply, free_port
 
 MARGIN = timedelta(minutes=10)
 """What a collective may take beyond train.hang_timeout."""
@@ -70,12 +70,20 @@ def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.devi
     else:
         device = torch.device("cuda", ranks.local_rank)
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if kind == "cuda" else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timeout,
-    )
+    for last in (False, False, True):
+        try:
+            deepspeed.init_distributed(
+                dist_backend="nccl" if kind == "cuda" else "gloo",
+                auto_mpi_discovery=False,
+                verbose=False,
+                timeout=timeout,
+            )
+            break
+        except torch.distributed.DistNetworkError as error:
+            # A port that was free when it was drawn; a world of one may take another.
+            if last or ranks.launcher != "python" or "EADDRINUSE" not in str(error):
+                raise
+            os.environ["MASTER_PORT"] = str(free_port())
     return device
 
 

@@ -7,17 +7,34 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
 from torch import distributed as dist
 
+from ds_moe_mtl.training.engine import start_process_group
+from ds_moe_mtl.training.rendezvous import Ranks
 from tests.support.launch import ROOT, Running, free_port, launch, rank_environ, run_ranks
 from tests.support.loopback_ssh import LoopbackSsh, missing_programs
 
 STOPPABLE = ROOT / "tests" / "support" / "stoppable.py"
 MPICH_ONE_RANK_A_HOST = "127.0.0.1:1\nlocalhost:1\n"  # two host names, so two nodes to mpirun
+
+
+def start_on(port: int) -> int:
+    """Start a world of one on a port and return the one that it took."""
+    dist.destroy_process_group()
+    start_process_group(Ranks(0, 1, 0, 1, "127.0.0.1", port, "python"))
+    return int(os.environ["MASTER_PORT"])
+
+
+def test_a_world_of_one_takes_another_port_where_its_own_is_taken():
+    with socket.create_server(("", free_port())) as taken:
+        port = taken.getsockname()[1]
+        (found,) = run_ranks(start_on, port, ranks=1, launcher="python")
+    assert found != port
 
 
 @pytest.fixture

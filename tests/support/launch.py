@@ -66,6 +66,7 @@ class Running:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                preexec_fn=_hear_interrupts,
             )
 
     def __enter__(self) -> "Running":
@@ -122,6 +123,11 @@ class Running:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait()
+
+
+def _hear_interrupts() -> None:
+    """Have a started process hear Ctrl-C: a shell's background job, the suite say, does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(
