@@ -79,12 +79,7 @@ def choose(blocks: dict[str, Blocks]) -> None:
 def compile_part(options) -> None:
     """Compile this process's share of all candidates, into Triton's cache."""
     run = JITFunction.run
-    wanted = [
-        (hidden, experts, blocks)
-        for hidden, experts, blocks in itertools.product(
-            options.hidden, options.experts, CANDIDATES
-        )
-    ]
+    wanted = list(itertools.product(options.hidden, options.experts, CANDIDATES))
 
     def only_compile(kernel, *args, grid, warmup, **kwargs):
         if kernel.__name__ in CHOICES:

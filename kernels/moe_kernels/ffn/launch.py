@@ -18,6 +18,12 @@ from moe_kernels.implementation import upcasts
 from moe_kernels.routing.launch import GateTerm, gate_term_arguments
 
 
+# Columns that an epilogue works on at a time: registers for 64 with GELU, 32 with its derivative,
+# leave a multiprocessor room for two programs, one of which multiplies while the other stores.
+UP_PART, DOWN_GRAD_PART = 64, 32
+SORT_ROWS, SORT_COLUMNS = 32, 128
+
+
 class Experts(NamedTuple):
     """The experts as kernels take them, made once a pass: addresses, and what is constant."""
 
@@ -78,12 +84,6 @@ def launch_experts(
             num_rows, HAS_SCALE=scale_R is not None, **shared, **blocks.options(),
         )  # fmt: skip
     return y_RD, h_RF, a_RF
-
-
-# Columns that an epilogue works on at a time: registers for 64 with GELU, 32 with its derivative,
-# leave a multiprocessor room for two programs, one of which multiplies while the other stores.
-UP_PART, DOWN_GRAD_PART = 64, 32
-SORT_ROWS, SORT_COLUMNS = 32, 128
 
 
 def launch_sort_rows(
