@@ -17,7 +17,6 @@ from moe_kernels.ffn import kernel
 from moe_kernels.implementation import upcasts
 from moe_kernels.routing.launch import GateTerm, gate_term_arguments
 
-
 # Columns that an epilogue works on at a time: registers for 64 with GELU, 32 with its derivative,
 # leave a multiprocessor room for two programs, one of which multiplies while the other stores.
 UP_PART, DOWN_GRAD_PART = 64, 32
