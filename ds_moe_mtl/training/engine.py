@@ -15,6 +15,7 @@ from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.training.clipping import clip_apart
 from ds_moe_mtl.training.host_memory import keep_freed_memory
 from ds_moe_mtl.training.rendezvous import Ranks, apply, free_port
+from ds_moe_mtl.training.zero_update import update_in_one_pass
 
 MARGIN = timedelta(minutes=10)
 """What a collective may take beyond train.hang_timeout."""
@@ -108,22 +109,11 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
     for group in torch.distributed.distributed_c10d._world.pg_map:
         torch.distributed.distributed_c10d._set_pg_timeout(collective_timeout(config), group)
     if engine.zero_optimization():
-        # DeepSpeed asks every tensor apart, in eight operations, each a launch on a GPU: on a CPU a
-        # third of the optimizer's time of a step with 357 small tensors.
-        engine.optimizer.has_overflow_partitioned_grads_serial = lambda: _any_not_finite(
-            engine.optimizer.averaged_gradients
-        )
+        update_in_one_pass(engine.optimizer)
     if engine.fp16_enabled() and engine.optimizer.dynamic_loss_scale:
         # train.max_skipped ends such a run, with the examples' names, not an exception.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     return engine
-
-
-def _any_not_finite(gradients: Mapping[int, list | None]) -> torch.Tensor:
-    """Return whether any gradient of any group holds an infinity or a NaN, as a tensor [1]."""
-    found = [g for group in gradients.values() for g in group or () if g is not None and g.numel()]
-    largest = torch.nn.utils.get_total_norm(found, norm_type=float("inf"))
-    return (~torch.isfinite(largest)).reshape(1)
 
 
 def set_learning_rate(engine, rate: float, rates: Mapping[str, float]) -> None:
