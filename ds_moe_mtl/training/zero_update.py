@@ -19,8 +19,10 @@ _PIECE = {"cpu": 1 << 18, "cuda": 1 << 25}
 launches, with 128 MB."""
 
 
-def update_in_one_pass(zero) -> bool:
+def update_in_one_pass(zero, piece_size: int | None = None) -> bool:
     """Make `zero`, DeepSpeed's ZeRO 1 or 2 optimizer, step so; return whether it does now.
+
+    piece_size: weights of a piece, where it is not to be the device's.
 
     False, and nothing is changed: the optimizer is offloaded, is not torch's fused Adam or AdamW,
     or gradients are accumulated in another type than the weights'.
@@ -31,13 +33,23 @@ def update_in_one_pass(zero) -> bool:
     fused = all(group.get("fused") for group in optimizer.param_groups)
     if not isinstance(optimizer, torch.optim.Adam) or not fused:
         return False
-    update = _Update(zero)
+    device = zero.single_partition_of_fp32_groups[0].device
+    update = _Update(zero, device, piece_size or _PIECE.get(device.type, _PIECE["cuda"]))
     zero.step = update.step
     zero.get_grad_norm_direct = update.grad_norm
     if torch.distributed.get_world_size() == 1:
-        # Nothing to reduce: no copies to a bucket and back, which leave every gradient as it is.
-        zero.reduce_ready_partitions_and_remove_grads = lambda param, group: None
+        # Nothing to reduce: no bucket, and no copies to it and back, of gradients as they are.
+        for name in (
+            "setup_buckets",
+            "reduce_ready_partitions_and_remove_grads",
+            "reduce_ipg_grads",
+        ):
+            setattr(zero, name, _nothing)
     return True
+
+
+def _nothing(*_, **__) -> None:
+    pass
 
 
 @dataclass
@@ -52,10 +64,10 @@ class _Piece:
 class _Update:
     """The step, and the buffers that it needs."""
 
-    def __init__(self, zero) -> None:
+    def __init__(self, zero, device: torch.device, piece_size: int) -> None:
         self.zero = zero
-        self.device = zero.single_partition_of_fp32_groups[0].device
-        self.piece_size = _PIECE.get(self.device.type, 1 << 20)
+        self.device = device
+        self.piece_size = piece_size
         self.plans: dict[int, tuple[list[int], list[_Piece]]] = {}
 
     def step(self, closure=None) -> None:
