@@ -4,10 +4,21 @@ from dataclasses import dataclass
 
 from ds_moe_mtl.benchmark.workload import BatchSizes, Workload, batch_sizes
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.config.deepspeed import SPARSE_KINDS, STAGES, resolve_deepspeed
+from ds_moe_mtl.config.deepspeed import (
+    SPARSE_KINDS,
+    STAGES,
+    resolve_deepspeed,
+    updates_in_one_pass,
+)
 from ds_moe_mtl.models.cost import FORMULA, Machine, sent_bytes, step_cost
 from ds_moe_mtl.models.flops import Flops, Parameters, count_flops, count_parameters
-from ds_moe_mtl.models.memory import Peak, activation_bytes, peak_bytes, split_weights
+from ds_moe_mtl.models.memory import (
+    UPDATE_PIECE,
+    Peak,
+    activation_bytes,
+    peak_bytes,
+    split_weights,
+)
 from ds_moe_mtl.training.network import head_specs
 
 GIB = 2**30
@@ -30,6 +41,7 @@ class RunOnPaper:
     stage: int
     bucket: int
     offloads: bool  # the optimizer to the host
+    piece: int | None  # weights of a piece of the update; None: DeepSpeed's own update
     on_gpu: bool
 
     @property
@@ -79,6 +91,7 @@ class RunOnPaper:
             self.sizes.most,
             self.bucket,
             self.offloads,
+            self.piece,
         )
 
     def sent(self, ep_size: int) -> float:
@@ -141,6 +154,7 @@ def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
         zero["stage"],
         int(bucket) * (2 if zero.get("overlap_comm") else 1),
         gpu and zero.get("offload_optimizer", {}).get("device") == "cpu",
+        UPDATE_PIECE["cuda" if gpu else "cpu"] if updates_in_one_pass(deepspeed) else None,
         gpu,
     )
 

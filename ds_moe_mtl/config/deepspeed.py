@@ -81,6 +81,24 @@ def read_deepspeed(file: Path) -> dict[str, Any]:
     return values
 
 
+def updates_in_one_pass(resolved: Mapping[str, Any]) -> bool:
+    """Return whether the optimizer's step is ours (training.zero_update), not DeepSpeed's own.
+
+    It is where ZeRO 1 or 2 shards torch's fused Adam or AdamW on the device, and gradients are
+    accumulated in the weights' type. resolved: what resolve_deepspeed returned.
+    """
+    zero, optimizer = resolved["zero_optimization"], resolved["optimizer"]
+    params = optimizer["params"]
+    return (
+        zero["stage"] in (1, 2)
+        and optimizer["type"].lower() in ("adam", "adamw")
+        and bool(params.get("torch_adam") and params.get("fused"))
+        and zero.get("offload_optimizer", {}).get("device", "none") == "none"
+        and resolved.get("data_types", {}).get("grad_accum_dtype") is None
+        and "zenflow" not in zero
+    )
+
+
 def _check_ranks(config: RunConfig, world_size: int, device: str) -> None:
     """Refuse what the YAML asks of these ranks and they cannot do, whatever the JSON says."""
     train, ep_size = config.train, config.moe.ep_size

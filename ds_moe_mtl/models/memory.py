@@ -22,6 +22,11 @@ EXPERT_GROUP = 178_956_971
 """Weights of an optimizer group of experts at most: DeepSpeed's max_group_size (moe/utils.py)."""
 
 
+UPDATE_PIECE = {"cpu": 1 << 18, "cuda": 1 << 25}
+"""Weights that the update takes at a time (training.zero_update): 1 MB of gradients in fp32, in a
+CPU core's second cache; on a GPU few launches, with 128 MB."""
+
+
 class Weights(NamedTuple):
     """Numbers of weights: in experts, and in all the rest (whole on every rank)."""
 
@@ -153,22 +158,26 @@ def peak_bytes(
     tokens: Tokens,
     bucket_elements: int,
     offloads: bool = False,
+    piece: int | None = None,
 ) -> Peak:
     """Return the fullest of a step's three moments, on one rank.
 
     backward: all activations are there, the reduction's bucket, and the first layer's gradients.
     reduction (stage 0: after the last layer): the gradients once in the bucket, once beside it;
     where they are more than the bucket holds, those the rank updates once more.
-    update: the gradients a rank updates, the largest group of them once more as one flat tensor,
-    and in 16 bits that tensor in fp32. Weights and optimizer are there in all three.
-    bucket_elements: DeepSpeed's reduce_bucket_size, twice with overlap_comm. offloads: the
-    optimizer is on the host, and with it the update and what stage 2 shards of the gradients.
+    update: the gradients a rank updates, and a piece of them in fp32 (piece weights); by
+    DeepSpeed's own step (piece None) the largest group of them once more as one flat tensor, and in
+    16 bits that tensor in fp32. Weights and optimizer are there in all three.
+    bucket_elements: DeepSpeed's reduce_bucket_size, twice with overlap_comm; there is no bucket
+    where one rank updates in pieces. offloads: the optimizer is on the host, and with it the update
+    and what stage 2 shards of the gradients.
     """
     states = state_bytes(weights, zero_stage, world_size, ep_size, precision)
     element = ELEMENT_BYTES[precision]
     own = weights.experts / ep_size
     whole = element * (weights.rest + own)
-    bucket = element * bucket_elements if zero_stage else 0.0
+    has_bucket = zero_stage and (piece is None or world_size > 1)
+    bucket = element * bucket_elements if has_bucket else 0.0
     of_layer = own / shape.layers if own else ffn_weights(shape) / 2
     at_work = element * (of_layer + tokens.real * shape.intermediate)
     groups = (weights.rest / world_size, own / (world_size // ep_size))
@@ -176,9 +185,13 @@ def peak_bytes(
     shared = shape.vocabulary * shape.hidden if world_size > 1 else 0
     owned = element * min(weights.rest + own, sum(groups) + shared / 2) if zero_stage else whole
     groups = (groups[0], min(groups[1], EXPERT_GROUP))
-    flat = max(groups) * (element + (4 if precision != "fp32" else 0)) if zero_stage else 0.0
+    flat = 0.0
+    if zero_stage and piece is None:
+        flat = max(groups) * (element + (4 if precision != "fp32" else 0))
+    elif zero_stage:
+        flat = 4.0 * min(piece, max(groups))
     largest = element * max(weights.rest, own)
-    overflowing = owned if zero_stage and whole > bucket else 0.0
+    overflowing = owned if has_bucket and whole > bucket else 0.0
     optimizer = states.optimizer
     if offloads:
         optimizer = owned = flat = overflowing = 0.0

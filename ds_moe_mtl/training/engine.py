@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 
 from ds_moe_mtl.config import RunConfig, UserError
+from ds_moe_mtl.config.deepspeed import updates_in_one_pass
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.training.clipping import clip_apart
 from ds_moe_mtl.training.host_memory import keep_freed_memory
@@ -108,7 +109,7 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
     # DeepSpeed makes groups of its own, with torch's default: 10 minutes for NCCL.
     for group in torch.distributed.distributed_c10d._world.pg_map:
         torch.distributed.distributed_c10d._set_pg_timeout(collective_timeout(config), group)
-    if engine.zero_optimization():
+    if updates_in_one_pass(deepspeed_config):
         update_in_one_pass(engine.optimizer)
     if engine.fp16_enabled() and engine.optimizer.dynamic_loss_scale:
         # train.max_skipped ends such a run, with the examples' names, not an exception.

@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 import moe_kernels
 from ds_moe_mtl.config import RunConfig, UserError, dump_config
-from ds_moe_mtl.config.deepspeed import resolve_deepspeed
+from ds_moe_mtl.config.deepspeed import resolve_deepspeed, updates_in_one_pass
 from ds_moe_mtl.models.attention import PACKED_FLASH
 from ds_moe_mtl.models.folder import save_folder
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
@@ -308,6 +308,7 @@ def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks:
         "backend": dist.get_backend(),
         "precision": config.train.precision,
         "zero_stage": deepspeed["zero_optimization"]["stage"],
+        "update": _update_in_words(deepspeed),
         "ep_size": config.moe.ep_size if sparse else None,
         "dispatch": config.moe.dispatch if sparse else None,
         "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
@@ -315,6 +316,11 @@ def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks:
         "attention": attention,
         "routes": _routes_in_words(config) if config.model.kind == "task_moe" else None,
     }
+
+
+def _update_in_words(deepspeed: dict) -> str:
+    optimizer = deepspeed["optimizer"]["type"]
+    return f"{optimizer} in one pass" if updates_in_one_pass(deepspeed) else optimizer
 
 
 def _routes_in_words(config: RunConfig) -> str:

@@ -14,27 +14,17 @@ from dataclasses import dataclass, field
 import torch
 from torch.optim.adam import adam
 
-_PIECE = {"cpu": 1 << 18, "cuda": 1 << 25}
-"""Weights of a piece: 1 MB of gradients in fp32, in a CPU core's second cache; on a GPU few
-launches, with 128 MB."""
+from ds_moe_mtl.models.memory import UPDATE_PIECE
 
 
-def update_in_one_pass(zero, piece_size: int | None = None) -> bool:
-    """Make `zero`, DeepSpeed's ZeRO 1 or 2 optimizer, step so; return whether it does now.
+def update_in_one_pass(zero, piece_size: int | None = None) -> None:
+    """Make `zero`, DeepSpeed's ZeRO 1 or 2 optimizer around torch's fused Adam, step so.
 
-    piece_size: weights of a piece, where it is not to be the device's.
-
-    False, and nothing is changed: the optimizer is offloaded, is not torch's fused Adam or AdamW,
-    or gradients are accumulated in another type than the weights'.
+    For what config.deepspeed.updates_in_one_pass says. piece_size: weights of a piece, where it is
+    not to be the device's.
     """
-    optimizer = zero.optimizer
-    if zero.cpu_offload or zero.use_grad_accum_attribute or zero.zenflow:
-        return False
-    fused = all(group.get("fused") for group in optimizer.param_groups)
-    if not isinstance(optimizer, torch.optim.Adam) or not fused:
-        return False
     device = zero.single_partition_of_fp32_groups[0].device
-    update = _Update(zero, device, piece_size or _PIECE.get(device.type, _PIECE["cuda"]))
+    update = _Update(zero, device, piece_size or UPDATE_PIECE[device.type])
     zero.step = update.step
     zero.get_grad_norm_direct = update.grad_norm
     if torch.distributed.get_world_size() == 1:
@@ -45,7 +35,6 @@ def update_in_one_pass(zero, piece_size: int | None = None) -> bool:
             "reduce_ipg_grads",
         ):
             setattr(zero, name, _nothing)
-    return True
 
 
 def _nothing(*_, **__) -> None:

@@ -53,10 +53,3 @@ def test_the_step_is_deepspeeds(updates, number):
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
             else:
                 assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_what_is_not_torchs_fused_adam_keeps_deepspeeds_step(updates, ranks):
-    for run, results in zip(RUNS, updates, strict=True):
-        if run[0] == ranks:
-            assert not any(found["replaces_unfused"] for found in results)

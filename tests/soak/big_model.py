@@ -118,8 +118,9 @@ def planned(shape: Shape, weights, row: dict, options, device: torch.device) -> 
         on_gpu=device.type == "cuda",
     )
     zero, offloads = row["zero"], row["offload"]
+    piece = None if offloads else memory.UPDATE_PIECE[device.type]
     peak = memory.peak_bytes(
-        shape, weights, zero, 1, 1, "bf16", activations, tokens, BUCKET, offloads
+        shape, weights, zero, 1, 1, "bf16", activations, tokens, BUCKET, offloads, piece
     )
     return peak.total
 
@@ -142,10 +143,12 @@ def measured(shape: Shape, row: dict, options, device: torch.device) -> dict:
 def train(shape: Shape, row: dict, options, device: torch.device) -> dict:
     import deepspeed
 
+    from ds_moe_mtl.config.deepspeed import updates_in_one_pass
     from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
     from ds_moe_mtl.models.shape import random_transformer
     from ds_moe_mtl.moe import to_deepspeed
     from ds_moe_mtl.moe.optimizer_groups import parameter_groups
+    from ds_moe_mtl.training.zero_update import update_in_one_pass
 
     torch.manual_seed(0)
     routing = RoutingOptions(num_experts=row["experts"], num_gates=GATES, gate_scale="preserve")
@@ -158,12 +161,15 @@ def train(shape: Shape, row: dict, options, device: torch.device) -> dict:
     count = sum(parameter.numel() for parameter in network.parameters())
     to_deepspeed(network.to(torch.bfloat16))
     peaks = {"built": peak(device)}
+    config = deepspeed_config(row, options)
     engine, *_ = deepspeed.initialize(
         model=network,
         model_parameters=parameter_groups(network, 0.0, (0.9, 0.999), True),
-        config=deepspeed_config(row, options),
+        config=config,
         dist_init_required=False,
     )
+    if updates_in_one_pass(config):
+        update_in_one_pass(engine.optimizer)
     peaks["engine"] = peak(device)
     reset_peak(device)
     engine.train()

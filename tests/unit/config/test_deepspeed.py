@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ds_moe_mtl.config import UserError, load_config, resolve_deepspeed
+from ds_moe_mtl.config.deepspeed import updates_in_one_pass
 
 RUN = "run: {dir: runs/x}\ntasks: [rte]\ntrain: {steps: 10, batch_size: 32, accumulation: 2}\n"
 AUTO = 'make them agree or write "auto"'
@@ -120,6 +121,28 @@ def test_adamax_is_torchs_own_and_told_to_zero(resolve):
         "eps": 1e-8,
         "weight_decay": 0.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("native", "ours"),
+    [
+        ({"zero_optimization": {"stage": 1}}, True),
+        ({"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam"}}, True),
+        ({"zero_optimization": {"stage": 0}}, False),
+        ({"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adamax"}}, False),
+        ({"zero_optimization": {"stage": 1}, "optimizer": {"params": {"foreach": True}}}, False),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, False),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}}, True),
+        (
+            {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
+            False,
+        ),
+    ],
+)
+def test_the_update_in_one_pass_is_for_torchs_fused_adam_sharded_on_the_device(
+    resolve, native, ours
+):
+    assert updates_in_one_pass(resolve(native, "train.precision=fp32")) is ours
 
 
 def test_ep_size_binds_sparse_models_only(resolve):
