@@ -17,8 +17,9 @@ def dropout(x: torch.Tensor, p: float, training: bool = True) -> torch.Tensor:
         return nn.functional.dropout(x, p, training)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     draws = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = (draws >= cut - _LEVELS // 2).to(x.dtype).mul_(_LEVELS / (_LEVELS - cut))
-    return x * keep
+    # Written as x's type at once: through bool and a cast it takes four times as long.
+    keep = torch.ge(draws, cut - _LEVELS // 2, out=torch.empty(x.shape, dtype=x.dtype))
+    return x * keep.mul_(_LEVELS / (_LEVELS - cut))
 
 
 class Dropout(nn.Dropout):

@@ -62,7 +62,6 @@ class _Update:
     def step(self, closure=None) -> None:
         """Step, or where a gradient is not finite on any rank skip it; a collective call."""
         zero = self.zero
-        zero.micro_step_id = -1
         norm = zero.scaled_global_norm()
         zero.overflow = not bool(torch.isfinite(norm) & (norm >= 0))  # -1: it was not finite
         scale = zero.loss_scale
