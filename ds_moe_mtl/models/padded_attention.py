@@ -132,21 +132,25 @@ def padded(attend):
     ):
         """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d]."""
         _, heads, tokens, size = query.shape
-        q_TD, k_TD, v_TD = (x.transpose(1, 2).reshape(tokens, -1) for x in (query, key, value))
+        beyond = tokens - (packing[-1].stop if packing else 0)
+        sizes = [group.stop - group.start for group in packing] + [beyond]
+        # Split and not sliced: a slice's gradient is a whole tensor of zeros, added to the others'.
+        parts = [
+            x.transpose(1, 2).reshape(tokens, heads * size).split(sizes)
+            for x in (query, key, value)
+        ]
         outputs = []
-        for group in packing:
+        for group, *of_group in zip(packing, *parts, strict=False):
             padded = []
-            for x_TD in (q_TD, k_TD, v_TD):
-                x = x_TD[group.start : group.stop]
+            for x in of_group:
                 if group.rows is not None:
                     x = _Pad.apply(x, group.rows, group.places)
                 padded.append(x.view(group.sequences, group.length, heads, size).transpose(1, 2))
             out = attend(*padded, group.bias, scaling, dropout)
             out = out.transpose(1, 2).reshape(-1, heads * size)
             outputs.append(out if group.places is None else _Unpad.apply(out, group.places))
-        beyond = tokens - (packing[-1].stop if packing else 0)
         if beyond:
-            outputs.append(v_TD.new_zeros(beyond, v_TD.shape[1]))
+            outputs.append(value.new_zeros(beyond, heads * size))
         out_TD = torch.cat(outputs)
         return out_TD.view(1, tokens, heads, size), None
 

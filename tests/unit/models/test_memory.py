@@ -162,7 +162,7 @@ def test_with_uneven_routes_the_peak_is_within_ten_percent():
 
 
 # GiB at the fullest moment of two steps on an H100, measured: BERT-Large, bf16, 32 sequences of 128
-# tokens, by DeepSpeed's own update (docs/gpu.md). Experts, ZeRO stage, offload, checkpointing -> peak.
+# tokens, by DeepSpeed's own update (docs/gpu.md). Experts, stage, offload, checkpointing -> peak.
 ON_AN_H100 = [
     (4, 1, False, False, 15.82),
     (4, 1, False, True, 15.82),
