@@ -53,7 +53,7 @@ def collective_timeout(config: RunConfig) -> timedelta:
 def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.device:
     """Join the process group of all ranks, or stay in it, and return this rank's device.
 
-    timeout: of its collectives.
+    timeout: of its collectives. Raises UserError where rank 0's port is taken.
     """
     apply(ranks, os.environ)
     kind = device_type()
@@ -82,9 +82,15 @@ def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.devi
             )
             break
         except torch.distributed.DistNetworkError as error:
-            # A port that was free when it was drawn; a world of one may take another.
-            if last or ranks.launcher != "python" or "EADDRINUSE" not in str(error):
+            if "EADDRINUSE" not in str(error):
                 raise
+            # A port that was free when it was drawn; a world of one may take another.
+            if last or ranks.launcher != "python":
+                raise UserError(
+                    f"port {os.environ['MASTER_PORT']} is taken, by another run on this machine "
+                    "perhaps; allowed: a free one (deepspeed --master_port N, torchrun "
+                    "--master_port N, or MASTER_PORT=N)"
+                ) from None
             os.environ["MASTER_PORT"] = str(free_port())
     return device
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from torch import distributed as dist
 
+from ds_moe_mtl.config import UserError
 from ds_moe_mtl.training.engine import start_process_group
 from ds_moe_mtl.training.rendezvous import Ranks
 from tests.support.launch import ROOT, Running, free_port, launch, rank_environ, run_ranks
@@ -35,6 +36,23 @@ def test_a_world_of_one_takes_another_port_where_its_own_is_taken():
         port = taken.getsockname()[1]
         (found,) = run_ranks(start_on, port, ranks=1, launcher="python")
     assert found != port
+
+
+def refusal_on(port: int) -> str:
+    """Start rank 0 of two on a port and return why it would not."""
+    dist.destroy_process_group()
+    with pytest.raises(UserError) as refused:
+        start_process_group(Ranks(0, 2, 0, 2, "127.0.0.1", port, "deepspeed"))
+    start_on(free_port())  # what started this function wants a group
+    return str(refused.value)
+
+
+def test_a_taken_port_is_one_line_where_there_are_several_ranks():
+    with socket.create_server(("", free_port())) as taken:
+        port = taken.getsockname()[1]
+        (said,) = run_ranks(refusal_on, port, ranks=1, launcher="python")
+    assert said.startswith(f"port {port} is taken") and "--master_port N" in said
+    assert "\n" not in said
 
 
 @pytest.fixture
