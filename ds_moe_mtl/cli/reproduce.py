@@ -103,8 +103,9 @@ def _run_jobs(options, plans, overrides: list[str], ranks, folder: Path, say) ->
 
 
 def _compare(name: str, table, budget, plan, folder: Path, options) -> None:
-    """Write a table's comparison into its folder, and print it."""
+    """Write a table's comparison and its picture into its folder, and print it."""
     from ds_moe_mtl.analysis.reproduction import compare, render
+    from ds_moe_mtl.analysis.reproduction_chart import draw_comparison
     from ds_moe_mtl.training.reproduction import collect
     from ds_moe_mtl.training.run_folder import write_json
 
@@ -124,6 +125,7 @@ def _compare(name: str, table, budget, plan, folder: Path, options) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.md").write_text(text)
         write_json(folder / f"{name}.json", facts)
+        draw_comparison(table, scores, folder / f"{name}.png")
     if options.json:
         print(json.dumps(facts))
     else:

@@ -64,6 +64,7 @@ def test_the_smoke_of_a_table_runs_all_its_cells(reproduced, table):
     text = (folder / f"{table}.md").read_text()
     assert "| paper |" in text and "| ours |" in text and "the scores mean nothing" in text
     assert text in answers[table].stdout
+    assert (folder / f"{table}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_mixture_that_tables_share_is_trained_once(reproduced):
