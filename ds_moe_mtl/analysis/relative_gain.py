@@ -51,6 +51,12 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
+def _label(task: str) -> str:
+    """Return a task's name in at most 24 letters, its ends kept."""
+    name = task.removeprefix("gym-")
+    return name if len(name) <= 24 else f"{name[:11]}...{name[-10:]}"
+
+
 def draw_gains(gains: Mapping[str, RelativeGains], path: Path) -> None:
     """Write a PNG: a panel a system, a bar a task, sorted; the title counts tasks below zero."""
     import matplotlib
@@ -62,7 +68,7 @@ def draw_gains(gains: Mapping[str, RelativeGains], path: Path) -> None:
     figure, axes = pyplot.subplots(
         1,
         len(gains),
-        figsize=(1.6 + 3.1 * len(gains), 1.6 + 0.27 * tasks),
+        figsize=(0.6 + 3.9 * len(gains), 1.6 + 0.27 * tasks),
         squeeze=False,
         sharex=True,
         layout="constrained",
@@ -72,7 +78,7 @@ def draw_gains(gains: Mapping[str, RelativeGains], path: Path) -> None:
         values = [100 * value for _, value in ordered]
         colours = ["#c44e52" if value < 0 else "#4c72b0" for value in values]
         axis.barh(range(len(values)), values, color=colours)
-        axis.set_yticks(range(len(values)), [task for task, _ in ordered], fontsize=7)
+        axis.set_yticks(range(len(values)), [_label(task) for task, _ in ordered], fontsize=7)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_title(
             f"{system}\nARG {100 * gain.average:+.1f}%, {len(gain.below_zero)} of "
