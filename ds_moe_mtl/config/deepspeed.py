@@ -24,6 +24,7 @@ AUTO = "auto"
 SPARSE_KINDS = ("mt_switch", "mt_tag")
 STAGES = (0, 1, 2)
 PRECISIONS = ("bf16", "fp16")
+ADAM_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")
 FILLED = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -84,8 +85,9 @@ def read_deepspeed(file: Path) -> dict[str, Any]:
 def updates_in_one_pass(resolved: Mapping[str, Any]) -> bool:
     """Return whether the optimizer's step is ours (training.zero_update), not DeepSpeed's own.
 
-    It is where ZeRO 1 or 2 shards torch's fused Adam or AdamW on the device, and gradients are
-    accumulated in the weights' type. resolved: what resolve_deepspeed returned.
+    It is where ZeRO 1 or 2 shards torch's fused Adam or AdamW on the device, without its further
+    options, from fp32 weights, and gradients are accumulated in the weights' type. resolved: what
+    resolve_deepspeed returned.
     """
     zero, optimizer = resolved["zero_optimization"], resolved["optimizer"]
     params = optimizer["params"]
@@ -93,6 +95,10 @@ def updates_in_one_pass(resolved: Mapping[str, Any]) -> bool:
         zero["stage"] in (1, 2)
         and optimizer["type"].lower() in ("adam", "adamw")
         and bool(params.get("torch_adam") and params.get("fused"))
+        and not any(params.get(option) for option in ADAM_OPTIONS)
+        and not any(
+            resolved.get(name, {}).get(f"{name}_master_weights_and_grads") for name in PRECISIONS
+        )
         and zero.get("offload_optimizer", {}).get("device", "none") == "none"
         and resolved.get("data_types", {}).get("grad_accum_dtype") is None
         and "zenflow" not in zero

@@ -131,6 +131,14 @@ def test_adamax_is_torchs_own_and_told_to_zero(resolve):
         ({"zero_optimization": {"stage": 0}}, False),
         ({"zero_optimization": {"stage": 1}, "optimizer": {"type": "Adamax"}}, False),
         ({"zero_optimization": {"stage": 1}, "optimizer": {"params": {"foreach": True}}}, False),
+        ({"zero_optimization": {"stage": 1}, "optimizer": {"params": {"amsgrad": True}}}, False),
+        (
+            {
+                "zero_optimization": {"stage": 1},
+                "bf16": {"enabled": "auto", "bf16_master_weights_and_grads": True},
+            },
+            False,
+        ),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, False),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}}, True),
         (
