@@ -123,20 +123,19 @@ def activation_bytes(
     """Return what the forward pass keeps for the backward pass, on one rank.
 
     A layer keeps rows of D: its input, attention's result, two sums before the norms, the FFN's
-    input; with dropout two masks of the activations' type. A dense FFN keeps 2 rows of F (before
-    and after GELU), ours one (it computes GELU again) and two of D (the gathered input, the result
-    before the gate value), but on a GPU what the dense one keeps; other ranks' experts add the sent
-    rows. Attention keeps query, key and value padded and, but on a GPU, where it is fused, its
-    probabilities (three copies with dropout, else one).
+    input; with dropout two masks of the activations' type. An FFN keeps 2 rows of F (before and
+    after GELU), on a CPU the sparse one two more of D (the gathered input, the result before the
+    gate value); other ranks' experts add the sent rows. Attention keeps query, key and value padded
+    and, but on a GPU, where it is fused, its probabilities (three copies with dropout, else one).
     With checkpointing a layer keeps its input alone, and one layer at a time is computed again.
     """
     dropped = dropout > 0
     scores = 0 if on_gpu else (3 if dropped else 1)
-    recomputes = sparse and not on_gpu
-    rows = 5 + 2 * dropped + 2 * recomputes + (2 if ep_size > 1 else 0)
+    gathers = sparse and not on_gpu
+    rows = 5 + 2 * dropped + 2 * gathers + (2 if ep_size > 1 else 0)
     layer = (
         rows * tokens.real * shape.hidden
-        + (1 if recomputes else 2) * tokens.real * shape.intermediate
+        + 2 * tokens.real * shape.intermediate
         + (4 if on_gpu else 3) * tokens.padded * shape.hidden
         + scores * shape.heads * tokens.scores
     )
