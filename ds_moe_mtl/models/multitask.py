@@ -4,7 +4,8 @@ T tokens, B sequences, C outputs of the widest task.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,18 +23,18 @@ SPARSE_KINDS = ("mt_switch", "mt_tag")
 KINDS = ("single", "mt_dense", *SPARSE_KINDS, "task_moe")
 
 
-@dataclass
-class Outputs:
+class Outputs(NamedTuple):
     """logits_BC float32 (-inf beyond a task's own outputs), the auxiliary loss, and layer records.
 
     counts: tokens an expert [E] a sparse layer; routes: filled where asked for. losses_B: where
-    the network itself computes each sequence's loss (answers that are generated).
+    the network itself computes each sequence's loss (answers that are generated). A tuple: in it
+    DeepSpeed's engine finds the tensors at which the backward pass begins (its timers, its state).
     """
 
     logits_BC: torch.Tensor
     aux_loss: torch.Tensor
-    counts: list[torch.Tensor] = field(default_factory=list)
-    routes: list[LayerRoute] = field(default_factory=list)
+    counts: Sequence[torch.Tensor] = ()
+    routes: Sequence[LayerRoute] = ()
     losses_B: torch.Tensor | None = None
 
 

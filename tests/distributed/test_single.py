@@ -8,16 +8,20 @@ from tests.support.tiny import tiny_config, write_tiny
 
 
 def test_single_trains_a_model_a_task_and_gathers_one_result(tmp_path):
+    native = json.loads((ROOT / "ds_configs/deepspeed/zero1.json").read_text())
+    timed = tmp_path / "timed.json"
+    timed.write_text(json.dumps(native | {"wall_clock_breakdown": True, "steps_per_print": 1}))
     config = tiny_config(
         write_tiny(tmp_path),
         model={"kind": "single"},
         train={"steps": 2},
-        deepspeed=str(ROOT / "ds_configs/deepspeed/zero1.json"),
+        deepspeed=str(timed),
     )
     (tmp_path / "run.yaml").write_text(dump_config(config))
     command = [ROOT / "train.py", tmp_path / "run.yaml"]
     first = launch(command, 1, "python", time_limit=240)
     assert first.returncode == 0, first.text
+    assert "bwd_inner_microstep" in first.stdout  # DeepSpeed's own timers
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert list(results["tasks"]) == ["colour", "same", "amount"]
     assert (results["model_kind"], results["steps"]) == ("single", 6)
