@@ -175,7 +175,7 @@ def ends_late_on_rank_0() -> int:
 
 
 def test_mpirun_lets_a_rank_finish_its_work_when_another_has_ended():
-    assert run_ranks(ends_late_on_rank_0, ranks=2) == [0, 1]
+    assert run_ranks(ends_late_on_rank_0, ranks=2, launcher="mpirun") == [0, 1]
 
 
 def test_users_mistake_is_status_2_under_mpirun(checkout):

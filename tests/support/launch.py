@@ -159,7 +159,7 @@ def run_ranks(
     function: Callable[..., object],
     *arguments: object,
     ranks: int = 2,
-    launcher: str = "mpirun",
+    launcher: str | None = None,
     env: Mapping[str, str] | None = None,
     time_limit: float = LIMIT,
 ) -> list[object]:
@@ -167,14 +167,18 @@ def run_ranks(
 
     The function is found by its file and name, so it must stand at the top of a module; arguments
     and results are pickled (plain values and tensors, no class of the test file). The group is
-    made before the call and destroyed after it. mpirun is the default because it starts two ranks
-    in 3 s where torchrun takes 6.
+    made before the call and destroyed after it. Without a launcher one process imports everything
+    and forks the ranks: what a rank costs a suite on two cores is its imports.
     """
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder, "call.pkl")
         file = Path(function.__code__.co_filename).resolve()
         call.write_bytes(pickle.dumps((str(file), function.__name__, arguments)))
-        run = launch([ENTRY, call, folder], ranks, launcher, env, time_limit=time_limit)
+        script = [ENTRY, call, folder]
+        if launcher is None:
+            run = launch([*script, ranks], 1, "python", env, time_limit=time_limit)
+        else:
+            run = launch(script, ranks, launcher, env, time_limit=time_limit)
         results = [Path(folder, f"rank{rank}.pkl") for rank in range(ranks)]
         missing = [path.stem for path in results if not path.exists()]
         assert run.returncode == 0 and not missing, f"no result from {missing}; {run.text}"
