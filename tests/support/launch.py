@@ -18,14 +18,25 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import forkserver, get_context
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import psutil
 
 from ds_moe_mtl.training.rendezvous import free_port
+from tests.support import rank_entry
 
 ROOT = Path(__file__).resolve().parents[2]
-ENTRY = Path(__file__).with_name("rank_entry.py")
+ENTRY = Path(rank_entry.__file__)
+SLOW_IMPORTS = (
+    "ds_moe_mtl.training.train",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # imports torch's compiler; every engine asks it
+    "sklearn.metrics",
+    "scipy.stats",
+)
 MARK = "DS_MOE_MTL_TEST_LAUNCH"  # in the environment of all that a launch starts
 LIMIT = 180.0  # seconds: a hang on a busy machine, where importing torch alone can take 40
 # What an outer launcher may have left: a launched run must not take it for its own.
@@ -167,22 +178,64 @@ def run_ranks(
 
     The function is found by its file and name, so it must stand at the top of a module; arguments
     and results are pickled (plain values and tensors, no class of the test file). The group is
-    made before the call and destroyed after it. Without a launcher one process imports everything
-    and forks the ranks: what a rank costs a suite on two cores is its imports.
+    made before the call and destroyed after it. Without a launcher the ranks are forked from one
+    process that has imported everything: on two cores imports are most of what a rank costs.
     """
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder, "call.pkl")
         file = Path(function.__code__.co_filename).resolve()
         call.write_bytes(pickle.dumps((str(file), function.__name__, arguments)))
-        script = [ENTRY, call, folder]
         if launcher is None:
-            run = launch([*script, ranks], 1, "python", env, time_limit=time_limit)
+            status, text = _fork_ranks(call, folder, ranks, rank_environ(env), time_limit)
         else:
-            run = launch(script, ranks, launcher, env, time_limit=time_limit)
+            run = launch([ENTRY, call, folder], ranks, launcher, env, time_limit=time_limit)
+            status, text = run.returncode, run.text
         results = [Path(folder, f"rank{rank}.pkl") for rank in range(ranks)]
         missing = [path.stem for path in results if not path.exists()]
-        assert run.returncode == 0 and not missing, f"no result from {missing}; {run.text}"
+        assert status == 0 and not missing, f"no result from {missing}; {text}"
         return [pickle.loads(path.read_bytes()) for path in results]
+
+
+def _fork_ranks(
+    call: Path, folder: str, ranks: int, environ: dict[str, str], time_limit: float
+) -> tuple[int, str]:
+    """Return how the ranks ended (0, or how the first that failed did) and what they said."""
+    until = time.monotonic() + time_limit
+    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    waiting = []
+    for rank in range(ranks):
+        of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
+        arguments = (str(call), folder, {**environ, **own, **of_rank}, str(ROOT))
+        waiting.append(_forkserver().Process(target=rank_entry.forked, args=arguments))
+        waiting[-1].start()
+    status = 0
+    while waiting and not status:
+        left = until - time.monotonic()
+        wait([process.sentinel for process in waiting], max(left, 0))
+        ended = [process for process in waiting if process.exitcode is not None]
+        status = next((p.exitcode for p in ended if p.exitcode), 0 if left > 0 else -signal.SIGKILL)
+        waiting = [process for process in waiting if process not in ended]
+    for process in waiting:
+        process.kill()
+        process.join()
+    files = [Path(folder, name) for name in ("stdout", "stderr")]
+    said = [path.read_text() for path in files if path.exists()]
+    return status, "\n".join([f"status {status}", *said])
+
+
+@lru_cache(maxsize=1)
+def _forkserver() -> ForkServerContext:
+    """Return where ranks are forked from: started once, with a launched run's environment."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([rank_entry.__name__, *SLOW_IMPORTS])
+    before = dict(os.environ)
+    os.environ.update(rank_environ())
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
 
 
 def launch_line(script: Sequence[str], ranks: int, launcher: str) -> list[str]:

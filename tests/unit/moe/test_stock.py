@@ -41,5 +41,5 @@ def outputs_of_stock(dtype: torch.dtype) -> list[tuple[bool, torch.Size]]:
 
 def test_it_runs_on_filled_up_batches():
     for dtype in (torch.float32, torch.bfloat16):
-        (found,) = run_ranks(outputs_of_stock, dtype, ranks=1, launcher="python")
+        (found,) = run_ranks(outputs_of_stock, dtype, ranks=1)
         assert found == [(True, (3, 2))] * 2

@@ -60,7 +60,7 @@ def test_the_best_model_is_kept_through_an_interruption_and_patience_ends_a_run(
     from safetensors.torch import load_file
 
     write_tiny(tmp_path)
-    (statuses,) = run_ranks(train_all, str(tmp_path), ranks=1, launcher="python", time_limit=900)
+    (statuses,) = run_ranks(train_all, str(tmp_path), ranks=1, time_limit=900)
     assert statuses == [[0], [75, 0], [0]]
     whole, resumed, early = (tmp_path / name for name in ("whole", "resumed", "early"))
     results = json.loads((whole / "results.json").read_text())
