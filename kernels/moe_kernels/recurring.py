@@ -1,6 +1,6 @@
 """Sizes that come again, for shapes that a CPU compiles: fill up to one instead of the true size.
 
-oneDNN compiles a 16-bit product anew for every shape (0.5 to 1 ms each, and memory that it does not
+oneDNN compiles a 16-bit product anew for every shape (0.5 to 3 ms each, and memory that it does not
 give back), and the number of tokens differs in every step. Filled up to recurring sizes a
 run meets each shape many times.
 """

@@ -179,7 +179,8 @@ def run_ranks(
     The function is found by its file and name, so it must stand at the top of a module; arguments
     and results are pickled (plain values and tensors, no class of the test file). The group is
     made before the call and destroyed after it. Without a launcher the ranks are forked from one
-    process that has imported everything: on two cores imports are most of what a rank costs.
+    process that has imported everything: on two cores imports are most of what a rank costs. That
+    process saw no GPU; a function that needs one needs a launcher.
     """
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder, "call.pkl")
