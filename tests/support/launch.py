@@ -203,22 +203,25 @@ def _fork_ranks(
     """Return how the ranks ended (0, or how the first that failed did) and what they said."""
     until = time.monotonic() + time_limit
     own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    waiting = []
-    for rank in range(ranks):
-        of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
-        arguments = (str(call), folder, {**environ, **own, **of_rank}, str(ROOT))
-        waiting.append(_forkserver().Process(target=rank_entry.forked, args=arguments))
-        waiting[-1].start()
-    status = 0
-    while waiting and not status:
-        left = until - time.monotonic()
-        wait([process.sentinel for process in waiting], max(left, 0))
-        ended = [process for process in waiting if process.exitcode is not None]
-        status = next((p.exitcode for p in ended if p.exitcode), 0 if left > 0 else -signal.SIGKILL)
-        waiting = [process for process in waiting if process not in ended]
-    for process in waiting:
-        process.kill()
-        process.join()
+    waiting, status = [], 0
+    try:
+        for rank in range(ranks):
+            of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
+            arguments = (str(call), folder, {**environ, **own, **of_rank}, str(ROOT))
+            process = _forkserver().Process(target=rank_entry.forked, args=arguments)
+            process.start()
+            waiting.append(process)
+        while waiting and not status:
+            left = until - time.monotonic()
+            wait([process.sentinel for process in waiting], max(left, 0))
+            ended = [process for process in waiting if process.exitcode is not None]
+            failed = [process.exitcode for process in ended if process.exitcode]
+            status = failed[0] if failed else 0 if left > 0 else -signal.SIGKILL
+            waiting = [process for process in waiting if process not in ended]
+    finally:  # of Ctrl-C, too: a rank left behind would keep the suite from ending
+        for process in waiting:
+            process.kill()
+            process.join()
     files = [Path(folder, name) for name in ("stdout", "stderr")]
     said = [path.read_text() for path in files if path.exists()]
     return status, "\n".join([f"status {status}", *said])

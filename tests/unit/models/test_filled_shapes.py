@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
 from ds_moe_mtl.models.padded_attention import attention_groups
 from moe_kernels import recurring_size
+from moe_kernels.ffn.blocks import _ROWS as EXPERT_ROWS
 from tests.support.tiny import BERT
 
 CPU = torch.device("cpu")
@@ -29,6 +30,10 @@ def test_a_recurring_size_is_a_little_more_and_stands_for_itself(count, step, pe
 def test_an_octave_has_no_more_sizes_than_asked_for():
     sizes = {recurring_size(n, CPU, torch.float16) for n in range(1025, 2049)}
     assert len(sizes) == 64 and max(sizes) == 2048
+
+
+def test_an_expert_has_48_sizes_up_to_4096_rows():
+    assert len({recurring_size(n, CPU, torch.bfloat16, *EXPERT_ROWS) for n in range(1, 4097)}) == 48
 
 
 def test_groups_of_like_shape_share_one_filled_shape():
