@@ -1,12 +1,24 @@
 """Sparse multi-task encoders with task-conditioned DeepSpeed MoE layers."""
 
-__all__ = ["MultiTaskModel"]
+from importlib import import_module
+
+_HOMES = {
+    "MultiTaskModel": "ds_moe_mtl.evaluation",
+    "TaskMoE": "ds_moe_mtl.moe",
+    "to_deepspeed": "ds_moe_mtl.moe",
+    "upcycle": "ds_moe_mtl.models",
+}
+"""Public names by the package that defines them: torch and DeepSpeed come with the first use."""
+
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str):
-    """Import MultiTaskModel when it is asked for: it brings torch and transformers along."""
-    if name == "MultiTaskModel":
-        from ds_moe_mtl.evaluation import MultiTaskModel
+    """Import a public name when it is asked for."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return MultiTaskModel
+        return version("ds-moe-mtl")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,8 @@ from ds_moe_mtl.benchmark.allocations import AllocationMeter
 from ds_moe_mtl.benchmark.steps import CLOCKS, EngineSteps, Split, Step
 from ds_moe_mtl.benchmark.workload import Workload, batch_sizes, find_workload, tokens_of
 from ds_moe_mtl.config import RunConfig
-from ds_moe_mtl.training.engine import rank_zero_says
-from ds_moe_mtl.training.rendezvous import Ranks
+from ds_moe_mtl.engine.engine import rank_zero_says
+from ds_moe_mtl.ranks.rendezvous import Ranks
 
 THIN, THICK = 1, 3
 """Layers of the two copies."""

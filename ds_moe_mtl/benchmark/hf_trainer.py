@@ -26,7 +26,7 @@ from transformers import (
 from ds_moe_mtl.benchmark.allocations import AllocationMeter
 from ds_moe_mtl.benchmark.steps import Split, now
 from ds_moe_mtl.benchmark.workload import Workload
-from ds_moe_mtl.models.shape import bert_config
+from ds_moe_mtl.planner.shape import bert_config
 
 ENDLESS = 10**9
 """Steps; the run is ended from outside."""

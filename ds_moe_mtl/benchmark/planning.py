@@ -7,18 +7,13 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.deepspeed import (
     SPARSE_KINDS,
     STAGES,
+    UPDATE_PIECE,
     resolve_deepspeed,
     updates_in_one_pass,
 )
-from ds_moe_mtl.models.cost import FORMULA, Machine, sent_bytes, step_cost
-from ds_moe_mtl.models.flops import Flops, Parameters, count_flops, count_parameters
-from ds_moe_mtl.models.memory import (
-    UPDATE_PIECE,
-    Peak,
-    activation_bytes,
-    peak_bytes,
-    split_weights,
-)
+from ds_moe_mtl.planner.cost import FORMULA, Machine, sent_bytes, step_cost
+from ds_moe_mtl.planner.flops import Flops, Parameters, count_flops, count_parameters
+from ds_moe_mtl.planner.memory import Peak, activation_bytes, peak_bytes, split_weights
 from ds_moe_mtl.training.network import head_specs
 
 GIB = 2**30

@@ -8,10 +8,9 @@ import torch
 
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
 from ds_moe_mtl.data import MultiTaskBatch
-from ds_moe_mtl.evaluation.outputs import network_inputs
+from ds_moe_mtl.engine.engine import device_type, optimizer_step, start_engine
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.losses import sequence_losses
-from ds_moe_mtl.training.engine import device_type, optimizer_step, start_engine
+from ds_moe_mtl.models.losses import network_inputs, sequence_losses
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

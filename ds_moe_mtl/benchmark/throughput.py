@@ -16,12 +16,12 @@ from ds_moe_mtl.benchmark.hf_trainer import TrainerSteps
 from ds_moe_mtl.benchmark.steps import CLOCKS, EngineSteps, Split, Step, batch_loss, now
 from ds_moe_mtl.benchmark.workload import Workload, find_workload
 from ds_moe_mtl.config import RunConfig
-from ds_moe_mtl.evaluation.outputs import network_inputs
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.attention import PACKED_FLASH, packed_attention
-from ds_moe_mtl.models.flops import count_flops
+from ds_moe_mtl.models.attention.choice import PACKED_FLASH, packed_attention
+from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.planner.flops import count_flops
+from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.training.network import head_specs
-from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.run_folder import device_name, gpu_facts
 
 SHARED = "mt_tag_ep"
@@ -213,7 +213,7 @@ def _metered(stepper, step: Step, clock, meter: AllocationMeter) -> Split:
 
 def _all_to_all_share(stepper, step: Step, device) -> float:
     """Return the share of one traced step that this rank spends in all-to-all, waiting and all."""
-    from ds_moe_mtl.models.traffic import ALL_TO_ALL
+    from ds_moe_mtl.planner.traffic import ALL_TO_ALL
 
     if isinstance(stepper, TrainerSteps) or stepper.world_size == 1:
         return 0.0

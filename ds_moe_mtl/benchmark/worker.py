@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError, load_config
-from ds_moe_mtl.training.engine import start_process_group, stop_process_group
-from ds_moe_mtl.training.rendezvous import rendezvous
+from ds_moe_mtl.engine.engine import start_process_group, stop_process_group
+from ds_moe_mtl.ranks.rendezvous import rendezvous
 
 WORK = {"calibrate": "calibration", "contest": "throughput"}
 """Functions by name, with their module in ds_moe_mtl.benchmark."""

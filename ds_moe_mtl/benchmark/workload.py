@@ -8,8 +8,8 @@ import torch
 
 from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.memory import Tokens
-from ds_moe_mtl.models.shape import SIZES, Shape, random_transformer, shape_of
+from ds_moe_mtl.planner.memory import Tokens
+from ds_moe_mtl.planner.shape import SIZES, Shape, random_transformer, shape_of
 from ds_moe_mtl.training.network import network_around, new_network
 from ds_moe_mtl.training.plan import RunPlan, make_plan, task_specs
 

@@ -41,7 +41,7 @@ def _bench(options) -> int:
     config = load_config(options.config, options.overrides)
     from ds_moe_mtl.benchmark.chart import draw, show
     from ds_moe_mtl.benchmark.contestants import chosen
-    from ds_moe_mtl.benchmark.ranks import on_ranks
+    from ds_moe_mtl.ranks.local import on_ranks
 
     names = chosen(options.only)
 

@@ -51,9 +51,9 @@ def _write_vectors(options) -> int:
     import torch
 
     from ds_moe_mtl.config import load_config
+    from ds_moe_mtl.engine.engine import device_type
+    from ds_moe_mtl.studies.crossfit import task_vectors
     from ds_moe_mtl.tasks import expand_tasks, get_task
-    from ds_moe_mtl.training import task_vectors
-    from ds_moe_mtl.training.engine import device_type
     from ds_moe_mtl.training.network import head_specs
     from ds_moe_mtl.training.plan import make_plan, task_specs
     from ds_moe_mtl.training.run_folder import device_name
@@ -105,7 +105,7 @@ def _tune(arguments: list[str]) -> int:
 
 
 def _tune_all(options) -> int:
-    from ds_moe_mtl.training.tune import tune_tasks
+    from ds_moe_mtl.studies.crossfit.tune import tune_tasks
 
     config = None if options.upstream == "direct" else run_config(Path(options.upstream))
     root, cache = options.data_root, options.cache
@@ -171,7 +171,7 @@ def write_task_routes(folder: Path, output: Path) -> dict:
 
 
 def _study(arguments: list[str]) -> int:
-    from ds_moe_mtl.training.study import STEPS, SYSTEMS
+    from ds_moe_mtl.studies.crossfit.study import STEPS, SYSTEMS
 
     parser = Parser(
         "crossfit study",
@@ -200,8 +200,8 @@ def _study(arguments: list[str]) -> int:
 
 
 def _run_study(options) -> int:
-    from ds_moe_mtl.analysis.crossfit import write_report
-    from ds_moe_mtl.training.study import run_study
+    from ds_moe_mtl.studies.crossfit.report import write_report
+    from ds_moe_mtl.studies.crossfit.study import run_study
 
     status, layout = run_study(options, lambda line: print(line, flush=True))
     if status:

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
 def _export(options) -> int:
     if not options.run.is_dir():
         raise UserError(f"{options.run}: no such folder; allowed: a run's folder")
-    from ds_moe_mtl.training.engine import device_type
+    from ds_moe_mtl.engine.engine import device_type
 
     os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
     from ds_moe_mtl.training import export

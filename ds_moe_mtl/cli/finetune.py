@@ -45,11 +45,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _finetune(options) -> int:
     from ds_moe_mtl.config.load import find_experiment
-    from ds_moe_mtl.training.engine import device_type, stop_process_group
+    from ds_moe_mtl.engine.engine import device_type, stop_process_group
 
     os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
-    from ds_moe_mtl.training.finetune import EXPERIMENT, FineTuning, finetune
-    from ds_moe_mtl.training.rendezvous import rendezvous
+    from ds_moe_mtl.ranks.rendezvous import rendezvous
+    from ds_moe_mtl.studies.finetune import EXPERIMENT, FineTuning, finetune
 
     files = [item for item in options.rest if "=" not in item]
     if len(files) > 1:

@@ -62,7 +62,7 @@ def _plan(options) -> int:
     from ds_moe_mtl.benchmark.plan_table import show
     from ds_moe_mtl.benchmark.planning import on_paper, report
     from ds_moe_mtl.benchmark.workload import find_workload
-    from ds_moe_mtl.models.cost import Machine
+    from ds_moe_mtl.planner.cost import Machine
 
     def say(line: str) -> None:
         if not options.json:
@@ -116,7 +116,7 @@ def _calibrated(options, config, ranks: int, local_gpus: int, say) -> dict | Non
     if ranks > room:
         say(f"note: {ranks} ranks do not fit this machine ({room}): no step time is predicted here")
         return None
-    from ds_moe_mtl.benchmark.ranks import on_ranks
+    from ds_moe_mtl.ranks.local import on_ranks
 
     say(f"calibrating {options.calibrate:g} s on {ranks} ranks ...")
     found = on_ranks(

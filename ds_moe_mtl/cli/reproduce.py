@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _reproduce(options) -> int:
-    from ds_moe_mtl.config.paper import load_budgets, load_mixtures, load_table
+    from ds_moe_mtl.studies.tables.schema import load_budgets, load_mixtures, load_table
 
     names = list(dict.fromkeys(word for word in options.words if "=" not in word))
     overrides = [word for word in options.words if "=" in word]
@@ -55,11 +55,11 @@ def _reproduce(options) -> int:
     if options.only is not None and len(tables) > 1:
         raise UserError(f"--only with {len(tables)} tables; allowed: one table")
     budget, mixtures = budgets[options.budget], load_mixtures()
-    from ds_moe_mtl.training.engine import device_type
+    from ds_moe_mtl.engine.engine import device_type
 
     os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
-    from ds_moe_mtl.training.rendezvous import rendezvous
-    from ds_moe_mtl.training.reproduction import part_of, plan_table, run_table
+    from ds_moe_mtl.ranks.rendezvous import rendezvous
+    from ds_moe_mtl.studies.tables.runs import part_of, plan_table, run_table
 
     ranks = rendezvous(os.environ)
     if options.jobs > 1 and ranks.world_size > 1:
@@ -91,8 +91,8 @@ def _reproduce(options) -> int:
 
 def _run_jobs(options, plans, overrides: list[str], ranks, folder: Path, say) -> int:
     """Run what is left of the tables, a process a part; return 0 or 75."""
-    from ds_moe_mtl.training.processes import run_jobs
-    from ds_moe_mtl.training.reproduction import table_jobs
+    from ds_moe_mtl.ranks.jobs import run_jobs
+    from ds_moe_mtl.studies.tables.runs import table_jobs
 
     def command(table: str, part: str) -> list[str]:
         output = str(options.output.absolute())
@@ -104,9 +104,9 @@ def _run_jobs(options, plans, overrides: list[str], ranks, folder: Path, say) ->
 
 def _compare(name: str, table, budget, plan, folder: Path, options) -> None:
     """Write a table's comparison and its picture into its folder, and print it."""
-    from ds_moe_mtl.analysis.reproduction import compare, render
-    from ds_moe_mtl.analysis.reproduction_chart import draw_comparison
-    from ds_moe_mtl.training.reproduction import collect
+    from ds_moe_mtl.studies.tables.chart import draw_comparison
+    from ds_moe_mtl.studies.tables.compare import compare, render
+    from ds_moe_mtl.studies.tables.runs import collect
     from ds_moe_mtl.training.run_folder import write_json
 
     scores = collect(plan)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ds_moe_mtl.cli.arguments import BAD_INPUT, INTERRUPTED
 from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RankError, RunConfig, UserError, load_config
 from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
-from ds_moe_mtl.training.rendezvous import Ranks, rendezvous
+from ds_moe_mtl.ranks.rendezvous import Ranks, rendezvous
 
 _INTERRUPTED = "interrupted; started again it continues after its newest checkpoint, if it has one"
 
@@ -125,8 +125,8 @@ class _Asked:
 def _train_all(asked: _Asked, folder: Path, ranks: Ranks, say: Callable[[str], None]) -> int:
     """Train every point of a grid with every seed, below `folder`; return 0 or 75."""
     from ds_moe_mtl.cli.finetune import print_leaderboard
-    from ds_moe_mtl.training.engine import stop_process_group
-    from ds_moe_mtl.training.trials import LEADERBOARD, leaderboard, make_trials, run_trials
+    from ds_moe_mtl.engine.engine import stop_process_group
+    from ds_moe_mtl.studies.trials import LEADERBOARD, leaderboard, make_trials, run_trials
 
     def make(own: Sequence[str]) -> RunConfig:
         return load_config(asked.path, [*asked.overrides, *own])

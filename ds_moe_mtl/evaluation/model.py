@@ -8,15 +8,11 @@ import torch
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit, encode_columns, encode_task, evaluation_batches
-from ds_moe_mtl.evaluation.outputs import (
-    assemble,
-    batch_outputs,
-    decoded,
-    network_inputs,
-    task_result,
-)
+from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, decoded, task_result
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.folder import load_folder, model_folder
+from ds_moe_mtl.models.description import model_folder
+from ds_moe_mtl.models.folder import load_folder
+from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.pretrained import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec
 

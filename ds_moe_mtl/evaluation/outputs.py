@@ -5,55 +5,9 @@ import torch
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch
-from ds_moe_mtl.models.losses import option_losses, sequence_losses
+from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.text_metrics import score_text
-
-INPUTS = (
-    "input_ids_T",
-    "token_type_ids_T",
-    "position_ids_T",
-    "cu_seqlens",
-    "lengths",
-    "groups",
-    "task_ids_B",
-    "spans_B22",
-    "longest_word",
-    "questions_B",
-    "targets_BS",
-)
-
-
-def network_inputs(batch: MultiTaskBatch) -> dict:
-    """Return the keywords of a network's forward for a batch."""
-    inputs = {name: getattr(batch, name) for name in INPUTS}
-    if inputs["targets_BS"] is None:
-        del inputs["targets_BS"]
-    return inputs
-
-
-def batch_losses(
-    network: torch.nn.Module, outputs, batch: MultiTaskBatch, scaling: bool = True
-) -> torch.Tensor:
-    """Return each sequence's loss [B], float32; weighted and summed it is that of the examples.
-
-    scaling: as in sequence_losses.
-    """
-    if outputs.losses_B is not None:
-        return outputs.losses_B
-    num_outputs_B = network.num_outputs[batch.task_ids_B]
-    losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B, scaling)
-    if not network.has_options:
-        return losses_B
-    is_option_B = network.scores_options[batch.task_ids_B]
-    options_B = option_losses(
-        outputs.logits_BC[:, 0].where(is_option_B, torch.zeros_like(losses_B)),
-        batch.labels_B,
-        batch.weights_B,
-        batch.task_ids_B,
-        batch.questions_B,
-    )
-    return torch.where(is_option_B, options_B, losses_B)
 
 
 @torch.no_grad()

@@ -1,12 +1,12 @@
 """Models in plain PyTorch: no DeepSpeed, no process groups."""
 
-from ds_moe_mtl.models.context import GateCall, RoutedFFN
-from ds_moe_mtl.models.experts import FeedForward
-from ds_moe_mtl.models.gating import RoutingOptions
 from ds_moe_mtl.models.heads import HeadSpec
-from ds_moe_mtl.models.moe_layer import MoELayer
 from ds_moe_mtl.models.multitask import MultiTaskNetwork, build_network
-from ds_moe_mtl.models.upcycle import gate_context, routed_ffns, upcycle
+from ds_moe_mtl.models.token_level.context import GateCall, RoutedFFN
+from ds_moe_mtl.models.token_level.experts import FeedForward
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
+from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.models.token_level.upcycle import gate_context, routed_ffns, upcycle
 
 __all__ = [
     "FeedForward",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ds_moe_mtl.models.attention import (
+from ds_moe_mtl.models.attention.choice import (
     attention_plan,
     packed_attention,
     register_packed_attention,

@@ -1,27 +1,23 @@
-"""The canonical model folder: safetensors, config.json, tokenizer, task map. No pickle.
+"""From a network to its description, and from a model folder to its network."""
 
-config.json: {"format": 1, "kind", "encoder" (transformers' config), "encoder_class", "pooler",
-"heads", "routing", "gate_of_task", "tasks" (rows as plain values), "about" (free)}; a task_moe
-model has "router" too, and one that generates "family": "bart" (models.routed_bart).
-"""
-
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from ds_moe_mtl.models.gating import RoutingOptions
+from ds_moe_mtl.models.description import (
+    CONFIG,
+    FORMAT,
+    WEIGHTS,
+    read_description,
+    read_state,
+)
 from ds_moe_mtl.models.heads import HeadSpec
 from ds_moe_mtl.models.multitask import SPARSE_KINDS, MultiTaskNetwork, build_network
-from ds_moe_mtl.models.task_router import RouterOptions, TaskRouter
-
-FORMAT = 1
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-_KEYS = {"kind", "encoder", "tasks", "about"}
-"""What every description has, whatever its family."""
+from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
+from ds_moe_mtl.models.task_level.task_router import RouterOptions
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
 
 
 def describe_network(
@@ -43,50 +39,10 @@ def describe_network(
         "heads": [asdict(spec) for spec in network.heads.specs],
         "routing": asdict(routing) if kind in SPARSE_KINDS else None,
         "gate_of_task": network.gate_of_task.tolist(),
-        **({"router": router_values(router)} if router is not None else {}),
+        **({"router": router.values()} if router is not None else {}),
         "tasks": tasks,
         "about": dict(about),
     }
-
-
-def save_folder(
-    folder: Path, description: dict, state: Mapping[str, torch.Tensor], tokenizer
-) -> None:
-    """Write a model folder from a network's description and its plain state."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors, seen = {}, set()
-    for name, tensor in state.items():
-        place = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() == 0 or place not in seen:  # tied weights are stored once
-            tensors[name] = tensor.detach().cpu().contiguous()
-        seen.add(place)
-    temporary = folder / (WEIGHTS + ".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / WEIGHTS)
-    tokenizer.save_pretrained(folder)
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
-
-
-def read_description(folder: Path) -> dict:
-    """Return a model folder's config.json. Raises ValueError, one line, for what is none."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} is not a model folder (no {CONFIG}); allowed: the model/ of a finished run"
-        )
-    try:
-        description = json.loads(path.read_text())
-    except ValueError as error:  # of JSON or UTF-8
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if (
-        not isinstance(description, dict)
-        or description.get("format") != FORMAT
-        or not description.keys() >= _KEYS
-    ):
-        raise ValueError(f"{path} is not a ds_moe_mtl model (format {FORMAT})")
-    return description
 
 
 def load_folder(
@@ -123,8 +79,6 @@ def _load_bart(description: dict, state: dict, folder: Path, dtype: torch.dtype 
     """Return the network in eval mode of a description with family bart."""
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-    from ds_moe_mtl.models.routed_bart import RoutedBart
-
     values = dict(description["encoder"])
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     network = RoutedBart(
@@ -143,34 +97,9 @@ def _load_bart(description: dict, state: dict, folder: Path, dtype: torch.dtype 
     return network.eval()
 
 
-def router_values(router: TaskRouter) -> dict:
-    """Return a router's options, vector_size that of the vectors it has."""
-    values = asdict(router.options)
-    if router.options.route == "learned":
-        values["vector_size"] = router.vectors.shape[1]
-    return values
-
-
 def _router_options(description: dict) -> RouterOptions | None:
     values = description.get("router")
     return values and RouterOptions(**{**values, "layers": tuple(values["layers"])})
-
-
-def model_folder(folder: Path) -> Path:
-    """Return the model/ of a run's folder, or the folder itself where it is a model's."""
-    inner = Path(folder) / "model"
-    return inner if (inner / CONFIG).is_file() else Path(folder)
-
-
-def read_state(folder: Path) -> dict[str, torch.Tensor]:
-    """Return a model folder's tensors. Raises ValueError, one line, where they cannot be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / WEIGHTS} cannot be read: {error}") from error
 
 
 def described_transformer(description: Mapping, dropout: float | None = None) -> torch.nn.Module:

@@ -5,37 +5,22 @@ T tokens, B sequences, C outputs of the widest task.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 import moe_kernels
-from ds_moe_mtl.models.context import GateCall, LayerRoute
 from ds_moe_mtl.models.encoder import PackedEncoder
-from ds_moe_mtl.models.gating import RoutingOptions
 from ds_moe_mtl.models.heads import HeadSpec, TaskHeads, word_states
-from ds_moe_mtl.models.routed_layers import RouteCall, RouteContext, route_layers
-from ds_moe_mtl.models.task_router import RouterOptions, TaskRouter
-from ds_moe_mtl.models.upcycle import gate_context, upcycle
+from ds_moe_mtl.models.network import Outputs
+from ds_moe_mtl.models.task_level.routed_layers import RouteCall, RouteContext, route_layers
+from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
+from ds_moe_mtl.models.token_level.context import GateCall
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
+from ds_moe_mtl.models.token_level.upcycle import gate_context, upcycle
 
 SPARSE_KINDS = ("mt_switch", "mt_tag")
 KINDS = ("single", "mt_dense", *SPARSE_KINDS, "task_moe")
-
-
-class Outputs(NamedTuple):
-    """logits_BC float32 (-inf beyond a task's own outputs), the auxiliary loss, and layer records.
-
-    counts: tokens an expert [E] a sparse layer; routes: filled where asked for. losses_B: where
-    the network itself computes each sequence's loss (answers that are generated). A tuple: in it
-    DeepSpeed's engine finds the tensors at which the backward pass begins (its timers, its state).
-    """
-
-    logits_BC: torch.Tensor
-    aux_loss: torch.Tensor
-    counts: Sequence[torch.Tensor] = ()
-    routes: Sequence[LayerRoute] = ()
-    losses_B: torch.Tensor | None = None
 
 
 class MultiTaskNetwork(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ds_moe_mtl.models.folder import model_folder, read_description
+from ds_moe_mtl.models.description import model_folder, read_description
 
 MINILM_HUB_ID = "nreimers/MiniLMv2-L6-H384-distilled-from-BERT-Large"
 """The encoder of "Sparsely Activated MoE are Robust Multi-Task Learners", sec. 4.3."""

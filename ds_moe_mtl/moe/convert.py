@@ -12,7 +12,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from ds_moe_mtl.models.moe_layer import MoELayer
+from ds_moe_mtl.models.token_level.moe_layer import MoELayer
 from ds_moe_mtl.moe.layer import TaskMoE
 
 _EXPERT = re.compile(r"\.deepspeed_moe\.experts\.deepspeed_experts\.(\d+)\.")

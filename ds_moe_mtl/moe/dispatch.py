@@ -12,9 +12,9 @@ from torch import nn
 from torch.profiler import record_function
 
 import moe_kernels
-from ds_moe_mtl.models.experts import run_experts
-from ds_moe_mtl.models.gating import RoutingOptions
-from ds_moe_mtl.models.traffic import ALL_TO_ALL
+from ds_moe_mtl.models.token_level.experts import run_experts
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
+from ds_moe_mtl.planner.traffic import ALL_TO_ALL
 
 
 def remote_experts(

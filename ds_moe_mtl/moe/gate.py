@@ -7,7 +7,7 @@ import torch
 from deepspeed.moe.sharded_moe import TopKGate
 from torch import distributed as dist
 
-from ds_moe_mtl.models.gating import RoutingOptions, new_gates, route_tokens
+from ds_moe_mtl.models.token_level.gating import RoutingOptions, new_gates, route_tokens
 from moe_kernels import Routing, gate_scale_of
 
 

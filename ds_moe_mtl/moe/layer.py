@@ -10,9 +10,9 @@ from deepspeed.moe.layer import MoE
 from deepspeed.moe.sharded_moe import MOELayer
 from torch import nn
 
-from ds_moe_mtl.models.context import LayerRoute
-from ds_moe_mtl.models.gating import RoutingOptions
-from ds_moe_mtl.models.moe_layer import run_layer
+from ds_moe_mtl.models.token_level.context import LayerRoute
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
+from ds_moe_mtl.models.token_level.moe_layer import run_layer
 from ds_moe_mtl.moe.dispatch import remote_experts
 from ds_moe_mtl.moe.gate import TaskGate
 from ds_moe_mtl.moe.version import check_deepspeed_version

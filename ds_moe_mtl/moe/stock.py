@@ -4,7 +4,7 @@ import torch
 from deepspeed.moe.layer import MoE
 from torch import nn
 
-from ds_moe_mtl.models.moe_layer import MoELayer
+from ds_moe_mtl.models.token_level.moe_layer import MoELayer
 from ds_moe_mtl.moe.convert import moe_layers
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from torch import distributed as dist
 
 from ds_moe_mtl.config import RankError, UserError
+from ds_moe_mtl.engine.reshape import TOPOLOGY, load_reshaped, optimizer_order
+from ds_moe_mtl.engine.unpickle import restrict_loading
 from ds_moe_mtl.training.plan import RunPlan
-from ds_moe_mtl.training.reshape import TOPOLOGY, load_reshaped, optimizer_order
 from ds_moe_mtl.training.run_folder import read_json, write_json
-from ds_moe_mtl.training.unpickle import restrict_loading
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"

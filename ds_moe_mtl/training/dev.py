@@ -6,13 +6,8 @@ import torch
 from torch import distributed as dist
 
 from ds_moe_mtl.data import evaluation_batches
-from ds_moe_mtl.evaluation.outputs import (
-    assemble,
-    batch_losses,
-    batch_outputs,
-    network_inputs,
-    task_result,
-)
+from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, task_result
+from ds_moe_mtl.models.losses import batch_losses, network_inputs
 from ds_moe_mtl.training.plan import RunPlan
 
 TOKENS_PER_BATCH = 8192

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from ds_moe_mtl.config import UserError, dump_config, load_config
 from ds_moe_mtl.config.deepspeed import STAGES, read_deepspeed, resolve_deepspeed
-from ds_moe_mtl.models.folder import save_folder
+from ds_moe_mtl.engine.engine import start_engine, start_process_group, stop_process_group
+from ds_moe_mtl.engine.reshape import StoredTraining
+from ds_moe_mtl.models.description import save_folder
+from ds_moe_mtl.ranks.rendezvous import Ranks, free_port
 from ds_moe_mtl.training.checkpoint import (
     damage,
     identity_of,
@@ -20,11 +23,8 @@ from ds_moe_mtl.training.checkpoint import (
     read_manifest,
     save_checkpoint,
 )
-from ds_moe_mtl.training.engine import start_engine, start_process_group, stop_process_group
 from ds_moe_mtl.training.network import described, new_network
 from ds_moe_mtl.training.plan import make_plan, task_specs
-from ds_moe_mtl.training.rendezvous import Ranks, free_port
-from ds_moe_mtl.training.reshape import StoredTraining
 
 Say = Callable[[str], None]
 
@@ -159,7 +159,7 @@ def export_model(checkpoint: Path, output: Path) -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    from ds_moe_mtl.training.rendezvous import rendezvous
+    from ds_moe_mtl.ranks.rendezvous import rendezvous
 
     ranks = rendezvous(os.environ)
     try:

@@ -13,19 +13,18 @@ from torch import distributed as dist
 from torch.profiler import record_function
 
 from ds_moe_mtl.data import MultiTaskBatch, SuperBatches
-from ds_moe_mtl.evaluation.outputs import batch_losses, network_inputs
-from ds_moe_mtl.models.losses import task_sums
-from ds_moe_mtl.models.task_router import ROUTER_GROUP, VECTORS_GROUP
+from ds_moe_mtl.engine.engine import optimizer_step, set_learning_rate
+from ds_moe_mtl.models.losses import batch_losses, network_inputs, task_sums
+from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
+from ds_moe_mtl.ranks.stop import StopRequest
+from ds_moe_mtl.ranks.watchdog import Watchdog
 from ds_moe_mtl.training.dev import evaluate
-from ds_moe_mtl.training.engine import optimizer_step, set_learning_rate
 from ds_moe_mtl.training.metrics_log import MetricsLog
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
 from ds_moe_mtl.training.selection import Selection
 from ds_moe_mtl.training.skipped import SkippedSteps, loss_scale
-from ds_moe_mtl.training.stop import StopRequest
 from ds_moe_mtl.training.trace import BACKWARD, FORWARD, OPTIMIZER, StepTrace
-from ds_moe_mtl.training.watchdog import Watchdog
 
 AGREE_EVERY_ON_GPU = 8
 """Steps between two agreements on a stop request; each makes the host wait for the GPU."""

@@ -7,24 +7,19 @@ from torch import nn
 
 from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
-from ds_moe_mtl.models.folder import (
-    describe_network,
-    described_transformer,
-    model_folder,
-    read_description,
-    read_state,
-)
+from ds_moe_mtl.models.description import model_folder, read_description, read_state
+from ds_moe_mtl.models.folder import describe_network, described_transformer
 from ds_moe_mtl.models.pretrained import (
     load_generator,
     load_transformer,
     state_hash,
     weights_hash,
 )
-from ds_moe_mtl.models.routed_bart import RoutedBart, bart_description
+from ds_moe_mtl.models.task_level.routed_bart import RoutedBart, bart_description
+from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
 from ds_moe_mtl.models.transfer import continued_state
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.plan import RunPlan, router_options, routing_options
-from ds_moe_mtl.training.stored_routes import load_routes, load_vectors
 
 OPTIONS_HEAD = "options"
 """The one head that scores the options of every task that has them."""

@@ -15,7 +15,7 @@ from ds_moe_mtl.models.pretrained import (
     load_tokenizer,
     trained_source,
 )
-from ds_moe_mtl.models.task_router import RouterOptions
+from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 from ds_moe_mtl.tasks.text2text import as_text
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import distributed as dist
 
-from ds_moe_mtl.models.folder import read_description
+from ds_moe_mtl.models.description import read_description
 from ds_moe_mtl.training.metrics_log import read_metrics
 
 BEST = "best"

@@ -17,23 +17,27 @@ from torch import distributed as dist
 import moe_kernels
 from ds_moe_mtl.config import RunConfig, UserError, dump_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed, updates_in_one_pass
-from ds_moe_mtl.models.attention import PACKED_FLASH
-from ds_moe_mtl.models.folder import save_folder
-from ds_moe_mtl.models.multitask import SPARSE_KINDS
-from ds_moe_mtl.training.checkpoint import (
-    choose_whole,
-    find_resume,
-    identity_of,
-    load_checkpoint,
-    save_checkpoint,
-)
-from ds_moe_mtl.training.engine import (
+from ds_moe_mtl.engine.engine import (
     check_devices,
     collective_timeout,
     device_type,
     start_engine,
     start_process_group,
     stop_process_group,
+)
+from ds_moe_mtl.models.attention.choice import PACKED_FLASH
+from ds_moe_mtl.models.description import save_folder
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
+from ds_moe_mtl.ranks.preflight import check_agreement, fingerprints
+from ds_moe_mtl.ranks.rendezvous import Ranks
+from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
+from ds_moe_mtl.ranks.watchdog import Watchdog
+from ds_moe_mtl.training.checkpoint import (
+    choose_whole,
+    find_resume,
+    identity_of,
+    load_checkpoint,
+    save_checkpoint,
 )
 from ds_moe_mtl.training.loop import TrainingLoop
 from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines
@@ -44,14 +48,10 @@ from ds_moe_mtl.training.plan import (
     single_plans,
     task_specs,
 )
-from ds_moe_mtl.training.preflight import check_agreement, fingerprints
-from ds_moe_mtl.training.rendezvous import Ranks
 from ds_moe_mtl.training.results import gather_results, print_results, run_results
 from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
 from ds_moe_mtl.training.selection import Selection
 from ds_moe_mtl.training.skipped import SkippedSteps
-from ds_moe_mtl.training.stop import STOPPED, StopRequest
-from ds_moe_mtl.training.watchdog import Watchdog
 
 Say = Callable[[str], None]
 

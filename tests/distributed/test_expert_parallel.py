@@ -45,8 +45,8 @@ def tokens_of(rank: int, count: int):
 
 def outputs_and_gradients(ep_size: int) -> dict:
     """Return, for every case, this rank's output, input gradient and parameter gradients."""
-    from ds_moe_mtl.training.engine import start_process_group
-    from ds_moe_mtl.training.rendezvous import Ranks
+    from ds_moe_mtl.engine.engine import start_process_group
+    from ds_moe_mtl.ranks.rendezvous import Ranks
 
     rank, world = dist.get_rank(), dist.get_world_size()
     start_process_group(Ranks(rank, world, rank, world, "127.0.0.1", 1, "environment"))

@@ -15,8 +15,8 @@ import pytest
 from torch import distributed as dist
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.training.engine import start_process_group
-from ds_moe_mtl.training.rendezvous import Ranks
+from ds_moe_mtl.engine.engine import start_process_group
+from ds_moe_mtl.ranks.rendezvous import Ranks
 from tests.support.launch import ROOT, Running, free_port, launch, rank_environ, run_ranks
 from tests.support.loopback_ssh import LoopbackSsh, missing_programs
 

@@ -3,7 +3,7 @@
 from torch import distributed as dist
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.training.preflight import check_agreement, fingerprints
+from ds_moe_mtl.ranks.preflight import check_agreement, fingerprints
 from tests.support.launch import run_ranks
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ds_moe_mtl.engine.reshape import StoredTraining
 from ds_moe_mtl.training.checkpoint import (
     Identity,
     load_checkpoint,
     read_manifest,
     save_checkpoint,
 )
-from ds_moe_mtl.training.reshape import StoredTraining
 from tests.support.launch import ROOT, run_ranks
 from tests.support.steps import start_tiny
 from tests.support.tiny import write_tiny
@@ -167,7 +167,7 @@ def test_what_was_reshaped_is_said(continued):
 def test_a_checkpoint_holds_no_class_that_is_not_on_the_list(folder, tmp_path):
     import pickle
 
-    from ds_moe_mtl.training.unpickle import load_pickled
+    from ds_moe_mtl.engine.unpickle import load_pickled
 
     class Stranger:
         def __reduce__(self):

@@ -87,7 +87,7 @@ def test_stage_2_leaves_the_routes_untouched_bit_for_bit_and_trains_the_rest(fol
 
 
 def test_stage_1_trains_router_and_vectors_with_rates_of_their_own(folder):
-    from ds_moe_mtl.models.task_router import RouterOptions, TaskRouter
+    from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
 
     torch.manual_seed(0)
     options = RouterOptions(layers=(0, 1), vector_size=8, hidden=8)

@@ -3,8 +3,8 @@
 import pytest
 from torch import distributed as dist
 
-from ds_moe_mtl.models.traffic import all_to_all_bytes, remote_rows
 from ds_moe_mtl.moe.layer import TaskMOELayer
+from ds_moe_mtl.planner.traffic import all_to_all_bytes, remote_rows
 from tests.support.launch import ROOT, run_ranks
 from tests.support.steps import start_tiny
 from tests.support.tiny import write_tiny

@@ -19,9 +19,9 @@ def both_ways(gate_scale: str, dtype: torch.dtype) -> dict[str, dict[str, torch.
     exchanged, and exact ones in float64."""
     from torch import distributed as dist
 
-    from ds_moe_mtl.models.experts import FeedForward
-    from ds_moe_mtl.models.gating import RoutingOptions, route_tokens
-    from ds_moe_mtl.models.moe_layer import MoELayer
+    from ds_moe_mtl.models.token_level.experts import FeedForward
+    from ds_moe_mtl.models.token_level.gating import RoutingOptions, route_tokens
+    from ds_moe_mtl.models.token_level.moe_layer import MoELayer
     from ds_moe_mtl.moe.dispatch import remote_experts
 
     torch.manual_seed(0)

@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from ds_moe_mtl.data.batch import attention_groups as choose_groups
-from ds_moe_mtl.models.attention import PACKED_FLASH, PACKED_SDPA, attention_plan, packed_attention
-from ds_moe_mtl.models.flash_attention import flash
-from ds_moe_mtl.models.padded_attention import eager, padded, sdpa
+from ds_moe_mtl.models.attention.choice import (
+    PACKED_FLASH,
+    PACKED_SDPA,
+    attention_plan,
+    packed_attention,
+)
+from ds_moe_mtl.models.attention.flash import flash
+from ds_moe_mtl.models.attention.padded import eager, padded, sdpa
 from tests.support.gpu import DEVICE, HERE, assert_as_good, needs_gpu
 
 pytestmark = [needs_gpu, pytest.mark.skipif(not HERE, reason="the kernel runs on GPUs only")]

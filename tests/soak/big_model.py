@@ -5,7 +5,7 @@
         --offload off on --sequences 32 --length 128     # every combination, one after the other
 
 MT-TaG of random weights of the given size, eight gates, bf16, Adam, on DeepSpeed's engine. Each row
-holds the planner's peak (ds_moe_mtl.models.memory)
+holds the planner's peak (ds_moe_mtl.planner.memory)
 and the measured one: what torch's allocator held on a GPU, the process's resident memory on a CPU,
 where nothing is built that exceeds --limit-gib or the memory that is free. `--zero 3` shows
 DeepSpeed's refusal.
@@ -27,8 +27,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 import psutil  # noqa: E402  (the paths above come first)
 import torch  # noqa: E402
 
-from ds_moe_mtl.models import memory  # noqa: E402
-from ds_moe_mtl.models.shape import SIZES, Shape  # noqa: E402
+from ds_moe_mtl.config.deepspeed import UPDATE_PIECE  # noqa: E402
+from ds_moe_mtl.planner import memory  # noqa: E402
+from ds_moe_mtl.planner.shape import SIZES, Shape  # noqa: E402
 
 GIB = 2**30
 IMPORTS_GIB = 0.5
@@ -98,8 +99,8 @@ def parse() -> argparse.Namespace:
 
 
 def start() -> torch.device:
-    from ds_moe_mtl.training.engine import start_process_group
-    from ds_moe_mtl.training.rendezvous import rendezvous
+    from ds_moe_mtl.engine.engine import start_process_group
+    from ds_moe_mtl.ranks.rendezvous import rendezvous
 
     return start_process_group(rendezvous(os.environ))
 
@@ -118,7 +119,7 @@ def planned(shape: Shape, weights, row: dict, options, device: torch.device) -> 
         on_gpu=device.type == "cuda",
     )
     zero, offloads = row["zero"], row["offload"]
-    piece = None if offloads else memory.UPDATE_PIECE[device.type]
+    piece = None if offloads else UPDATE_PIECE[device.type]
     peak = memory.peak_bytes(
         shape, weights, zero, 1, 1, "bf16", activations, tokens, BUCKET, offloads, piece
     )
@@ -144,11 +145,11 @@ def train(shape: Shape, row: dict, options, device: torch.device) -> dict:
     import deepspeed
 
     from ds_moe_mtl.config.deepspeed import updates_in_one_pass
+    from ds_moe_mtl.engine.optimizer_groups import parameter_groups
+    from ds_moe_mtl.engine.zero_update import update_in_one_pass
     from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
-    from ds_moe_mtl.models.shape import random_transformer
     from ds_moe_mtl.moe import to_deepspeed
-    from ds_moe_mtl.moe.optimizer_groups import parameter_groups
-    from ds_moe_mtl.training.zero_update import update_in_one_pass
+    from ds_moe_mtl.planner.shape import random_transformer
 
     torch.manual_seed(0)
     routing = RoutingOptions(num_experts=row["experts"], num_gates=GATES, gate_scale="preserve")

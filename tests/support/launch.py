@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from ds_moe_mtl.training.rendezvous import free_port
+from ds_moe_mtl.ranks.rendezvous import free_port
 from tests.support import rank_entry
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from ds_moe_mtl.training.rendezvous import free_port
+from ds_moe_mtl.ranks.rendezvous import free_port
 
 SBIN = "/usr/sbin:/usr/local/sbin"  # not on every user's PATH
 

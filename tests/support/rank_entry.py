@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ds_moe_mtl.training.rendezvous import apply, rendezvous
+from ds_moe_mtl.ranks.rendezvous import apply, rendezvous
 
 
 def main(call: str, output: str) -> None:

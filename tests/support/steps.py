@@ -9,16 +9,16 @@ import torch
 from torch import distributed as dist
 
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
+from ds_moe_mtl.engine.engine import start_engine, start_process_group
 from ds_moe_mtl.moe.convert import plain_state
 from ds_moe_mtl.moe.layer import TaskMOELayer
-from ds_moe_mtl.training.engine import start_engine, start_process_group
+from ds_moe_mtl.ranks.rendezvous import rendezvous
+from ds_moe_mtl.ranks.watchdog import Watchdog
 from ds_moe_mtl.training.loop import TrainingLoop
 from ds_moe_mtl.training.metrics_log import StepLines
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, task_specs
-from ds_moe_mtl.training.rendezvous import rendezvous
 from ds_moe_mtl.training.skipped import SkippedSteps
-from ds_moe_mtl.training.watchdog import Watchdog
 from tests.support.tiny import differ_experts, spread_gates, tiny_config
 
 MARGIN = 1e-4

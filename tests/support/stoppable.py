@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from ds_moe_mtl.training.rendezvous import apply, rendezvous
+from ds_moe_mtl.ranks.rendezvous import apply, rendezvous
 
 
 def main(folder: Path, steps: int, seconds: float, status: int = 0) -> int:

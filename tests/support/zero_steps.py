@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ds_moe_mtl.training.zero_update import update_in_one_pass
+from ds_moe_mtl.engine.zero_update import update_in_one_pass
 from tests.support.launch import ROOT
 from tests.support.steps import start_tiny
 

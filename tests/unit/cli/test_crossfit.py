@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ds_moe_mtl.analysis.crossfit import write_report
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import load_config
-from ds_moe_mtl.training.study import STAGE_1, SYSTEMS, Layout, study_jobs, system_overrides
+from ds_moe_mtl.studies.crossfit.report import write_report
+from ds_moe_mtl.studies.crossfit.study import STAGE_1, SYSTEMS, Layout, study_jobs, system_overrides
 
 YAML = "crossfit_router_minilm"
 TUNE = ["tune", "direct", "--output", "{}/o"]

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from ds_moe_mtl.config.paper import load_budgets, load_mixtures, load_table
-from ds_moe_mtl.training.rendezvous import rendezvous
-from ds_moe_mtl.training.reproduction import plan_table, table_jobs
+from ds_moe_mtl.ranks.rendezvous import rendezvous
+from ds_moe_mtl.studies.tables.runs import plan_table, table_jobs
+from ds_moe_mtl.studies.tables.schema import load_budgets, load_mixtures, load_table
 from tests.support.commands import run_commands
 from tests.support.paper_data import write_paper_data
 from tests.support.tiny import write_encoder

@@ -8,7 +8,8 @@ import pytest
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.evaluation import MultiTaskModel
-from ds_moe_mtl.models.folder import describe_network, save_folder
+from ds_moe_mtl.models.description import save_folder
+from ds_moe_mtl.models.folder import describe_network
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, routing_options, task_specs
 from tests.support.steps import quiet

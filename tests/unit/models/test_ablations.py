@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
+from ds_moe_mtl.engine.optimizer_groups import parameter_groups
 from ds_moe_mtl.models import FeedForward, MoELayer, RoutingOptions
-from ds_moe_mtl.models.experts import ffn_weights
-from ds_moe_mtl.models.gating import GATE_INIT_STD
 from ds_moe_mtl.models.losses import sequence_losses
+from ds_moe_mtl.models.token_level.experts import ffn_weights
+from ds_moe_mtl.models.token_level.gating import GATE_INIT_STD
 from ds_moe_mtl.moe.convert import load_plain_state, plain_state, to_deepspeed
-from ds_moe_mtl.moe.optimizer_groups import parameter_groups
 
 HIDDEN, GATES = 16, 6
 

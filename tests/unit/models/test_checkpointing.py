@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
-from ds_moe_mtl.models.shape import Shape, random_transformer
+from ds_moe_mtl.planner.shape import Shape, random_transformer
 from tests.support.tiny import differ_experts, spread_gates
 
 SHAPE = Shape(layers=2, hidden=32, intermediate=64, heads=4, vocabulary=40, positions=16)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
-from ds_moe_mtl.models.padded_attention import attention_groups
+from ds_moe_mtl.models.attention.padded import attention_groups
 from moe_kernels import recurring_size
 from moe_kernels.ffn.blocks import _ROWS as EXPERT_ROWS
 from tests.support.tiny import BERT

@@ -11,10 +11,10 @@ def outputs_of_stock(dtype: torch.dtype) -> list[tuple[bool, torch.Size]]:
     """Return whether the outputs are finite, and their shape, dropping tokens and not."""
     from transformers import BertConfig, BertModel
 
+    from ds_moe_mtl.engine.engine import start_process_group
     from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
     from ds_moe_mtl.moe.stock import join_groups, to_stock
-    from ds_moe_mtl.training.engine import start_process_group
-    from ds_moe_mtl.training.rendezvous import rendezvous
+    from ds_moe_mtl.ranks.rendezvous import rendezvous
 
     start_process_group(rendezvous(os.environ))
     found = []

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.training.engine import check_devices
-from ds_moe_mtl.training.rendezvous import Ranks
+from ds_moe_mtl.engine.engine import check_devices
+from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.training.run_folder import RunFolder
 from tests.support.steps import quiet
 from tests.support.tiny import tiny_config, write_tiny

@@ -16,7 +16,7 @@ STEPS = 12
 
 def train_interrupted(folder: str, name: str, train: dict, stop_after: int | None) -> list[int]:
     """Return the statuses of a tiny run; a signal comes after `stop_after` steps, then a resume."""
-    from ds_moe_mtl.training.rendezvous import rendezvous
+    from ds_moe_mtl.ranks.rendezvous import rendezvous
     from ds_moe_mtl.training.train import train as run
 
     config = tiny_config(

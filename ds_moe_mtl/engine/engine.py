@@ -1,0 +1,201 @@
+"""DeepSpeed's engine around the network: process group, optimizer, device, precision."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from ds_moe_mtl.config import RunConfig, UserError
+from ds_moe_mtl.config.deepspeed import updates_in_one_pass
+from ds_moe_mtl.engine.clipping import clip_apart
+from ds_moe_mtl.engine.host_memory import keep_freed_memory
+from ds_moe_mtl.engine.zero_update import update_in_one_pass
+from ds_moe_mtl.models import MultiTaskNetwork
+from ds_moe_mtl.ranks.rendezvous import Ranks, apply, free_port
+
+MARGIN = timedelta(minutes=10)
+"""What a collective may take beyond train.hang_timeout."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one call of optimizer_step did."""
+
+    norm: float | None  # of the gradient before clipping, where known; inf where skipped
+    skipped: bool  # a gradient was not finite: weights and moments stayed, on every rank
+
+
+def device_type() -> str:
+    """Return "cuda" where there is a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_devices(ranks: Ranks) -> None:
+    """Raise UserError where a machine has GPUs, but fewer than its ranks."""
+    gpus = torch.cuda.device_count()
+    if gpus and ranks.local_world_size > gpus:
+        raise UserError(
+            f"{ranks.local_world_size} ranks on this machine but {gpus} GPUs; "
+            f"allowed: at most one rank a GPU (--num_gpus {gpus})"
+        )
+
+
+def collective_timeout(config: RunConfig) -> timedelta:
+    """Return how long a collective may take: longer than the watchdog waits, which knows more."""
+    return timedelta(seconds=config.train.hang_timeout) + MARGIN
+
+
+def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.device:
+    """Join the process group of all ranks, or stay in it, and return this rank's device.
+
+    timeout: of its collectives. Raises UserError where rank 0's port is taken.
+    """
+    apply(ranks, os.environ)
+    kind = device_type()
+    os.environ.setdefault("DS_ACCELERATOR", kind)  # otherwise it guesses, and warns of its guess
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed's business, repeated by every rank.
+    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
+    if kind == "cpu":
+        # Compiled inside init_distributed on CPU (24 s, and it needs a compiler); gloo does
+        # without it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        keep_freed_memory()
+        device = torch.device("cpu")
+    else:
+        device = torch.device("cuda", ranks.local_rank)
+        torch.cuda.set_device(device)
+    for last in (False, False, True):
+        try:
+            deepspeed.init_distributed(
+                dist_backend="nccl" if kind == "cuda" else "gloo",
+                auto_mpi_discovery=False,
+                verbose=False,
+                timeout=timeout,
+            )
+            break
+        except torch.distributed.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error):
+                raise
+            # A port that was free when it was drawn; a world of one may take another.
+            if last or ranks.launcher != "python":
+                raise UserError(
+                    f"port {os.environ['MASTER_PORT']} is taken, by another run on this machine "
+                    "perhaps; allowed: a free one (deepspeed --master_port N, torchrun "
+                    "--master_port N, or MASTER_PORT=N)"
+                ) from None
+            os.environ["MASTER_PORT"] = str(free_port())
+    return device
+
+
+def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config: dict):
+    """Return DeepSpeed's engine; MoELayers become TaskMoE layers over moe.ep_size ranks."""
+    import deepspeed
+
+    from ds_moe_mtl.engine.optimizer_groups import parameter_groups
+    from ds_moe_mtl.moe import to_deepspeed
+
+    to_deepspeed(network, config.moe.ep_size)
+    train = config.train
+    groups = parameter_groups(network, train.weight_decay, train.betas, config.moe.gate_momentum)
+    with _quiet():
+        engine, _, _, _ = deepspeed.initialize(
+            model=network,
+            model_parameters=groups,
+            config=deepspeed_config,
+            dist_init_required=False,
+        )
+    # DeepSpeed makes groups of its own, with torch's default: 10 minutes for NCCL.
+    for group in torch.distributed.distributed_c10d._world.pg_map:
+        torch.distributed.distributed_c10d._set_pg_timeout(collective_timeout(config), group)
+    if updates_in_one_pass(deepspeed_config):
+        update_in_one_pass(engine.optimizer)
+    if engine.fp16_enabled() and engine.optimizer.dynamic_loss_scale:
+        # train.max_skipped ends such a run, with the examples' names, not an exception.
+        engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+    return engine
+
+
+def set_learning_rate(engine, rate: float, rates: Mapping[str, float]) -> None:
+    """Give every parameter group this step's rate: the one of its name in `rates`, or `rate`."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rates.get(group.get("name"), rate)
+
+
+def optimizer_step(engine, wants_norm: bool, config: RunConfig | None = None) -> Update:
+    """Step (at an accumulation boundary) and return what came of it; a collective call.
+
+    Router and model are clipped apart first where the configuration says so.
+
+    ZeRO 1 and 2 compute the norm anyway, agree on whether it is finite and skip the step where it
+    is not. Stage 0 does neither: there the norm is computed if wanted, and the ranks agree here.
+    """
+    apart = None
+    if config is not None and config.clips_apart and engine.is_gradient_accumulation_boundary():
+        apart = clip_apart(engine, config)
+    if not engine.zero_optimization():
+        return _plain_step(engine, wants_norm, apart)
+    engine.step()
+    norm = None
+    if wants_norm:  # the host waits for a GPU to have it
+        norm = engine.get_global_grad_norm() if apart is None else apart
+    return Update(None if norm is None else float(norm), bool(engine.optimizer.overflow))
+
+
+def _plain_step(engine, wants_norm: bool, clipped_norm: float | None) -> Update:
+    """Step without ZeRO; gradients that are not finite are dropped on every rank.
+
+    clipped_norm: that of the gradients before they were clipped; None: they were not.
+    """
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return Update(None, False)
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    bad = (~torch.isfinite(norm)).float()
+    torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+    skipped = bool(bad)
+    if skipped:
+        # After clipping, which wants gradients: without any AdamW moves and decays nothing.
+        dropping = engine.optimizer.register_step_pre_hook(lambda *_: engine.zero_grad())
+        engine.step()
+        dropping.remove()
+        engine.skipped_steps += 1
+    else:
+        engine.step()
+    if clipped_norm is not None:
+        norm = clipped_norm
+    return Update(float(norm) if wants_norm else None, skipped)
+
+
+def rank_zero_says(value):
+    """Return rank 0's value on every rank; a collective call."""
+    said = [value]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def stop_process_group() -> None:
+    """Leave the process group; without it one mpich run in six aborted at its end.
+
+    By DeepSpeed's own function, which also lets go of the groups that it keeps: a later run of
+    this process makes new ones.
+    """
+    if torch.distributed.is_initialized():
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keep DeepSpeed's own prints (a line a layer and rank) out of the run's output."""
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        yield

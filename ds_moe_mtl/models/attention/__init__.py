@@ -1,0 +1,1 @@
+"""Attention over packed sequences: which one runs, and each of them."""

@@ -1,0 +1,76 @@
+"""The canonical model folder: safetensors, config.json, tokenizer, task map. No pickle.
+
+config.json: {"format": 1, "kind", "encoder" (transformers' config), "encoder_class", "pooler",
+"heads", "routing", "gate_of_task", "tasks" (rows as plain values), "about" (free)}; a task_moe
+model has "router" too, and one that generates "family": "bart" (models.task_level.routed_bart).
+models.folder builds the network that a folder describes.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+_KEYS = {"kind", "encoder", "tasks", "about"}
+"""What every description has, whatever its family."""
+
+
+def save_folder(
+    folder: Path, description: dict, state: Mapping[str, torch.Tensor], tokenizer
+) -> None:
+    """Write a model folder from a network's description and its plain state."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, seen = {}, set()
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() == 0 or place not in seen:  # tied weights are stored once
+            tensors[name] = tensor.detach().cpu().contiguous()
+        seen.add(place)
+    temporary = folder / (WEIGHTS + ".tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / WEIGHTS)
+    tokenizer.save_pretrained(folder)
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_description(folder: Path) -> dict:
+    """Return a model folder's config.json. Raises ValueError, one line, for what is none."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a model folder (no {CONFIG}); allowed: the model/ of a finished run"
+        )
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:  # of JSON or UTF-8
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if (
+        not isinstance(description, dict)
+        or description.get("format") != FORMAT
+        or not description.keys() >= _KEYS
+    ):
+        raise ValueError(f"{path} is not a ds_moe_mtl model (format {FORMAT})")
+    return description
+
+
+def read_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Return a model folder's tensors. Raises ValueError, one line, where they cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+
+
+def model_folder(folder: Path) -> Path:
+    """Return the model/ of a run's folder, or the folder itself where it is a model's."""
+    inner = Path(folder) / "model"
+    return inner if (inner / CONFIG).is_file() else Path(folder)

@@ -1,0 +1,214 @@
+"""Transformer layers as experts: copies of a layer, mixed by the route or only the chosen one run.
+
+B sequences (rows of a padded batch, or runs of tokens of a packed one), T tokens, D hidden size,
+L routed layers, E experts.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from ds_moe_mtl.models.attention.choice import attention_plan
+
+
+@dataclass
+class RouteCall:
+    """One forward call: routes [L, B, E] and, for a packed batch, the sequences' lengths.
+
+    one_hot: the routes are one-hot and carry no gradient, so only chosen experts run. whole_batch:
+    a batch is never split by expert (generation, whose cache holds all rows).
+    """
+
+    routes_LBE: torch.Tensor
+    lengths: Sequence[int] | None = None
+    one_hot: bool = False
+    whole_batch: bool = False
+    experts_LB: list[list[int]] | None = None
+    subsets: dict = field(default_factory=dict)  # packed: plans of sub-batches, by sequences
+
+    def experts(self, layer: int) -> list[int]:
+        """Return each sequence's expert in a layer, of one-hot routes.
+
+        All layers' are read at once: on a GPU the host waits for them.
+        """
+        if self.experts_LB is None:
+            self.experts_LB = self.routes_LBE.argmax(dim=2).tolist()
+        return self.experts_LB[layer]
+
+
+class RouteContext:
+    """Holds the RouteCall in force; shared by all routed layers of one model."""
+
+    def __init__(self) -> None:
+        self.call: RouteCall | None = None
+
+    @contextmanager
+    def use(self, call: RouteCall) -> Iterator[RouteCall]:
+        """Put `call` in force for the layers that run inside the block."""
+        before, self.call = self.call, call
+        try:
+            yield call
+        finally:
+            self.call = before
+
+
+class RoutedLayer(nn.Module):
+    """Stands where a transformer layer stood; its experts are copies of that layer.
+
+    Takes and gives what the layer did. Every expert's parameters get a gradient in training, if
+    only zeros: ranks reduce the same tensors whatever their tasks chose.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[nn.Module],
+        index: int,
+        context: RouteContext,
+        slots: Sequence[int],
+    ) -> None:
+        """slots: places in a decoder's cache, one for each expert that runs in a call. The first
+        is the layer's own, which transformers asks how much has been generated."""
+        super().__init__()
+        self.slots = tuple(slots)
+        self.experts = nn.ModuleList(experts)
+        self.index = index
+        self.context = context
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        call = self.context.call
+        assert call is not None, "a routed layer ran outside RouteContext.use"
+        routes_BE, beams = call.routes_LBE[self.index], 1
+        if call.lengths is None:  # beams are further rows of a sequence
+            beams = len(hidden_states) // len(routes_BE)
+            routes_BE = routes_BE.repeat_interleave(beams, dim=0)
+        if not call.one_hot:
+            return self._mixed(call, routes_BE, hidden_states, args, kwargs)
+        expert_B = [expert for expert in call.experts(self.index) for _ in range(beams)]
+        chosen = sorted(set(expert_B))
+        if call.whole_batch and len(chosen) > 1:
+            return self._mixed(call, routes_BE, hidden_states, args, kwargs)
+        if len(chosen) == 1:
+            _take_slot(self.experts[chosen[0]], self.slots[0])
+            out = self.experts[chosen[0]](hidden_states, *args, **kwargs)
+        elif call.lengths is None:
+            out = self._by_rows(expert_B, hidden_states, args, kwargs)
+        else:
+            out = self._by_tokens(call, expert_B, hidden_states, args, kwargs)
+        if self.training and torch.is_grad_enabled():
+            idle = [
+                p for e, x in enumerate(self.experts) if e not in chosen for p in x.parameters()
+            ]
+            out = out + sum((p.sum() * 0 for p in idle), start=out.new_zeros(())).to(out.dtype)
+        return out
+
+    def _mixed(self, call, routes_BE, hidden_states, args, kwargs) -> torch.Tensor:
+        """Return the experts' outputs weighted by the routes."""
+        if call.lengths is None:
+            weights = routes_BE[:, None, None, :]
+        else:
+            lengths = torch.tensor(call.lengths, device=routes_BE.device)
+            weights = routes_BE.repeat_interleave(lengths, dim=0)[None, :, None, :]
+            # Tokens in no sequence, which fill a batch up, have no route: nothing reads them.
+            fill = hidden_states.shape[1] - weights.shape[1]
+            weights = nn.functional.pad(weights, (0, 0, 0, 0, 0, fill))
+        weights = weights.to(hidden_states.dtype)
+        for expert, slot in zip(self.experts, self.slots, strict=True):
+            _take_slot(expert, slot)
+        return sum(
+            expert(hidden_states, *args, **kwargs) * weights[..., e]
+            for e, expert in enumerate(self.experts)
+        )
+
+    def _by_rows(self, expert_B, hidden_states, args, kwargs) -> torch.Tensor:
+        """Run each expert on its rows of a padded batch."""
+        size, pieces, order = len(hidden_states), [], []
+        for e, expert in enumerate(self.experts):
+            mine = [row for row, chosen in enumerate(expert_B) if chosen == e]
+            if mine:
+                index = torch.tensor(mine, device=hidden_states.device)
+                sub_args = [_rows(value, index, size) for value in args]
+                sub_kwargs = {name: _rows(value, index, size) for name, value in kwargs.items()}
+                pieces.append(expert(hidden_states[index], *sub_args, **sub_kwargs))
+                order += mine
+        place = torch.tensor(np.argsort(order), device=hidden_states.device)
+        return torch.cat(pieces)[place]
+
+    def _by_tokens(self, call, expert_B, hidden_states, args, kwargs) -> torch.Tensor:
+        """Run each expert on the tokens of its sequences of a packed batch [1, T, D]."""
+        pieces, order = [], []
+        for e, expert in enumerate(self.experts):
+            mine = tuple(row for row, chosen in enumerate(expert_B) if chosen == e)
+            if mine:
+                tokens, plan = _subset(call, mine, hidden_states, _attention_of(expert))
+                piece = expert(hidden_states[:, tokens], *args, **(kwargs | {"packing": plan}))
+                pieces.append(piece)
+                order.append(tokens)
+        place = torch.argsort(torch.cat(order))
+        out = torch.cat(pieces, dim=1)[:, place]
+        return nn.functional.pad(out, (0, 0, 0, hidden_states.shape[1] - out.shape[1]))
+
+
+def route_layers(
+    layers: nn.ModuleList,
+    chosen: Sequence[int],
+    num_experts: int,
+    context: RouteContext,
+    noise: float = 0.0,
+    first_index: int = 0,
+) -> int:
+    """Make the chosen layers RoutedLayers of copies, in place; return the next free route index.
+
+    noise: standard deviation added to each copy (1e-8 in CrossTaskMoE). Raises ValueError for a
+    layer that is not there.
+    """
+    for index, place in enumerate(chosen, start=first_index):
+        if not 0 <= place < len(layers):
+            raise ValueError(f"router.layers: {place} is no layer; allowed: 0 to {len(layers) - 1}")
+        experts = [_copied(layers[place]) for _ in range(num_experts)]
+        for parameter in (p for expert in experts for p in expert.parameters() if noise):
+            parameter.data.add_(torch.randn_like(parameter), alpha=noise)
+        extra = len(layers) + (index - first_index) * (num_experts - 1)
+        slots = [place, *range(extra, extra + num_experts - 1)]
+        layers[place] = RoutedLayer(experts, index, context, slots)
+    return first_index + len(chosen)
+
+
+def _copied(layer: nn.Module) -> nn.Module:
+    """Return a copy with weights of its own and the model's configuration, which names the
+    attention in use and may change."""
+    configs = [getattr(module, "config", None) for module in layer.modules()]
+    return copy.deepcopy(layer, {id(config): config for config in configs})
+
+
+def _take_slot(expert: nn.Module, slot: int) -> None:
+    """Let an expert's attention keep its keys and values in this place of the cache."""
+    for module in expert.modules():
+        if getattr(module, "layer_idx", None) is not None:
+            module.layer_idx = slot
+
+
+def _rows(value, index: torch.Tensor, size: int):
+    is_batch = isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == size
+    return value[index] if is_batch else value
+
+
+def _attention_of(layer: nn.Module) -> str:
+    """Return the name of the attention that a transformer layer runs."""
+    configs = (getattr(module, "config", None) for module in layer.modules())
+    return next(config._attn_implementation for config in configs if config is not None)
+
+
+def _subset(call: RouteCall, rows: tuple[int, ...], hidden_states: torch.Tensor, attention: str):
+    """Return (token indices, attention plan) of some sequences of a packed batch."""
+    if rows not in call.subsets:
+        ends = np.cumsum(call.lengths)
+        tokens = np.concatenate([np.arange(ends[r] - call.lengths[r], ends[r]) for r in rows])
+        lengths = [call.lengths[r] for r in rows]
+        plan = attention_plan(attention, lengths, None, hidden_states.device, hidden_states.dtype)
+        call.subsets[rows] = (torch.from_numpy(tokens).to(hidden_states.device), plan)
+    return call.subsets[rows]

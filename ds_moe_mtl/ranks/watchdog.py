@@ -1,0 +1,307 @@
+"""Notices that a run hangs, says which rank and where, and ends all ranks; the same for a failure.
+
+Each rank watches its own main thread. Once a second it posts what that thread does to a small
+store on rank 0, and reads the others' posts. The store is the watchdog's own: the process group's
+is left alone, and so are its threads, which a hang may hold. Two threads a rank: a store whose
+host is frozen blocks whoever asks it, and somebody has to notice.
+
+    with Watchdog(ranks, timeout) as watchdog:      # after the process group has started
+        watchdog.progress(step, "step")             # whenever something is done
+"""
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from torch import distributed as dist
+
+from ds_moe_mtl.config import RankError, UserError
+from ds_moe_mtl.ranks.rendezvous import Ranks
+
+HUNG = 70
+"""Exit status of every rank of a run that hung (EX_SOFTWARE)."""
+
+SILENT = 5.0  # seconds without a post after which a process counts as frozen
+PATIENCE = 3.0  # seconds that ranks wait for one another while they end
+CONNECT = timedelta(seconds=60)
+_END, _SAID, _NOTHING = "end", "said", "-"
+
+
+class Watchdog:
+    """Watches one rank, from entering to leaving a `with` block that all ranks share.
+
+    Until the first progress, and from `rest` to the next, this rank starts no alarm.
+    """
+
+    def __init__(self, ranks: Ranks, timeout: float) -> None:
+        """timeout: seconds in which some rank must have made progress."""
+        self.rank, self.world_size, self.host = ranks.rank, ranks.world_size, ranks.master_addr
+        self.timeout = timeout
+        self._interval = min(1.0, timeout / 10)
+        self._silent = min(SILENT, timeout / 2)
+        self._counter = itertools.count(1)
+        self._now = (0, 0, "start", False)  # number, step, phase, whether it is watched
+        self._saved: int | None = None
+        self._clock = 0.0
+        self._post: dict = self._look(0.0, 0)
+        self._posts: dict[int, tuple[dict, float]] = {}  # post, and the clock when it changed
+        self._heard = 0.0  # the clock when the store last answered
+        self._lost = False  # the store has gone, and rank 0 with it
+        self._wish: dict | None = None  # how this rank wants the run to end
+        self._ends = threading.Event()  # the store has an end
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+
+    def progress(self, step: int, phase: str = "step") -> None:
+        """Note that this rank has come so far; phase: step, dev scores, checkpoint or model."""
+        self._now = (next(self._counter), step, phase, True)
+
+    def saved(self, step: int) -> None:
+        """Note the newest checkpoint."""
+        self._saved = step
+
+    def rest(self) -> None:
+        """Start no alarm until the next progress."""
+        self._now = (next(self._counter), 0, "start", False)
+
+    def __enter__(self) -> "Watchdog":
+        """Start; a collective call."""
+        if self.world_size > 1:
+            self._store = self._open_store()
+            self._store.set(f"post {self.rank}", json.dumps(self._post))
+            dist.barrier()  # all have posted
+            self._exchanger = threading.Thread(target=self._keep_exchanging, daemon=True)
+            self._exchanger.start()
+        threading.Thread(target=self._keep_watching, daemon=True).start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        """Stop. An error that this rank alone has met ends the others, with its status."""
+        alone = error is not None and not (
+            isinstance(error, UserError) and not isinstance(error, RankError)
+        )
+        if alone and self.world_size > 1:
+            status = 2 if isinstance(error, RankError) else 1
+            self._propose({"rank": self.rank, "line": "", "status": status})
+        self._closed.set()
+        self._wake.set()
+        if self.world_size > 1:
+            self._exchanger.join(PATIENCE)
+            if not self._exchanger.is_alive():  # else the store holds it, and would hold this one
+                self._leave(self._living() if alone else range(self.world_size))
+
+    def _open_store(self) -> dist.TCPStore:
+        store, port = None, [0]
+        if self.rank == 0:
+            store = dist.TCPStore(
+                self.host, 0, is_master=True, wait_for_workers=False, timeout=CONNECT
+            )
+            store.set(_END, _NOTHING)
+            port = [store.port]
+        dist.broadcast_object_list(port, src=0)
+        return store or dist.TCPStore(self.host, port[0], timeout=CONNECT)
+
+    def _keep_watching(self) -> None:
+        """Count how long the main thread has made no progress, and end a run that hangs.
+
+        Time is the sum of this thread's own ticks: what passes while the process is stopped (a
+        suspended job) is no hang.
+        """
+        last, seen, idle = time.monotonic(), self._now, 0.0
+        for number in itertools.count(1):
+            if self._closed.wait(self._interval):
+                return
+            now = time.monotonic()
+            tick, last = min(now - last, 2 * self._interval), now
+            self._clock += tick
+            idle = idle + tick if self._now is seen else 0.0
+            seen = self._now
+            self._post = self._look(idle, number)
+            if idle >= self.timeout and seen[3]:
+                self._end_if_all_wait()
+
+    def _look(self, idle: float, number: int) -> dict:
+        _, step, phase, _ = self._now
+        where, waits = main_thread_place()
+        return {
+            **{"number": number, "step": step, "phase": phase, "idle": idle},
+            **{"where": where, "waits": waits},
+        }
+
+    def _end_if_all_wait(self) -> None:
+        if self.world_size == 1:
+            _print(self._line(_told(0, self._post)))
+            os._exit(HUNG)
+        if self._clock - self._heard <= self._silent:
+            posts = {r: post for r, (post, _) in self._posts.items()} | {self.rank: self._post}
+            silent = {
+                rank: self._clock - changed
+                for rank, (_, changed) in self._posts.items()
+                if rank != self.rank and self._clock - changed > self._silent
+            }
+            living = sorted(posts.keys() - silent.keys())
+            if any(posts[rank]["idle"] < self.timeout for rank in living):
+                return
+            line = self._line(hanging(posts, silent))
+            self._propose({"rank": living[0], "line": line, "status": HUNG})
+            if self._ends.is_set() and not self._lost:
+                return  # this rank fails by itself
+        # Rank 0 has the store. The lowest rank that lived when it fell silent speaks.
+        last = self._posts[0][0] if 0 in self._posts else self._post
+        living = [r for r, (_, at) in self._posts.items() if r and self._heard - at < self._silent]
+        if self.rank == min(living, default=self.rank):
+            gone = f"rank 0 does not answer (last seen {_doing(last)} at {last['where']})"
+            _print(self._line(gone))
+        os._exit(HUNG)
+
+    def _line(self, what: str) -> str:
+        again = "no checkpoint yet"
+        if self._saved is not None:
+            again = f"it continues after step {self._saved}"
+        return f"hang: {what}; all ranks end; start the run again ({again})"
+
+    def _propose(self, end: dict) -> None:
+        """Have the run end so unless it already ends otherwise; ends this process, or returns.
+
+        It returns where the end is this rank's own failure, or where the store does not answer.
+        """
+        self._wish = end
+        self._wake.set()
+        self._ends.wait(self._silent + PATIENCE)
+        if self._ends.is_set() and not self._lost and not self._failed_here:
+            time.sleep(4 * PATIENCE)  # the exchanging thread ends the process meanwhile
+
+    @property
+    def _failed_here(self) -> bool:
+        return not self._end["line"] and self._end["rank"] == self.rank
+
+    def _keep_exchanging(self) -> None:
+        """Post and read the others' posts until closed, or until rank 0 has gone.
+
+        That rank 0 has gone the main thread learns from its collectives, or the watching thread
+        from the silence.
+        """
+        while not self._closed.is_set():
+            try:
+                self._exchange()
+            except RuntimeError:  # all of torch's store errors are
+                self._lost = True
+                self._ends.set()
+                return
+            if self._ends.is_set():
+                return
+            self._wake.wait(self._interval)
+            self._wake.clear()
+
+    def _exchange(self) -> None:
+        self._store.set(f"post {self.rank}", json.dumps(self._post))
+        if self._wish is not None:
+            self._store.compare_set(_END, _NOTHING, json.dumps(self._wish))
+        keys = [f"post {rank}" for rank in range(self.world_size)]
+        *texts, end = self._store.multi_get([*keys, _END])
+        self._heard = self._clock
+        for rank, text in enumerate(texts):
+            post = json.loads(text)
+            before = self._posts.get(rank)
+            if before is None or before[0]["number"] != post["number"]:
+                self._posts[rank] = (post, self._clock)
+        if end.decode() != _NOTHING:
+            self._end = json.loads(end)
+            self._ends.set()
+            if not self._failed_here:
+                self._end_process()
+
+    def _end_process(self) -> None:
+        """Say the line if it is this rank's to say, and end; rank 0 ends last."""
+        end = self._end
+        if end["line"]:
+            if self.rank == end["rank"]:
+                _print(end["line"])
+                self._store.set(_SAID, "1")
+            else:
+                _wait_for(lambda: self._store.check([_SAID]))
+        self._leave(self._living())
+        os._exit(end["status"])
+
+    def _living(self) -> list[int]:
+        """Return the ranks that post, of what this one knows."""
+        now = self._clock
+        return [r for r, (_, changed) in self._posts.items() if now - changed <= self._silent]
+
+    def _leave(self, ranks: Sequence[int]) -> None:
+        """Ask the store no more; rank 0 keeps it until all of `ranks` have left it, or a while."""
+        try:
+            self._store.set(f"gone {self.rank}", "1")
+            if self.rank == 0:
+                gone = [f"gone {rank}" for rank in ranks]
+                _wait_for(lambda: self._store.check(gone))
+        except RuntimeError:
+            return  # rank 0 has gone
+
+
+def hanging(posts: dict[int, dict], silent: dict[int, float]) -> str:
+    """Return who hangs, and where, of ranks that all make no progress.
+
+    silent: seconds since ranks that post no more last did: frozen processes, or lost machines.
+    Else it is a rank that the others' collectives wait for: one that is in none, or else the one
+    with the lowest step.
+    """
+    if silent:
+        rank = min(silent)
+        more = f" (nor do {len(silent) - 1} more ranks)" if len(silent) > 1 else ""
+        post = posts[rank]
+        return (
+            f"rank {rank} has not answered for {silent[rank]:.0f} s{more}, last seen "
+            f"{_doing(post)} at {post['where']}"
+        )
+    outside = [rank for rank, post in posts.items() if not post["waits"]]
+    rank = min(outside or posts, key=lambda r: (posts[r]["step"], -posts[r]["idle"], r))
+    told = _told(rank, posts[rank])
+    if not outside:
+        return f"{told} (every rank waits in a collective: a network fault, or ranks that disagree)"
+    if len(outside) == 1 and len(posts) > 1:
+        return f"{told} (the others wait for it in a collective)"
+    return told
+
+
+def main_thread_place() -> tuple[str, bool]:
+    """Return "file:line function" of the main thread, and whether a collective holds it."""
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    places, waits, own = [], False, ""
+    while frame is not None:
+        path = frame.f_code.co_filename.replace(os.sep, "/")
+        places.append(f"{path.rpartition('/')[2]}:{frame.f_lineno} {frame.f_code.co_name}")
+        waits = waits or "/torch/distributed/" in path
+        if not own and "/ds_moe_mtl/" in path:
+            own = places[-1]
+        frame = frame.f_back
+    if not places:
+        return "an unknown place", False
+    called = f", called from {own}" if own and own != places[0] else ""
+    return places[0] + called, waits
+
+
+def _doing(post: dict) -> str:
+    step = f"step {post['step']}"
+    return f"in {step}" if post["phase"] == "step" else f"in the {post['phase']} of {step}"
+
+
+def _told(rank: int, post: dict) -> str:
+    return f"rank {rank} has been {_doing(post)} for {post['idle']:.0f} s at {post['where']}"
+
+
+def _wait_for(happened: Callable[[], bool]) -> None:
+    """Wait until `happened()`, PATIENCE seconds at most."""
+    until = time.monotonic() + PATIENCE
+    while not happened() and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _print(line: str) -> None:
+    """Write to standard error without Python's lock on it, which a hung thread may hold."""
+    os.write(2, (line + "\n").encode())

@@ -1,0 +1,1 @@
+"""The second paper's study: task vectors, few-shot tuning, relative gain, report."""

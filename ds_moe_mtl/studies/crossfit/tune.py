@@ -1,0 +1,165 @@
+"""Few-shot tuning of many tasks into one file: a line a task, what is done is not done again."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.data import encode_task
+from ds_moe_mtl.engine.engine import device_type
+from ds_moe_mtl.models import build_network
+from ds_moe_mtl.models.pretrained import find_encoder, load_transformer
+from ds_moe_mtl.studies.crossfit.fewshot import (
+    Tuning,
+    for_new_task,
+    model_folder,
+    read_model,
+    router_for,
+    tune_task,
+    upstream_network,
+)
+from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
+from ds_moe_mtl.tasks.text2text import SEEDS, of_seed, on_test
+from ds_moe_mtl.training.network import head_specs
+from ds_moe_mtl.training.run_folder import device_name
+
+DIRECT = "direct"
+DROPOUT = 0.1
+
+
+def tune_tasks(
+    upstream: str,
+    encoder: str,
+    names: Sequence[str],
+    root: str | None,
+    cache: str | None,
+    vectors: str | None,
+    options,
+    say: Callable[[str], None],
+) -> list[dict]:
+    """Tune each task and return all rows of options.output.
+
+    upstream: a folder, or "direct" for the encoder alone. vectors: the upstream run's task
+    vectors. options: sample, seed, routes, steps, rates, batch_sizes, clip, precision, max_length,
+    test_limit, output. Raises UserError, one line, for what the user can mend.
+    """
+    specs = [get_task(name) for name in expand_tasks(names)]
+    for spec in specs:
+        if spec.kind != "options":
+            raise UserError(
+                f"--tasks: {spec.name} has no answer options; an encoder scores options"
+            )
+    if options.sample not in SEEDS:
+        raise UserError(f"--sample: {options.sample}; allowed: {', '.join(map(str, SEEDS))}")
+    tuning = Tuning(
+        steps=options.steps,
+        rates=tuple(options.rates),
+        batch_sizes=tuple(options.batch_sizes),
+        clip=options.clip,
+        routes=options.routes,
+        precision=options.precision,
+    )
+    settings = {
+        "upstream": upstream,
+        "sample": options.sample,
+        "seed": options.seed,
+        "max_length": options.max_length,
+        "test_limit": options.test_limit,
+        **{key: _plain(value) for key, value in asdict(tuning).items()},
+    }
+    rows = read_rows(options.output, settings)
+    done = {row["task"] for row in rows}
+    tokenizer = _tokenizer(upstream, encoder)
+    device = torch.device(device_type())
+    say(f"device: {device_name(device)}")
+    for spec in specs:
+        if spec.name in done:
+            continue
+        began = time.perf_counter()
+        splits = _splits(spec, tokenizer, root, cache, options)
+        network = _network(spec, upstream, encoder, vectors, tuning, options.seed).to(device)
+        result = tune_task(network, spec, splits, tuning, options.seed)
+        seconds = round(time.perf_counter() - began, 1)
+        row = {"task": spec.name, **result, "seconds": seconds, "settings": settings}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with options.output.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        rows.append(row)
+        say(f"{spec.name}: {row['metric']} {row['value']:.1f} ({seconds:.0f} s)")
+    return rows
+
+
+def read_rows(path: Path, settings: dict | None = None) -> list[dict]:
+    """Return the finished rows of a file; a line that was cut off does not count.
+
+    Raises UserError where the file was made with other settings.
+    """
+    rows = []
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number + 1 < len(lines):
+                raise UserError(f"{path}:{number + 1}: not a line of results") from None
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for row in rows:
+        different = [
+            key for key, value in (settings or {}).items() if row["settings"][key] != value
+        ]
+        if different:
+            raise UserError(
+                f"--output: {path} was made with another {', '.join(different)}; allowed: the "
+                f"same, or another file"
+            )
+    return rows
+
+
+def _splits(spec: TaskSpec, tokenizer, root, cache, options):
+    """Return train and dev of the sample, and the task's test rows."""
+    few = of_seed(spec, options.sample)
+    length = options.max_length
+    return (
+        encode_task(few, "train", tokenizer, root, cache, length),
+        encode_task(few, "dev", tokenizer, root, cache, length),
+        encode_task(on_test(few), "dev", tokenizer, root, cache, length, options.test_limit),
+    )
+
+
+def _network(spec: TaskSpec, upstream, encoder, vectors, tuning: Tuning, seed: int):
+    torch.manual_seed(seed)
+    head = head_specs([spec])[0]
+    if upstream == DIRECT:
+        transformer = load_transformer(_source(encoder), DROPOUT, False)
+        return build_network(transformer, "mt_dense", [head], DROPOUT)
+    network, description = upstream_network(Path(upstream))
+    seen = [task["name"] for task in description["tasks"]]
+    if spec.name in seen:
+        raise UserError(f"--tasks: {spec.name} is an upstream task of {upstream}")
+    router = router_for(network.router, seen, spec.name, tuning.routes, vectors, seed)
+    return for_new_task(network, head, router)
+
+
+def _tokenizer(upstream: str, encoder: str):
+    from transformers import AutoTokenizer
+
+    if upstream == DIRECT:
+        return AutoTokenizer.from_pretrained(_source(encoder).folder)
+    folder = model_folder(Path(upstream))
+    read_model(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _source(encoder: str):
+    try:
+        return find_encoder(encoder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,162 @@
+"""Stage two: one task from a trained model, or from an encoder for the Single-Task baseline.
+
+Source: "Sparsely Activated MoE are Robust Multi-Task Learners", sec. 4.5 and appendix A.3.2.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ds_moe_mtl.config import EXPERIMENTS, OwnTask, RunConfig, UserError, load_config
+from ds_moe_mtl.models.description import CONFIG, model_folder, read_description, read_state
+from ds_moe_mtl.models.pretrained import state_hash
+from ds_moe_mtl.ranks.rendezvous import Ranks
+from ds_moe_mtl.studies.trials import LEADERBOARD, Trial, leaderboard, make_trials, run_trials
+from ds_moe_mtl.training.plan import make_plan, task_specs
+from ds_moe_mtl.training.run_folder import read_json, write_json
+
+Say = Callable[[str], None]
+EXPERIMENT = EXPERIMENTS / "finetune.yaml"
+AUTO = "auto"
+GATES = "gates.json"
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What is to be fine-tuned.
+
+    model: a run's or a model's folder, or an encoder by name. gate: own, random, auto or a task of
+    the model; None: own where the model has the task, else auto. folder: where all its runs lie.
+    experiment: a YAML with what is not said here. grid: values by dotted key.
+    """
+
+    model: str
+    task: str
+    folder: Path
+    gate: str | None = None
+    head: str = "auto"
+    experiment: Path = EXPERIMENT
+    overrides: tuple[str, ...] = ()
+    grid: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    seeds: int = 1
+    keep: str = "best"
+
+
+def finetune(job: FineTuning, ranks: Ranks, say: Say) -> tuple[int, list[dict]]:
+    """Run or resume a fine-tuning; return (0 or 75, the leaderboard's rows).
+
+    The process group stays open for another one: the caller ends it. Raises UserError, on every
+    rank, for what the user can mend.
+    """
+    trials = plan_trials(job, ranks, say)
+    status = run_trials(trials, job.folder, ranks, say, job.keep)
+    return status, leaderboard(trials)
+
+
+def plan_trials(job: FineTuning, ranks: Ranks, say: Say) -> list[Trial]:
+    """Return the runs of a job; picks the donor where the gate is "auto"."""
+    base = _base(job)
+    gate = job.gate
+
+    def make(overrides: Sequence[str]) -> RunConfig:
+        chosen = [] if gate is None else [f"start.gate={gate}"]
+        return load_config(job.experiment, [*base, *chosen, *job.overrides, *overrides])
+
+    description = described(job.model)
+    if description is None or description["kind"] != "mt_tag":
+        if gate is not None:
+            kind = "an encoder" if description is None else f"a {description['kind']} model"
+            raise UserError(f"--gate {gate}: {job.model} is {kind}, without gates by task")
+    elif gate is None or gate == AUTO:
+        known = [head["name"] for head in description["heads"]]
+        asked, gate = gate, "own"
+        if asked == AUTO or job.task not in known:
+            gate = pick_donor(job, make([f"run.dir={job.folder}"]), ranks, say)
+    return make_trials(make, job.folder, job.grid, job.seeds)
+
+
+def described(model: str) -> dict | None:
+    """Return the description of a trained model's folder; None for an encoder.
+
+    Raises UserError for a run's folder that holds no model yet.
+    """
+    folder = model_folder(Path(model))
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if config is not None and "heads" in config:
+        try:
+            return read_description(folder)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    if (Path(model) / "config.yaml").is_file():
+        raise UserError(f"{model}: the run has no model/; allowed: a finished run of one model")
+    return None
+
+
+def pick_donor(job: FineTuning, config: RunConfig, ranks: Ranks, say: Say) -> str:
+    """Return the donor whose gate has the least held-out loss on the task's few examples.
+
+    Its losses are kept in <folder>/gates.json and computed once for the same model and examples.
+    """
+    from ds_moe_mtl.studies.donors import EXAMPLES, donor_losses
+
+    train = config.train
+    limit = min(EXAMPLES, train.limit_examples or EXAMPLES)
+    limited = train.model_copy(update={"limit_examples": limit, "limit_dev": 1})
+    plan = make_plan(config.model_copy(update={"train": limited}), task_specs(config), lambda _: _)
+    split = plan.train[0]
+    folder = Path(plan.source.folder)
+    about = {
+        "model": job.model,
+        "sha256": state_hash(read_state(folder)),
+        "task": job.task,
+        "examples": split.num_examples,
+        "tokens": len(split.input_ids),
+        "sample": [config.data.sample, config.data.sample_seed],
+    }
+    found = read_json(job.folder / GATES)
+    if found is None or any(found[key] != value for key, value in about.items()):
+        losses = donor_losses(folder, plan.specs[0], split, config.run.seed)
+        found = {**about, "losses": losses, "gate": next(iter(losses))}
+        if ranks.rank == 0:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            write_json(job.folder / GATES, found)
+    shown = ", ".join(f"{name} {loss:.3f}" for name, loss in found["losses"].items())
+    say(f"gate: {found['gate']} (held-out loss on {split.num_examples} examples: {shown})")
+    return found["gate"]
+
+
+def _base(job: FineTuning) -> list[str]:
+    """Return the overrides that a job's model and task make."""
+    description = described(job.model)
+    config = _run_config(Path(job.model))
+    own = [t for t in (config.tasks if config else ()) if isinstance(t, OwnTask)]
+    named = [task for task in own if task.name == job.task]
+    task = json.dumps(named[0].model_dump(mode="json")) if named else json.dumps(job.task)
+    values = {"tasks": f"[{task}]"}
+    if config is not None:
+        values["data.root"] = json.dumps(config.data.root)
+        values["data.cache"] = json.dumps(config.data.cache)
+    if description is None:
+        values |= {"model.kind": "single", "model.encoder": job.model}
+    else:
+        values |= {"model.kind": description["kind"], "start.model": job.model}
+        values |= {"start.head": job.head, "model.pooler": json.dumps(description["pooler"])}
+        routing = description["routing"] or {}
+        for key in ("num_experts", "gate_scale", "gate_embedding"):
+            if key in routing:
+                values[f"moe.{key}"] = str(routing[key])
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def _run_config(folder: Path) -> RunConfig | None:
+    """Return the configuration of the run that a folder (or its model/) is of, or None."""
+    for file in (folder / "config.yaml", folder.parent / "config.yaml"):
+        if file.is_file() and folder.is_dir():
+            return load_config(file, check_files=False)
+    return None
+
+
+def leaderboard_path(job: FineTuning) -> Path:
+    """Return where a job's leaderboard is written."""
+    return job.folder / LEADERBOARD

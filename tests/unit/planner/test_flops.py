@@ -1,0 +1,56 @@
+"""Weights and FLOPs against counts worked by hand, and against the modules themselves."""
+
+import pytest
+
+from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
+from ds_moe_mtl.planner.flops import count_flops, count_parameters
+from ds_moe_mtl.planner.shape import SIZES, Shape, random_transformer
+
+TINY = Shape(layers=2, hidden=8, intermediate=16, heads=2, vocabulary=20, positions=10)
+ADDED = {"minilm": 21_268_224, "bert_base": 170_007_552, "bert_large": 604_348_416}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_upcycling_adds_the_published_weights(size):
+    dense, sparse = count_parameters(SIZES[size]), count_parameters(SIZES[size], 4, 8)
+    assert sparse.total - sparse.gates - dense.total == ADDED[size]
+
+
+def test_eight_gates_of_minilm_have_the_published_weights():
+    assert count_parameters(SIZES["minilm"], 4, 8).gates == 73_728
+
+
+def test_parts_are_those_of_a_built_network():
+    heads = [HeadSpec("two", 2), HeadSpec("words", 3, spans=True)]
+    network = build_network(
+        random_transformer(TINY, 0.0, pooler=True), "mt_tag", heads, 0.0, RoutingOptions(4, 2)
+    )
+    counts = count_parameters(TINY, 4, 2, [(8, 2), (24, 3)], pooler=True)
+    found = {"experts": 0, "gates": 0, "heads": 0}
+    for name, parameter in network.named_parameters():
+        part = "experts" if ".experts." in name else "gates" if ".wg." in name else "heads"
+        if part != "heads" or name.startswith("heads."):
+            found[part] += parameter.numel()
+    assert found == {part: getattr(counts, part) for part in found}
+    assert counts.total == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_a_token_uses_one_expert_and_one_gate_a_layer():
+    dense, sparse = count_parameters(TINY), count_parameters(TINY, 4, 3)
+    assert sparse.active == dense.total + 2 * 4 * 8  # two layers' gates of 4 experts x 8 wide
+
+
+def test_flops_of_a_small_encoder_worked_by_hand():
+    flops = count_flops(TINY, 5, 4, 3, heads=[(8, 2)], heads_a_token=0.25)
+    assert flops.projections == 2 * 4 * (2 * 8 * 8)  # layers, projections, 2 D D
+    assert flops.attention == 2 * 2 * (2 * 5 * 8)  # layers, two products, 2 keys D
+    assert flops.ffn == 2 * 2 * (2 * 8 * 16)
+    assert flops.gates == 2 * (2 * 8 * 4)
+    assert flops.heads == 0.25 * 2 * 8 * 2
+    assert flops.backward == 2 * flops.forward and flops.step == 3 * flops.forward
+
+
+def test_sparse_flops_are_the_dense_ones_and_the_gates():
+    dense, sparse = count_flops(SIZES["minilm"], 128), count_flops(SIZES["minilm"], 128, 64, 8)
+    assert sparse.forward - sparse.gates == dense.forward
+    assert dense.ffn == 6 * 4 * 384 * 1536
