@@ -53,7 +53,7 @@ class Flops(NamedTuple):
         return self.forward + self.backward
 
 
-def ffn_weights(shape: Shape) -> int:
+def count_ffn_weights(shape: Shape) -> int:
     """Return the weights of one FFN with its biases: one expert."""
     hidden, inner = shape.hidden, shape.intermediate
     return 2 * hidden * inner + inner + hidden
@@ -74,7 +74,7 @@ def count_parameters(
     attention = 4 * (hidden * hidden + hidden)
     norms = 4 * hidden
     embeddings = (shape.vocabulary + shape.positions + shape.token_types) * hidden + 2 * hidden
-    expert = ffn_weights(shape)
+    expert = count_ffn_weights(shape)
     shared = layers * (attention + norms) + embeddings
     shared += 0 if num_experts else layers * expert
     shared += hidden * hidden + hidden if pooler else 0

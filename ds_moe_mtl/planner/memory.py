@@ -8,7 +8,7 @@ Measured against torch's allocator in docs/memory.md and docs/planning.md.
 
 from typing import NamedTuple
 
-from ds_moe_mtl.planner.flops import Parameters, count_parameters, ffn_weights
+from ds_moe_mtl.planner.flops import Parameters, count_ffn_weights, count_parameters
 from ds_moe_mtl.planner.shape import Shape
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -172,7 +172,7 @@ def peak_bytes(
     whole = element * (weights.rest + own)
     has_bucket = zero_stage and (piece is None or world_size > 1)
     bucket = element * bucket_elements if has_bucket else 0.0
-    of_layer = own / shape.layers if own else ffn_weights(shape) / 2
+    of_layer = own / shape.layers if own else count_ffn_weights(shape) / 2
     at_work = element * (of_layer + tokens.real * shape.intermediate)
     groups = (weights.rest / world_size, own / (world_size // ep_size))
     # A weight that two ranks' parts share is kept whole by both; the embedding is the largest.

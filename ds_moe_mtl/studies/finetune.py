@@ -63,7 +63,7 @@ def plan_trials(job: FineTuning, ranks: Ranks, say: Say) -> list[Trial]:
         chosen = [] if gate is None else [f"start.gate={gate}"]
         return load_config(job.experiment, [*base, *chosen, *job.overrides, *overrides])
 
-    description = described(job.model)
+    description = trained_description(job.model)
     if description is None or description["kind"] != "mt_tag":
         if gate is not None:
             kind = "an encoder" if description is None else f"a {description['kind']} model"
@@ -76,7 +76,7 @@ def plan_trials(job: FineTuning, ranks: Ranks, say: Say) -> list[Trial]:
     return make_trials(make, job.folder, job.grid, job.seeds)
 
 
-def described(model: str) -> dict | None:
+def trained_description(model: str) -> dict | None:
     """Return the description of a trained model's folder; None for an encoder.
 
     Raises UserError for a run's folder that holds no model yet.
@@ -128,7 +128,7 @@ def pick_donor(job: FineTuning, config: RunConfig, ranks: Ranks, say: Say) -> st
 
 def _base(job: FineTuning) -> list[str]:
     """Return the overrides that a job's model and task make."""
-    description = described(job.model)
+    description = trained_description(job.model)
     config = _run_config(Path(job.model))
     own = [t for t in (config.tasks if config else ()) if isinstance(t, OwnTask)]
     named = [task for task in own if task.name == job.task]

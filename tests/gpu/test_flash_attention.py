@@ -6,7 +6,7 @@ B sequences, T tokens of them all, H heads, d head size.
 import pytest
 import torch
 
-from ds_moe_mtl.data.batch import attention_groups as choose_groups
+from ds_moe_mtl.data.batch import attention_groups
 from ds_moe_mtl.models.attention.choice import (
     PACKED_FLASH,
     PACKED_SDPA,
@@ -75,7 +75,7 @@ def test_the_groups_that_sdpa_pads_give_the_same_in_float32():
     lengths = LENGTHS["like glue"]
     tensors = draw(lengths, 32, torch.float32)
     groups = plan(PACKED_SDPA, lengths, torch.float32)
-    assert len(groups) == len(choose_groups(torch.tensor(lengths).numpy()))
+    assert len(groups) == len(attention_groups(torch.tensor(lengths).numpy()))
     exact = attended(padded(eager), [x.double() for x in tensors], plan_in_double(lengths))
     for ours, reference in zip(attended(padded(sdpa), tensors, groups), exact, strict=True):
         torch.testing.assert_close(ours.double(), reference, rtol=1e-4, atol=1e-5)

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from ds_moe_mtl.data.batch import attention_groups as choose_groups
+from ds_moe_mtl.data.batch import attention_groups
 from ds_moe_mtl.models.attention.flash import (
     PackedSequences,
     flash,
     packed_sequences,
     why_not_flash,
 )
-from ds_moe_mtl.models.attention.padded import AttentionGroup, attention_groups, eager, padded, sdpa
+from ds_moe_mtl.models.attention.padded import AttentionGroup, eager, groups_to_pad, padded, sdpa
 
 PACKED_EAGER = "ds_moe_mtl_packed_eager"
 PACKED_SDPA = "ds_moe_mtl_packed_sdpa"
@@ -63,8 +63,8 @@ def attention_plan(
     if name == PACKED_FLASH:
         return packed_sequences(lengths, device, ends)
     if groups is None:
-        groups = choose_groups(np.array(lengths))
-    return attention_groups(list(lengths), groups, device, dtype)
+        groups = attention_groups(np.array(lengths))
+    return groups_to_pad(list(lengths), groups, device, dtype)
 
 
 def _no_mask(*args, **kwargs) -> None:

@@ -35,7 +35,7 @@ class AttentionGroup:
     bias: torch.Tensor | None = None
 
 
-def attention_groups(
+def groups_to_pad(
     lengths: list[int], groups: list[tuple[int, int]], device: torch.device, dtype: torch.dtype
 ) -> list[AttentionGroup]:
     """Return the padding plan for sequences of `lengths` tokens, grouped by [first, last).

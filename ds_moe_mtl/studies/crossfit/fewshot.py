@@ -6,7 +6,7 @@ code (CrossTaskMoE): 1,000 steps, lr {1, 2, 5}e-5 x batch {2, 4, 8}, 100 steps o
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from ds_moe_mtl.data import EncodedSplit, evaluation_batches
 from ds_moe_mtl.data.batch import collate
 from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, task_result
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork
-from ds_moe_mtl.models.description import read_description
+from ds_moe_mtl.models.description import model_folder, read_description
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.heads import TaskHeads
 from ds_moe_mtl.models.losses import batch_losses, network_inputs
@@ -122,7 +122,7 @@ def train_steps(
 
 
 def example_loss(
-    network: MultiTaskNetwork, split: EncodedSplit, examples: list[int]
+    network: MultiTaskNetwork, split: EncodedSplit, examples: Sequence[int]
 ) -> torch.Tensor:
     """Return the mean loss of these examples of task 0."""
     firsts = np.searchsorted(split.questions, np.arange(split.num_examples + 1))
@@ -215,11 +215,6 @@ def upstream_network(folder: Path) -> tuple[MultiTaskNetwork, dict]:
         return load_folder(model_folder(folder))
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def model_folder(folder: Path) -> Path:
-    """Return a run's model folder, or the folder itself where it is none of a run."""
-    return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def read_model(folder: Path) -> dict:

@@ -1,8 +1,8 @@
 """Task vectors from data: the text of a task's examples, or the Fisher information of adapters.
 
-K tasks, V numbers a vector. Both describe a task by its training rows alone, so that a task that
-was never trained on has one too. Source: FACTS of the public code CrossTaskMoE; "task2vec" (Fisher
-information of adapters) is that of Vu et al. 2020.
+K tasks, V numbers per vector. Both describe a task by its training rows alone, so that a task that
+was never trained on has one too. Source of the numbers: the public code CrossTaskMoE; "task2vec"
+(Fisher information of adapters) is that of Vu et al. 2020.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ from ds_moe_mtl.data import EncodedSplit
 from ds_moe_mtl.data.batch import collate
 from ds_moe_mtl.models import HeadSpec, build_network
 from ds_moe_mtl.models.encoder import PackedEncoder
-from ds_moe_mtl.models.losses import batch_losses, network_inputs
 from ds_moe_mtl.models.pretrained import EncoderSource, load_transformer
 from ds_moe_mtl.studies.crossfit.adapters import add_adapters
+from ds_moe_mtl.studies.crossfit.fewshot import example_loss
 from ds_moe_mtl.tasks import TaskSpec
 
 TEXTS = 64  # our choice
@@ -106,7 +106,7 @@ def _train(
     order = np.random.default_rng(seed)
     for _ in range(steps):
         chosen = order.choice(split.num_examples, min(FISHER_BATCH, split.num_examples), False)
-        _loss(network, split, chosen).backward()
+        example_loss(network, split, chosen).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -115,19 +115,10 @@ def _fisher(network: nn.Module, adapters: list[nn.Parameter], split: EncodedSpli
     """Return the mean over examples of the squared gradient of each example's loss, flat."""
     total = [torch.zeros_like(parameter) for parameter in adapters]
     for example in range(split.num_examples):
-        gradients = torch.autograd.grad(_loss(network, split, [example]), adapters)
+        gradients = torch.autograd.grad(example_loss(network, split, [example]), adapters)
         for sum_, gradient in zip(total, gradients, strict=True):
             sum_ += gradient.square()
     return torch.cat([part.flatten() for part in total]).cpu().numpy() / split.num_examples
-
-
-def _loss(network: nn.Module, split: EncodedSplit, examples: Sequence[int]) -> torch.Tensor:
-    """Return the mean loss of some examples of task 0."""
-    sequences = np.flatnonzero(np.isin(split.questions, list(examples)))
-    device = next(network.parameters()).device
-    batch = collate([(0, int(n)) for n in sequences], [split]).to(device)
-    losses_B = batch_losses(network, network(**network_inputs(batch)), batch)
-    return (losses_B * batch.weights_B).sum() / len(examples)
 
 
 def _principal(rows_KV: np.ndarray) -> np.ndarray:

@@ -12,11 +12,11 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.engine.engine import device_type
 from ds_moe_mtl.models import build_network
+from ds_moe_mtl.models.description import model_folder
 from ds_moe_mtl.models.pretrained import find_encoder, load_transformer
 from ds_moe_mtl.studies.crossfit.fewshot import (
     Tuning,
     for_new_task,
-    model_folder,
     read_model,
     router_for,
     tune_task,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
-from ds_moe_mtl.models.attention.padded import attention_groups
+from ds_moe_mtl.models.attention.padded import groups_to_pad
 from moe_kernels import recurring_size
 from moe_kernels.ffn.blocks import _ROWS as EXPERT_ROWS
 from tests.support.tiny import BERT
@@ -37,9 +37,9 @@ def test_an_expert_has_48_sizes_up_to_4096_rows():
 
 
 def test_groups_of_like_shape_share_one_filled_shape():
-    filled = attention_groups([11, 9, 9], [(0, 3)], CPU, torch.bfloat16)[0]
+    filled = groups_to_pad([11, 9, 9], [(0, 3)], CPU, torch.bfloat16)[0]
     assert (filled.sequences, filled.length) == (3, 12)
-    many = attention_groups([7] * 17, [(0, 17)], CPU, torch.bfloat16)[0]
+    many = groups_to_pad([7] * 17, [(0, 17)], CPU, torch.bfloat16)[0]
     assert (many.sequences, many.length) == (18, 8)
     assert many.places.tolist() == [8 * n + k for n in range(17) for k in range(7)]
 
