@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from ds_moe_mtl.models.pretrained import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec
 
 TOKENS_PER_BATCH = 8192
+_TOKENIZER = Lock()
+"""Held while a tokenizer works: it keeps the length to cut at in itself, for all threads."""
+
 Texts = str | Sequence[str]
 
 
@@ -75,7 +79,8 @@ class MultiTaskModel:
         split = self._encode(spec, examples, max_length)
         outputs_NC = self.outputs(spec.name, split)
         if spec.kind == "text":
-            return decoded(outputs_NC, self.tokenizer)
+            with _TOKENIZER:
+                return decoded(outputs_NC, self.tokenizer)
         if spec.kind == "options":
             return _best_options(examples, outputs_NC[:, 0], split.questions)
         if spec.kind == "regression":
@@ -95,8 +100,11 @@ class MultiTaskModel:
     ) -> dict:
         """Return {"metric", "value" in percent, "examples"} on the task's dev split."""
         spec = self.task(task)
-        split = encode_task(spec, "dev", self.tokenizer, root, cache, limit=limit)
-        return task_result(spec, self.outputs(task, split), split, self.tokenizer)
+        with _TOKENIZER:
+            split = encode_task(spec, "dev", self.tokenizer, root, cache, limit=limit)
+        outputs_NC = self.outputs(task, split)
+        with _TOKENIZER:
+            return task_result(spec, outputs_NC, split, self.tokenizer)
 
     def outputs(self, task: str, split: EncodedSplit) -> np.ndarray:
         """Return the head's outputs [N, C] for every sequence of a split, in row order."""
@@ -133,7 +141,8 @@ class MultiTaskModel:
                     f"needed: {', '.join(names)}"
                 )
         columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-        return encode_columns(spec, columns, self.tokenizer, max_length, "the examples given")
+        with _TOKENIZER:
+            return encode_columns(spec, columns, self.tokenizer, max_length, "the examples given")
 
 
 def _best_options(

@@ -3,10 +3,11 @@
 from ds_moe_mtl.models.heads import HeadSpec
 from ds_moe_mtl.models.multitask import MultiTaskNetwork, build_network
 from ds_moe_mtl.models.token_level.context import GateCall, RoutedFFN
+from ds_moe_mtl.models.token_level.direct_calls import auxiliary_loss, call_scope, routed_ffns
 from ds_moe_mtl.models.token_level.experts import FeedForward
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
-from ds_moe_mtl.models.token_level.upcycle import gate_context, routed_ffns, upcycle
+from ds_moe_mtl.models.token_level.upcycle import upcycle
 
 __all__ = [
     "FeedForward",
@@ -16,8 +17,9 @@ __all__ = [
     "MultiTaskNetwork",
     "RoutedFFN",
     "RoutingOptions",
+    "auxiliary_loss",
     "build_network",
-    "gate_context",
+    "call_scope",
     "routed_ffns",
     "upcycle",
 ]

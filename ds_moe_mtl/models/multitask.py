@@ -10,14 +10,16 @@ import torch
 from torch import nn
 
 import moe_kernels
+from ds_moe_mtl.models.calls import CallScope
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.heads import HeadSpec, TaskHeads, word_states
 from ds_moe_mtl.models.network import Outputs
-from ds_moe_mtl.models.task_level.routed_layers import RouteCall, RouteContext, route_layers
+from ds_moe_mtl.models.task_level.routed_layers import RouteCall, route_layers
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
 from ds_moe_mtl.models.token_level.context import GateCall
+from ds_moe_mtl.models.token_level.direct_calls import call_scope
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
-from ds_moe_mtl.models.token_level.upcycle import gate_context, upcycle
+from ds_moe_mtl.models.token_level.upcycle import upcycle
 
 SPARSE_KINDS = ("mt_switch", "mt_tag")
 KINDS = ("single", "mt_dense", *SPARSE_KINDS, "task_moe")
@@ -26,7 +28,8 @@ KINDS = ("single", "mt_dense", *SPARSE_KINDS, "task_moe")
 class MultiTaskNetwork(nn.Module):
     """Encoder and heads; gate_of_task maps a task's index to its gate.
 
-    router: None, or the task router whose routes the encoder's RoutedLayers follow.
+    router: None, or the task router whose routes the encoder's RoutedLayers follow, and their
+    scope.
     """
 
     def __init__(
@@ -36,10 +39,11 @@ class MultiTaskNetwork(nn.Module):
         dropout: float,
         gate_of_task: Sequence[int] | None,
         router: TaskRouter | None = None,
-        route_context: RouteContext | None = None,
+        scope: CallScope[RouteCall] | None = None,
     ) -> None:
         super().__init__()
-        self.router, self._route_context = router, route_context
+        self.router = router
+        self._scope = call_scope(transformer) if scope is None else scope
         self.encoder = PackedEncoder(transformer)
         self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
         gates = torch.zeros(len(heads), dtype=torch.long)
@@ -147,23 +151,17 @@ class MultiTaskNetwork(nn.Module):
 
         The second run gets the gate ids and the random numbers of the first.
         """
-        options = {"use_reentrant": False}
-        context = gate_context(self.encoder)
-        if context is not None:
-            options["context_fn"] = context.checkpoint_contexts
         transformer = self.encoder.transformer
         newer = getattr(transformer, "activation_checkpointing_enable", None)
-        (newer or transformer.gradient_checkpointing_enable)(options)
+        (newer or transformer.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def _run_encoder(self, call: GateCall, inputs: tuple) -> torch.Tensor:
         if self.router is not None:
             routes_LBE = self.router(call.task_ids, call.questions)
-            with self._route_context.use(RouteCall(routes_LBE, inputs[-1], self.router.one_hot)):
-                return self.encoder(*inputs)
-        context = gate_context(self.encoder)
-        if context is None:
+            call = RouteCall(routes_LBE, inputs[-1], self.router.one_hot)
+        if self._scope is None:
             return self.encoder(*inputs)
-        with context.use(call):
+        with self._scope.use(call):
             return self.encoder(*inputs)
 
     def _run_stand_in(self, call: GateCall, empty: torch.Tensor) -> torch.Tensor:
@@ -202,12 +200,12 @@ def build_network(
         raise ValueError(f"model.kind is one of {KINDS}, got {kind!r}")
     gates = None
     if kind == "task_moe":
-        context = RouteContext()
+        scope: CallScope[RouteCall] = CallScope()
         layers = router.layers or tuple(range(len(transformer.encoder.layer)))
         router = replace(router, layers=layers)
-        route_layers(transformer.encoder.layer, layers, router.experts, context, expert_noise)
+        route_layers(transformer.encoder.layer, layers, router.experts, scope, expert_noise)
         task_router = TaskRouter(router, len(heads), vectors)
-        return MultiTaskNetwork(transformer, heads, dropout, None, task_router, context)
+        return MultiTaskNetwork(transformer, heads, dropout, None, task_router, scope)
     if kind in SPARSE_KINDS:
         upcycle(
             transformer, options=routing, expert_noise=expert_noise, expert_dropout=expert_dropout

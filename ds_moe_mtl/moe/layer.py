@@ -10,9 +10,9 @@ from deepspeed.moe.layer import MoE
 from deepspeed.moe.sharded_moe import MOELayer
 from torch import nn
 
-from ds_moe_mtl.models.token_level.context import LayerRoute
+from ds_moe_mtl.models.token_level.context import LayerRoute, keep_route
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
-from ds_moe_mtl.models.token_level.moe_layer import run_layer
+from ds_moe_mtl.models.token_level.moe_layer import LayerResult, run_layer
 from ds_moe_mtl.moe.dispatch import remote_experts
 from ds_moe_mtl.moe.gate import TaskGate
 from ds_moe_mtl.moe.version import check_deepspeed_version
@@ -60,34 +60,40 @@ class TaskMoE(MoE):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        gate_ids: torch.Tensor | None = None,
         used_token: torch.Tensor | None = None,
+        *,
+        gate_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (output [batch, seq, hidden], auxiliary loss, this rank's tokens an expert [E]).
 
         gate_ids [batch] or [batch, seq], optional for one gate. used_token [batch, seq], 1 = real;
         other tokens are neither routed nor counted and get 0.
         """
-        y = self.deepspeed_moe(hidden_states, gate_ids, used_token)
-        return y, self.deepspeed_moe.l_aux, self.deepspeed_moe.exp_counts
-
-    def last_route(self) -> LayerRoute:
-        """Return where the last call's tokens went."""
-        return self.deepspeed_moe.last_route
+        result = self.deepspeed_moe(hidden_states, used_token, gate_ids)
+        return result.y, result.aux_loss, result.counts_E
 
 
 class TaskMOELayer(MOELayer):
-    """MOELayer whose dispatch drops nothing, pads nothing and routes no pads."""
+    """MOELayer whose dispatch drops nothing, pads nothing and routes no pads.
+
+    l_aux and exp_counts are what the last call in any thread left, for DeepSpeed's readers of them.
+    """
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        gate_ids: torch.Tensor | None,
         used_token: torch.Tensor | None,
-    ) -> torch.Tensor:
+        gate_ids: torch.Tensor | None,
+    ) -> LayerResult:
+        result = self._run(hidden_states, used_token, gate_ids)
+        self.l_aux, self.exp_counts = result.aux_loss, result.counts_E
+        keep_route(result.route)
+        return result
+
+    def _run(self, hidden_states, used_token, gate_ids) -> LayerResult:
         experts, options = list(self.experts.deepspeed_experts), self.gate.options
         if self.ep_size == 1:
-            result = run_layer(
+            return run_layer(
                 hidden_states,
                 self.gate.wg.weight,
                 experts,
@@ -96,16 +102,13 @@ class TaskMOELayer(MOELayer):
                 options,
                 self.training,
             )
-            self.l_aux, self.exp_counts, self.last_route = result[1:]
-            return result.y
         if self.ep_group is None:
             raise RuntimeError(
                 f"ep_size is {self.ep_size} but no process group is set: initialise DeepSpeed's "
                 f"engine with this model, or call set_deepspeed_parallelism()"
             )
-        routing, self.l_aux = self.gate.route(hidden_states, gate_ids, used_token)
-        self.exp_counts = routing.counts_E
-        self.last_route = LayerRoute(routing.expert_T, routing.prob_T.detach())
+        routing, aux_loss = self.gate.route(hidden_states, gate_ids, used_token)
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         y_TD = remote_experts(x_TD, routing, experts, options, self.ep_group)
-        return y_TD.reshape(hidden_states.shape)
+        route = LayerRoute(routing.expert_T, routing.prob_T.detach())
+        return LayerResult(y_TD.reshape(hidden_states.shape), aux_loss, routing.counts_E, route)

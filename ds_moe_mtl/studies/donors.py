@@ -20,8 +20,8 @@ from ds_moe_mtl.evaluation.outputs import assemble
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
 from ds_moe_mtl.models.token_level.moe_layer import Gate
-from ds_moe_mtl.models.token_level.upcycle import routed_ffns
 from ds_moe_mtl.models.transfer import RANDOM, donors
 from ds_moe_mtl.tasks import TaskSpec
 

@@ -56,7 +56,7 @@ def outputs_and_gradients(ep_size: int) -> dict:
         holder.moe.set_deepspeed_parallelism()
         x, ids = tokens_of(rank, counts[rank])
         x.requires_grad_()
-        y, _, loads = holder.moe(x, ids)
+        y, _, loads = holder.moe(x, gate_ids=ids)
         y.sin().sum().backward()
         place, local = rank % ep_size, holder.moe.num_local_experts
         gradients = {plain_key(n, place, local): p.grad for n, p in holder.named_parameters()}
@@ -85,7 +85,7 @@ def test_outputs_loads_and_gradients_equal_one_ranks(found, case, which, ep_size
         best = logits[torch.arange(count), ids[0]].topk(2).values
         assert count == 0 or (best[:, 0] - best[:, 1]).min() > MARGIN
         x.requires_grad_()
-        y, _, loads = layer(x, ids)
+        y, _, loads = layer(x, gate_ids=ids)
         y.sin().sum().backward()
         mine = found[rank][which][case]
         torch.testing.assert_close(mine[0], y.detach(), rtol=1e-5, atol=1e-6)

@@ -36,7 +36,7 @@ def both_ways(gate_scale: str, dtype: torch.dtype) -> dict[str, dict[str, torch.
     x, grad = x.to(DEVICE, dtype), grad.to(DEVICE, dtype)
 
     def in_place(layer, x, gate_ids):
-        return layer(x, gate_ids)[0]
+        return layer(x, gate_ids=gate_ids)[0]
 
     def exchanged(layer, x, gate_ids):
         weight = layer.gate.wg.weight

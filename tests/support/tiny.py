@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.config import RunConfig
-from ds_moe_mtl.models.token_level.upcycle import routed_ffns
+from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
 
 COLOURS = ["red", "green", "blue"]
 WORDS = [

@@ -14,14 +14,27 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ds_moe_mtl.data.batch import NO_TARGET
+from ds_moe_mtl.models.calls import CallScope
 from ds_moe_mtl.models.description import FORMAT
 from ds_moe_mtl.models.network import Outputs
-from ds_moe_mtl.models.task_level.routed_layers import RouteCall, RouteContext, route_layers
+from ds_moe_mtl.models.task_level.routed_layers import RouteCall, route_layers
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
 
 IGNORED = NO_TARGET
 MAX_ANSWER = 64
 """Tokens, as in the public code."""
+
+
+class ExpertsCache(DynamicCache):
+    """A decoder's own keys and values, with a place for each expert of which a call runs some."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many tokens have been generated: the same in every place that is in use."""
+        return max((layer.get_seq_length() for layer in self.layers), default=0)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return the length and the offset of the keys that a mask covers."""
+        return self.get_seq_length() + query_length, 0
 
 
 class RoutedBart(nn.Module):
@@ -44,7 +57,7 @@ class RoutedBart(nn.Module):
         super().__init__()
         self.label_smoothing, self.num_beams = label_smoothing, num_beams
         self.num_tasks = num_tasks
-        self._context = RouteContext()
+        self._scope: CallScope[RouteCall] = CallScope()
         self.router = None
         if router is not None:
             halves = (transformer.model.encoder.layers, transformer.model.decoder.layers)
@@ -57,8 +70,8 @@ class RoutedBart(nn.Module):
             layers = tuple(sorted(layers))
             in_encoder = [layer for layer in layers if layer < len(halves[0])]
             in_decoder = [layer - len(halves[0]) for layer in layers[len(in_encoder) :]]
-            count = route_layers(halves[0], in_encoder, router.experts, self._context, expert_noise)
-            route_layers(halves[1], in_decoder, router.experts, self._context, expert_noise, count)
+            count = route_layers(halves[0], in_encoder, router.experts, self._scope, expert_noise)
+            route_layers(halves[1], in_decoder, router.experts, self._scope, expert_noise, count)
             self.router = TaskRouter(replace(router, layers=layers), num_tasks, vectors)
         self.transformer = transformer
 
@@ -84,7 +97,7 @@ class RoutedBart(nn.Module):
         if len(task_ids_B) == 0:
             return self._nothing(input_ids_T)
         inputs, mask = self._padded(input_ids_T, cu_seqlens, lengths)
-        with self._context.use(self._call(task_ids_B, questions_B)):
+        with self._scope.use(self._call(task_ids_B, questions_B)):
             out = self.transformer(
                 input_ids=inputs,
                 attention_mask=mask,
@@ -122,8 +135,8 @@ class RoutedBart(nn.Module):
         # Transformers' own cache has one place a layer; experts that are mixed need one each.
         cache = {}
         if self.transformer.generation_config.use_cache:
-            cache = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
-        with self._context.use(call):
+            cache = {"past_key_values": EncoderDecoderCache(ExpertsCache(), DynamicCache())}
+        with self._scope.use(call):
             tokens = self.transformer.generate(
                 input_ids=inputs,
                 attention_mask=mask,

@@ -5,8 +5,7 @@ L routed layers, E experts.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.models.attention.choice import attention_plan
+from ds_moe_mtl.models.calls import CallScope
 
 
 @dataclass
@@ -41,22 +41,6 @@ class RouteCall:
         return self.experts_LB[layer]
 
 
-class RouteContext:
-    """Holds the RouteCall in force; shared by all routed layers of one model."""
-
-    def __init__(self) -> None:
-        self.call: RouteCall | None = None
-
-    @contextmanager
-    def use(self, call: RouteCall) -> Iterator[RouteCall]:
-        """Put `call` in force for the layers that run inside the block."""
-        before, self.call = self.call, call
-        try:
-            yield call
-        finally:
-            self.call = before
-
-
 class RoutedLayer(nn.Module):
     """Stands where a transformer layer stood; its experts are copies of that layer.
 
@@ -68,20 +52,16 @@ class RoutedLayer(nn.Module):
         self,
         experts: Sequence[nn.Module],
         index: int,
-        context: RouteContext,
-        slots: Sequence[int],
+        scope: CallScope[RouteCall],
     ) -> None:
-        """slots: places in a decoder's cache, one for each expert that runs in a call. The first
-        is the layer's own, which transformers asks how much has been generated."""
         super().__init__()
-        self.slots = tuple(slots)
         self.experts = nn.ModuleList(experts)
         self.index = index
-        self.context = context
+        self.scope = scope
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        call = self.context.call
-        assert call is not None, "a routed layer ran outside RouteContext.use"
+        call = self.scope.call
+        assert call is not None, "a routed layer ran outside CallScope.use"
         routes_BE, beams = call.routes_LBE[self.index], 1
         if call.lengths is None:  # beams are further rows of a sequence
             beams = len(hidden_states) // len(routes_BE)
@@ -93,7 +73,6 @@ class RoutedLayer(nn.Module):
         if call.whole_batch and len(chosen) > 1:
             return self._mixed(call, routes_BE, hidden_states, args, kwargs)
         if len(chosen) == 1:
-            _take_slot(self.experts[chosen[0]], self.slots[0])
             out = self.experts[chosen[0]](hidden_states, *args, **kwargs)
         elif call.lengths is None:
             out = self._by_rows(expert_B, hidden_states, args, kwargs)
@@ -117,8 +96,6 @@ class RoutedLayer(nn.Module):
             fill = hidden_states.shape[1] - weights.shape[1]
             weights = nn.functional.pad(weights, (0, 0, 0, 0, 0, fill))
         weights = weights.to(hidden_states.dtype)
-        for expert, slot in zip(self.experts, self.slots, strict=True):
-            _take_slot(expert, slot)
         return sum(
             expert(hidden_states, *args, **kwargs) * weights[..., e]
             for e, expert in enumerate(self.experts)
@@ -157,7 +134,7 @@ def route_layers(
     layers: nn.ModuleList,
     chosen: Sequence[int],
     num_experts: int,
-    context: RouteContext,
+    scope: CallScope[RouteCall],
     noise: float = 0.0,
     first_index: int = 0,
 ) -> int:
@@ -174,7 +151,9 @@ def route_layers(
             parameter.data.add_(torch.randn_like(parameter), alpha=noise)
         extra = len(layers) + (index - first_index) * (num_experts - 1)
         slots = [place, *range(extra, extra + num_experts - 1)]
-        layers[place] = RoutedLayer(experts, index, context, slots)
+        for expert, slot in zip(experts, slots, strict=True):
+            _take_slot(expert, slot)
+        layers[place] = RoutedLayer(experts, index, scope)
     return first_index + len(chosen)
 
 
@@ -186,7 +165,7 @@ def _copied(layer: nn.Module) -> nn.Module:
 
 
 def _take_slot(expert: nn.Module, slot: int) -> None:
-    """Let an expert's attention keep its keys and values in this place of the cache."""
+    """Let an expert's attention keep its keys and values in this place of a decoder's cache."""
     for module in expert.modules():
         if getattr(module, "layer_idx", None) is not None:
             module.layer_idx = slot

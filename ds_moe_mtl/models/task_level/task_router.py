@@ -8,11 +8,15 @@ Experts" (Findings of EMNLP 2022), and its public code CrossTaskMoE for sizes.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from threading import Lock
 
 import torch
 from torch import nn
 
 from ds_moe_mtl.models.task_level.router_nets import new_router_net
+
+_NET_ON_LOAN = Lock()
+"""Held while a net computes with other tensors than its own: they stand in it for all threads."""
 
 ROUTES = ("learned", "average", "random_task", "random_instance")
 SELECTIONS = ("softmax", "gumbel", "straight_through")
@@ -129,8 +133,11 @@ class TaskRouter(nn.Module):
 
     def logits(self) -> torch.Tensor:
         """Return the learned router's output [L, K, E], float32 whatever the weights are in."""
+        if all(p.dtype == torch.float32 for p in (self.vectors, *self.net.parameters())):
+            return self.net(self.vectors).transpose(0, 1)
         weights = {name: p.float() for name, p in self.net.named_parameters()}
-        out = torch.func.functional_call(self.net, weights, (self.vectors.float(),))
+        with _NET_ON_LOAN:
+            out = torch.func.functional_call(self.net, weights, (self.vectors.float(),))
         return out.transpose(0, 1)
 
     def task_routes(self) -> torch.Tensor:

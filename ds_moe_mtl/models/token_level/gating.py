@@ -41,14 +41,14 @@ class RoutingOptions:
     gate_embedding: int = 0
 
     @property
+    def has_losses(self) -> bool:
+        """True where an auxiliary loss is asked for."""
+        return self.load_balance_loss > 0 or self.router_z_loss > 0
+
+    @property
     def is_plain(self) -> bool:
         """True where nothing but the choice itself is asked for: the fully fused path serves it."""
-        return (
-            self.dispatch == "dropless"
-            and self.jitter == 0
-            and self.load_balance_loss == 0
-            and self.router_z_loss == 0
-        )
+        return self.dispatch == "dropless" and self.jitter == 0 and not self.has_losses
 
     def __post_init__(self) -> None:
         if self.num_experts < 1 or self.num_gates < 1:
@@ -116,18 +116,17 @@ def route_tokens(
     """
     if training and options.jitter > 0:
         x = x * torch.empty_like(x).uniform_(1 - options.jitter, 1 + options.jitter)
-    wants_aux = options.load_balance_loss > 0 or options.router_z_loss > 0
     routing = moe_kernels.route(
         x,
         gate_weight,
         gate_ids,
         options.num_experts,
         mask,
-        with_logits=wants_aux,
+        with_logits=options.has_losses,
         impl=options.impl,
     )
-    if wants_aux:
-        aux_loss = auxiliary_loss(routing, options, all_routed=mask is None)
+    if options.has_losses:
+        aux_loss = routing_losses(routing, options, all_routed=mask is None)
     else:
         aux_loss = torch.zeros((), dtype=torch.float32, device=x.device)
     if options.dispatch == "capacity":
@@ -137,7 +136,7 @@ def route_tokens(
     return routing, aux_loss
 
 
-def auxiliary_loss(
+def routing_losses(
     routing: moe_kernels.Routing, options: RoutingOptions, all_routed: bool = False
 ) -> torch.Tensor:
     """Return load_balance_loss * L_balance + router_z_loss * L_z over the routed tokens.

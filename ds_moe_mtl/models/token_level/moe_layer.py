@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import moe_kernels
-from ds_moe_mtl.models.token_level.context import LayerRoute
+from ds_moe_mtl.models.token_level.context import LayerRoute, keep_route
 from ds_moe_mtl.models.token_level.experts import ffn_weights, run_experts
 from ds_moe_mtl.models.token_level.gating import RoutingOptions, new_gates, route_tokens
 
@@ -29,13 +29,13 @@ class MoELayer(nn.Module):
         self.options = options
         self.gate = Gate(hidden_size, options)
         self.experts = nn.ModuleList([copy.deepcopy(expert) for _ in range(options.num_experts)])
-        self._route: LayerRoute | None = None
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        gate_ids: torch.Tensor | None = None,
         used_token: torch.Tensor | None = None,
+        *,
+        gate_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (output [batch, seq, hidden], auxiliary loss, tokens an expert [E]).
 
@@ -51,13 +51,8 @@ class MoELayer(nn.Module):
             self.options,
             self.training,
         )
-        self._route = result.route
+        keep_route(result.route)
         return result.y, result.aux_loss, result.counts_E
-
-    def last_route(self) -> LayerRoute:
-        """Return where the last call's tokens went."""
-        assert self._route is not None, "the layer has not run yet"
-        return self._route
 
 
 class LayerResult(NamedTuple):

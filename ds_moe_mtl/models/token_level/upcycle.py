@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ds_moe_mtl.models.token_level.context import GateCall, GateContext, RoutedFFN
+from ds_moe_mtl.models.calls import CallScope
+from ds_moe_mtl.models.token_level.context import GateCall, RoutedFFN
+from ds_moe_mtl.models.token_level.direct_calls import DirectCalls, routed_ffns
 from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
@@ -43,19 +45,19 @@ def upcycle(
             f"{type(model).__name__} has no layer of BERT's shape (intermediate.dense and "
             f"output.dense); allowed: BERT-family encoders"
         )
-    if any(isinstance(layer.intermediate, RoutedFFN) for layer in layers):
+    if routed_ffns(model):
         raise ValueError(f"{type(model).__name__} is upcycled already")
-    context = GateContext()
+    scope: CallScope[GateCall] = CallScope()
     for layer in layers:
         expert = _copied_ffn(layer, activation_of(model.config.hidden_act), expert_dropout)
         moe = MoELayer(expert.fc1.in_features, expert, options).to(expert.fc1.weight)
         for copy in moe.experts if expert_noise > 0 else ():
             for parameter in copy.parameters():
                 parameter.data.add_(torch.randn_like(parameter), alpha=expert_noise)
-        layer.intermediate = RoutedFFN(moe, context)
+        layer.intermediate = RoutedFFN(moe, scope)
         layer.output.dense = nn.Identity()
-    model.register_forward_pre_hook(_take_gate_ids, with_kwargs=True)
-    model.register_forward_hook(_end_call, always_call=True)
+    blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    DirectCalls(scope, blocks).attach(model)
     return model
 
 
@@ -66,17 +68,6 @@ def ffn_layers(model: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def routed_ffns(model: nn.Module) -> list[RoutedFFN]:
-    """Return the RoutedFFN of every upcycled layer, in order of depth; empty for a dense model."""
-    return [module for module in model.modules() if isinstance(module, RoutedFFN)]
-
-
-def gate_context(model: nn.Module) -> GateContext | None:
-    """Return the context that the model's MoE layers share, or None for a dense model."""
-    ffns = routed_ffns(model)
-    return ffns[0].context if ffns else None
-
-
 def _copied_ffn(layer: nn.Module, activation: str, dropout: float) -> FeedForward:
     first, second = layer.intermediate.dense, layer.output.dense
     expert = FeedForward(first.in_features, first.out_features, activation, dropout)
@@ -84,24 +75,3 @@ def _copied_ffn(layer: nn.Module, activation: str, dropout: float) -> FeedForwar
     expert.fc1.load_state_dict(first.state_dict())
     expert.fc2.load_state_dict(second.state_dict())
     return expert
-
-
-def _take_gate_ids(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Open a call with the `gate_ids` (and 2-D mask) given to the transformers model itself."""
-    context = gate_context(model)
-    gate_ids = kwargs.pop("gate_ids", None)
-    if context.call is not None:
-        if gate_ids is not None:
-            raise ValueError("gate_ids are given twice: as a keyword and by GateContext.use")
-        return args, kwargs
-    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    if mask is not None and mask.dim() != 2:
-        mask = None
-    context.call = GateCall(gate_ids, mask, direct=True)
-    return args, kwargs
-
-
-def _end_call(model: nn.Module, args: tuple, output) -> None:
-    context = gate_context(model)
-    if context.call is not None and context.call.direct:
-        context.call = None

@@ -8,6 +8,7 @@ import torch
 from ds_moe_mtl.engine.optimizer_groups import parameter_groups
 from ds_moe_mtl.models import FeedForward, MoELayer, RoutingOptions
 from ds_moe_mtl.models.losses import sequence_losses
+from ds_moe_mtl.models.token_level.context import kept_routes
 from ds_moe_mtl.models.token_level.experts import ffn_weights
 from ds_moe_mtl.models.token_level.gating import GATE_INIT_STD
 from ds_moe_mtl.moe.convert import load_plain_state, plain_state, to_deepspeed
@@ -42,11 +43,12 @@ def test_tasks_with_one_vector_route_alike_and_a_task_trains_the_others_gates():
     x = torch.randn(1, 50, HIDDEN)
     routes = []
     for gate in range(3):
-        layer(x, torch.tensor([gate]))
-        routes.append(layer.last_route().expert_T.clone())
+        with kept_routes() as kept:
+            layer(x, gate_ids=torch.tensor([gate]))
+        routes.append(kept[0].expert_T.clone())
     assert torch.equal(routes[0], routes[1]) and not torch.equal(routes[0], routes[2])
     before = layer.gate.wg.weight.detach().clone()
-    layer(x, torch.tensor([0]))[0].square().sum().backward()
+    layer(x, gate_ids=torch.tensor([0]))[0].square().sum().backward()
     gates = layer.gate.wg
     assert gates.vectors.grad[3:].abs().sum() == 0 and gates.generator.grad.abs().sum() > 0
     with torch.no_grad():
@@ -58,9 +60,9 @@ def test_a_generated_gate_survives_deepspeeds_form_and_back():
     model = torch.nn.ModuleDict({"moe": generated()})
     plain = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     x, ids = torch.randn(3, 5, HIDDEN), torch.tensor([0, 5, 2])
-    expected, _, counts = model["moe"](x, ids)
+    expected, _, counts = model["moe"](x, gate_ids=ids)
     to_deepspeed(model)
-    found, _, counts_after = model["moe"](x, ids)
+    found, _, counts_after = model["moe"](x, gate_ids=ids)
     torch.testing.assert_close(found, expected)
     assert torch.equal(counts, counts_after)
     state = plain_state(model)

@@ -106,6 +106,6 @@ def test_a_generated_gate_goes_over_as_its_vector_and_the_shared_generator():
 
 
 def _gates(network):
-    from ds_moe_mtl.models.token_level.upcycle import routed_ffns
+    from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
 
     return [ffn.moe.gate.wg for ffn in routed_ffns(network)]

@@ -41,7 +41,7 @@ def test_both_forms_of_the_layer_agree_in_output_and_every_gradient(gate_scale):
     answers = []
     for holder in (plain, deep):
         own_x = x.clone().requires_grad_()
-        y, aux, counts = holder.moe(own_x, ids, used_token=mask)
+        y, aux, counts = holder.moe(own_x, mask, gate_ids=ids)
         y.sin().sum().backward()
         answers.append((y, counts, own_x.grad, aux))
     for mine, other in zip(*answers, strict=True):
@@ -106,7 +106,7 @@ def test_the_gate_answers_in_deepspeeds_contract_and_a_stock_layer_can_use_it():
 
     gate.__class__ = OneTask
     stock = MOELayer(gate, layer.deepspeed_moe.experts, "ep_size_1", 1, 4)
-    y, _, _ = layer(x, ids, used_token=mask.view(4, 6))
+    y, _, _ = layer(x, mask.view(4, 6), gate_ids=ids)
     torch.testing.assert_close(stock(x, mask), y, rtol=1e-5, atol=1e-6)
 
 

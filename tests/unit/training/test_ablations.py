@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ds_moe_mtl.models.token_level.upcycle import routed_ffns
+from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, task_specs
 from tests.support.tiny import tiny_config, write_tiny

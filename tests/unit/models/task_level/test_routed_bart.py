@@ -82,13 +82,13 @@ def test_sparse_execution_is_the_dense_mixture_in_encoder_and_decoder(folder, ro
     assert network.router.options.layers == (0, 1, 2, 3) and network.router.one_hot
     batch = batch_of()
     sparse = losses(network, batch)
-    use = network._context.use
+    use = network._scope.use
 
     def densely(call):
         call.one_hot = False
         return use(call)
 
-    network._context.use = densely
+    network._scope.use = densely
     torch.testing.assert_close(sparse, losses(network, batch), rtol=1e-5, atol=1e-5)
 
 

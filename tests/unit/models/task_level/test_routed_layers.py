@@ -73,7 +73,7 @@ def test_sparse_execution_is_the_dense_mixture_of_one_hot_routes(route):
         network.zero_grad()
         assert network.router.one_hot
         if not sparse:
-            network._route_context.use = _densely(network._route_context.use)
+            network._scope.use = _densely(network._scope.use)
         logits = outputs(network, batch)
         logits.square().sum().backward()
         found[sparse] = (
@@ -108,7 +108,7 @@ def test_tasks_with_other_routes_get_other_outputs():
         call_routes = network.router(ids, None)
         from ds_moe_mtl.models.task_level.routed_layers import RouteCall
 
-        with network._route_context.use(RouteCall(call_routes, [6, 6], True)):
+        with network._scope.use(RouteCall(call_routes, [6, 6], True)):
             inputs = network_inputs(same)
             names = (
                 "input_ids_T",

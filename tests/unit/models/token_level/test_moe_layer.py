@@ -32,13 +32,13 @@ def inputs(batch=5, length=7):
 def test_copies_with_preserve_are_the_dense_layer_at_step_0(num_experts):
     dense, layer = layer_of(num_experts, gate_scale="preserve")
     x, ids = inputs()
-    torch.testing.assert_close(layer(x, ids)[0], dense(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer(x, gate_ids=ids)[0], dense(x), rtol=1e-6, atol=1e-6)
 
 
 def test_one_expert_with_preserve_has_the_dense_gradients_too():
     dense, layer = layer_of(1, gate_scale="preserve")
     x, ids = inputs()
-    layer(x, ids)[0].square().sum().backward()
+    layer(x, gate_ids=ids)[0].square().sum().backward()
     dense(x).square().sum().backward()
     for mine, other in zip(layer.experts[0].parameters(), dense.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
@@ -48,7 +48,7 @@ def test_near_zero_gates_with_paper_scale_the_branch_by_one_over_the_experts():
     dense, layer = layer_of(4, gate_scale="paper")
     nn.init.zeros_(layer.gate.wg.weight)
     x, ids = inputs()
-    torch.testing.assert_close(layer(x, ids)[0], dense(x) / 4, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer(x, gate_ids=ids)[0], dense(x) / 4, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("gate_scale", ["paper", "preserve"])
@@ -57,7 +57,7 @@ def test_output_and_gradients_equal_a_float64_loop_over_tokens(gate_scale):
     x, ids = inputs()
     exact = copy.deepcopy(layer).double()
     x.requires_grad_()
-    layer(x, ids)[0].sin().sum().backward()
+    layer(x, gate_ids=ids)[0].sin().sum().backward()
 
     x64 = x.detach().double().requires_grad_()
     total = 0
@@ -80,7 +80,7 @@ def test_output_and_gradients_equal_a_float64_loop_over_tokens(gate_scale):
 def test_a_tasks_gate_gets_no_gradient_from_other_tasks_examples():
     _, layer = layer_of(differ=0.3)
     x, _ = inputs()
-    layer(x, torch.full((5,), 1))[0].square().sum().backward()
+    layer(x, gate_ids=torch.full((5,), 1))[0].square().sum().backward()
     by_gate = layer.gate.wg.weight.grad.view(3, 4, HIDDEN).abs().amax(dim=(1, 2))
     assert by_gate[1] > 0 and by_gate[0] == 0 and by_gate[2] == 0
 
@@ -91,25 +91,25 @@ def test_pads_are_not_counted_get_zero_and_change_nothing():
     mask = torch.ones(5, 7)
     mask[2, 4:] = 0
     mask[4] = 0
-    y, _, counts = layer(x, ids, used_token=mask)
+    y, _, counts = layer(x, mask, gate_ids=ids)
     assert counts.sum() == mask.sum()
     assert (y[mask == 0] == 0).all()
     noisy = torch.where(mask[..., None] > 0, x, torch.full_like(x, 1e4))
-    again, _, _ = layer(noisy, ids, used_token=mask)
+    again, _, _ = layer(noisy, mask, gate_ids=ids)
     assert torch.equal(again[mask > 0], y[mask > 0])
 
 
 def test_gate_ids_a_token_and_an_example_give_the_same():
     _, layer = layer_of(differ=0.3)
     x, ids = inputs()
-    whole = layer(x, ids)[0]
-    assert torch.equal(layer(x, ids[:, None].expand(5, 7))[0], whole)
+    whole = layer(x, gate_ids=ids)[0]
+    assert torch.equal(layer(x, gate_ids=ids[:, None].expand(5, 7))[0], whole)
 
 
 def test_no_auxiliary_loss_by_default_and_a_balanced_layer_has_balance_loss_one():
     _, layer = layer_of()
     x, ids = inputs()
-    assert layer(x, ids)[1] == 0
+    assert layer(x, gate_ids=ids)[1] == 0
     _, balanced = layer_of(num_gates=1, load_balance_loss=1.0)
     nn.init.zeros_(balanced.gate.wg.weight)
     assert balanced(x)[1].item() == pytest.approx(1.0)
@@ -131,7 +131,7 @@ def test_auxiliary_losses_are_their_closed_forms_over_real_tokens():
     z = logits_RE.exp().sum(1).log().square().mean()
     for weights, wanted in (((0.5, 0), balance / 2), ((0, 0.25), z / 4), ((1, 1), balance + z)):
         _, layer = layer_of(differ=0.3, load_balance_loss=weights[0], router_z_loss=weights[1])
-        _, loss, _ = layer(x, ids, used_token=mask)
+        _, loss, _ = layer(x, mask, gate_ids=ids)
         torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
         loss.backward()
         assert layer.gate.wg.weight.grad.abs().sum() > 0
@@ -150,9 +150,9 @@ def test_capacity_drops_the_tokens_beyond_it_in_token_order():
 def test_jitter_moves_routes_in_training_only():
     _, layer = layer_of(differ=0.3, jitter=0.9)
     x, ids = inputs()
-    assert torch.equal(layer.eval()(x, ids)[0], layer(x, ids)[0])
+    assert torch.equal(layer.eval()(x, gate_ids=ids)[0], layer(x, gate_ids=ids)[0])
     torch.manual_seed(1)
-    assert not torch.equal(layer.train()(x, ids)[0], layer.eval()(x, ids)[0])
+    assert not torch.equal(layer.train()(x, gate_ids=ids)[0], layer.eval()(x, gate_ids=ids)[0])
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_jitter_moves_routes_in_training_only():
 def test_gate_ids_that_do_not_fit_are_refused(ids, words):
     _, layer = layer_of()
     with pytest.raises(ValueError, match=words):
-        layer(inputs()[0], ids)
+        layer(inputs()[0], gate_ids=ids)
 
 
 @pytest.mark.parametrize(
@@ -182,4 +182,4 @@ def test_experts_may_be_any_module():
     expert = nn.Sequential(nn.Linear(HIDDEN, 8), nn.ReLU(), nn.Linear(8, HIDDEN))
     layer = MoELayer(HIDDEN, expert, RoutingOptions(4, 3, "preserve"))
     x, ids = inputs()
-    torch.testing.assert_close(layer(x, ids)[0], expert(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer(x, gate_ids=ids)[0], expert(x), rtol=1e-6, atol=1e-6)

@@ -114,26 +114,6 @@ def test_a_failed_call_leaves_no_gate_ids_behind():
         model(input_ids=ids, attention_mask=mask)
 
 
-def test_gate_ids_survive_activation_checkpointing():
-    plain = upcycle(encoder_of("bert"), num_gates=3).train()
-    saving = copy.deepcopy(plain)
-    context = routed_ffns(saving)[0].context
-    saving.gradient_checkpointing_enable(
-        {"use_reentrant": False, "context_fn": context.checkpoint_contexts}
-    )
-    ids, mask = padded()
-    for model in (plain, saving):
-        model.config.hidden_dropout_prob = 0.0
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        out = model(input_ids=ids, attention_mask=mask, gate_ids=torch.tensor([0, 1, 2, 0]))
-        out.last_hidden_state[mask.bool()].square().sum().backward()
-    for mine, other in zip(saving.parameters(), plain.parameters(), strict=True):
-        if other.grad is not None:
-            torch.testing.assert_close(mine.grad, other.grad)
-
-
 def test_noise_makes_the_experts_differ_and_no_noise_leaves_copies():
     for noise, equal in ((0.0, True), (0.01, False)):
         layer = routed_ffns(upcycle(encoder_of("bert"), expert_noise=noise))[0].moe
