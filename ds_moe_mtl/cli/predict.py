@@ -12,7 +12,8 @@ def main(arguments: list[str]) -> int:
     """Print a prediction a line and return the exit status."""
     parser = Parser(
         "predict",
-        "Labels texts, one example a line; the values of a pair are separated by a tab.",
+        "Labels texts, one example a line; tabs separate the values of a pair, and a text from the "
+        "options of its answer.",
         "printf 'A man sleeps.\\tA man is awake.\\n' | ds-moe-mtl predict RUN --task rte",
     )
     parser.add_argument("folder", type=Path, help="a run's folder or a model folder")
@@ -27,20 +28,33 @@ def _predict(options) -> int:
     from ds_moe_mtl.evaluation import MultiTaskModel
 
     model = MultiTaskModel.from_pretrained(options.folder)
-    model.task(options.task)
+    spec = model.task(options.task)
     if options.input is None:
         rows = _rows(sys.stdin.buffer.read(), "standard input")
     elif options.input.is_file():
         rows = _rows(options.input.read_bytes(), f"--input: {options.input}")
     else:
         raise UserError(f"--input: {options.input}: no such file")
-    answers = model.predict(options.task, rows)
+    answers = model.predict(options.task, [_example(spec, row) for row in rows])
     if options.json:
         print(json.dumps(answers))
         return 0
     for value in answers:
-        print(f"{value:.3f}" if isinstance(value, float) else value)
+        print(f"{value:.3f}" if isinstance(value, float) else " ".join(value.splitlines()))
     return 0
+
+
+def _example(spec, row: tuple[str, ...]) -> tuple:
+    """Return a line's values as `predict` takes them: options as a list, places as numbers."""
+    from ds_moe_mtl.tasks.numbers import is_whole
+
+    if spec.kind == "options":
+        return (row[0], list(row[1:]))
+    places = {place for place, name in enumerate(spec.columns) if name in spec.spans}
+    return tuple(
+        int(value) if place in places and is_whole(value) and len(value) < 10 else value
+        for place, value in enumerate(row)
+    )
 
 
 def _rows(content: bytes, origin: str) -> list[tuple[str, ...]]:

@@ -19,6 +19,7 @@ from pydantic import model_validator as _model_validator
 
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
+_LONGEST_NAME = 100  # of a task: folders and files are called by it
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy's and PyTorch's generators take
@@ -77,6 +78,15 @@ class OwnTask(Section):
     options: Text | None = None  # column with the list of options that the label is one of
     metric: Text | None = None  # null: accuracy, or Spearman for regression
     max_length: Annotated[int, Field(ge=8)] | None = None
+
+    @_model_validator(mode="after")
+    def _name_is_a_files(self) -> "OwnTask":
+        if len(self.name) > _LONGEST_NAME:
+            raise ValueError(
+                f"tasks: the name {self.name[:20]}... has {len(self.name)} characters; "
+                f"allowed: at most {_LONGEST_NAME}"
+            )
+        return self
 
     @_model_validator(mode="after")
     def _options_are_a_kind(self) -> "OwnTask":

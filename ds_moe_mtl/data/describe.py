@@ -1,10 +1,15 @@
-"""A task's data in a line: how much there is, where it is from, how the classes are balanced."""
+"""A task's data in a line: how much there is, where it is from, and what is odd about it."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+
+import numpy as np
 
 from ds_moe_mtl.data.encode import EncodedSplit
+from ds_moe_mtl.data.overlap import seen_in_training
 from ds_moe_mtl.data.source import SUBSTITUTE
 from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks.metrics import positive_class
+from ds_moe_mtl.tasks.numbers import is_whole, number
 
 
 def class_counts(spec: TaskSpec, split: EncodedSplit) -> dict[str, int]:
@@ -12,12 +17,14 @@ def class_counts(spec: TaskSpec, split: EncodedSplit) -> dict[str, int]:
     if spec.kind not in ("classification", "span"):
         return {}
     counts = Counter(split.labels.astype(int).tolist())
-    return {name: counts[number] for number, name in enumerate(spec.labels)}
+    return {name: counts[place] for place, name in enumerate(spec.labels)}
 
 
 def describe(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> str:
     """One line: examples, class balance or range of the training labels, origin, cached or not.
 
+    What a user may not expect follows, with counts: texts that were cut, dev examples that are
+    training examples too, labels that are read in another way than they look.
     Example: "rte: 2,490 train, 277 dev (cached); entailment 50%, not_entailment 50%".
     """
     line = f"{spec.name}: {train.num_examples:,} train, {dev.num_examples:,} dev"
@@ -26,11 +33,83 @@ def describe(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> str:
     if spec.kind == "regression":
         line += f"; scores {train.labels.min():g} to {train.labels.max():g}"
     shares = [
-        f"{name} {100 * count / train.num_examples:.0f}%"
+        f"{_plain(name)} {100 * count / train.num_examples:.0f}%"
         for name, count in class_counts(spec, train).items()
     ]
     if shares:
         line += f"; {', '.join(shares[:6])}" + (f", {len(shares) - 6} more" * (len(shares) > 6))
+    if (positive := positive_class(spec)) is not None:
+        line += f"; {spec.metric} is that of {_plain(positive)}"
     if SUBSTITUTE in train.origin + dev.origin:
         line += f"; train from {train.origin}; dev from {dev.origin}"
-    return line
+    oddities = [*label_oddities(spec, train), *_cut(train, dev), *leaks(spec, train, dev)]
+    return "; ".join([line, *oddities])
+
+
+def label_oddities(spec: TaskSpec, train: EncodedSplit) -> list[str]:
+    """What of a user's training labels is read in another way than it may look, with counts."""
+    if not spec.is_own:
+        return []
+    total = train.num_examples
+    if spec.kind == "regression":
+        whole = int((train.labels == np.round(train.labels)).sum())
+        if not whole:
+            return []
+        hint = " (kind: classification reads classes)" if whole == total else ""
+        return [f"{whole:,} of {total:,} scores are whole numbers{hint}"]
+    counts = class_counts(spec, train)
+    numbers = {name: value for name in counts if (value := number(name)) is not None}
+    found = []
+    decimals = [name for name in numbers if not is_whole(name)]
+    if decimals:
+        count = sum(counts[name] for name in decimals)
+        found.append(
+            f"{count:,} of {total:,} labels are decimal numbers read as class names "
+            f"({_some(decimals)})"
+        )
+    words = [name for name in counts if name not in numbers]
+    count = sum(counts[name] for name in words)
+    if numbers and words and count <= total / 2:
+        found.append(f"{count:,} of {total:,} labels are no numbers ({_some(words)})")
+    return found + _look_alikes(counts, numbers)
+
+
+def leaks(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> list[str]:
+    """How many dev examples of a user's task are training examples too, where there are any."""
+    if not spec.is_own:
+        return []
+    seen = seen_in_training(train, dev)
+    if not seen:
+        return []
+    where = ": dev is the train file" if spec.dev_file and dev.origin == train.origin else ""
+    return [f"{seen:,} of {dev.num_examples:,} dev examples are in train too{where}"]
+
+
+def _look_alikes(counts: dict[str, int], numbers: dict[str, float]) -> list[str]:
+    """Classes that are one number, or one word but for case."""
+    alike = defaultdict(list)
+    for name in counts:
+        alike[numbers.get(name, name.casefold())].append(name)
+    return [
+        f"classes of one {'number' if names[0] in numbers else 'word'}: "
+        + ", ".join(f"{_plain(name)} ({counts[name]:,})" for name in names[:4])
+        for names in alike.values()
+        if len(names) > 1
+    ][:3]
+
+
+def _cut(train: EncodedSplit, dev: EncodedSplit) -> list[str]:
+    if not train.cut + dev.cut:
+        return []
+    shares = [100 * split.cut / split.num_examples for split in (train, dev)]
+    return [f"cut at max_length: {shares[0]:.2g}% of train, {shares[1]:.2g}% of dev"]
+
+
+def _plain(name: str) -> str:
+    """A class name as it is, or quoted where it would break the line."""
+    return name if name.isprintable() else repr(name)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name[:30]) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown}, {len(names) - 3} more"

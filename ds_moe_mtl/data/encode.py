@@ -16,7 +16,22 @@ from ds_moe_mtl.data.source import Source, find_split
 from ds_moe_mtl.data.tokens import Arrays, tokenise, tokenise_targets
 from ds_moe_mtl.tasks import TaskSpec
 
-CACHE_FORMAT = 1  # raise it when the arrays of a split change their meaning
+CACHE_FORMAT = 2  # raise it when the arrays of a split change their meaning
+
+
+CONTENT = (
+    "input_ids",
+    "offsets",
+    "second_start",
+    "labels",
+    "weights",
+    "questions",
+    "parts",
+    "spans",
+    "targets",
+    "target_offsets",
+)
+"""The arrays of a split that training and scoring read."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class EncodedSplit:
     target_offsets: np.ndarray | None = None  # int64 [N + 1]
     cached: bool = False  # read from the cache, not made now
     origin: str = ""  # the file or data set the rows are from
+    cut: int = 0  # examples with a text that was cut at max_length
 
     @property
     def num_sequences(self) -> int:
@@ -49,6 +65,16 @@ class EncodedSplit:
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence, int64 [N]."""
         return np.diff(self.offsets)
+
+    def content_hash(self) -> str:
+        """A SHA-256 of the split's arrays: the same wherever and however they were made."""
+        total = hashlib.sha256()
+        for name in CONTENT:
+            values = getattr(self, name)
+            if values is not None:
+                total.update(f"{name} {values.dtype.str} {values.shape} ".encode())
+                total.update(np.ascontiguousarray(values))
+        return total.hexdigest()
 
 
 def encode_task(
@@ -95,18 +121,29 @@ def encode_task(
         if (found := load_arrays(path)) is not None:
             return _split_of(found, cached=True)
         arrays = _encode_sources(spec, sources, tokenizer, length, limit, seed, sample)
-        save_arrays(path, arrays, {"origin": ", ".join(source.origin for source in sources)})
+        origin = ", ".join(source.origin for source in sources)
+        save_arrays(path, arrays, {"origin": origin, "cut": str(_take_cut(arrays))})
     found = load_arrays(path)
     assert found is not None, f"{path} was damaged while it was written"
     return _split_of(found, cached=False)
 
 
 def encode_columns(
-    spec: TaskSpec, columns: dict[str, list], tokenizer, max_length: int | None, origin: str
+    spec: TaskSpec,
+    columns: dict[str, list],
+    tokenizer,
+    max_length: int | None,
+    origin: str,
+    blank: bool = False,
 ) -> EncodedSplit:
-    """Rows that are in memory as token sequences; without the label column, labels are 0."""
+    """Rows that are in memory as token sequences; without the label column, labels are 0.
+
+    blank: whether all texts of a column may be empty.
+    """
     length = _length(spec, tokenizer, max_length)
-    return EncodedSplit(**_encode_rows(spec, columns, tokenizer, length, origin), origin=origin)
+    arrays = _encode_rows(spec, columns, tokenizer, length, origin, blank)
+    cut = _take_cut(arrays)
+    return EncodedSplit(**arrays, origin=origin, cut=cut)
 
 
 def tokenizer_hash(tokenizer) -> str:
@@ -159,13 +196,24 @@ def _encode_sources(
     return joined
 
 
+def _take_cut(arrays: Arrays) -> int:
+    """Remove which sequences were cut from the arrays, and return how many examples were."""
+    cut = arrays.pop("cut")
+    return len(np.unique(arrays["questions"][cut]))
+
+
 def _encode_rows(
-    spec: TaskSpec, columns: dict[str, list], tokenizer, length: int, origin: str
+    spec: TaskSpec,
+    columns: dict[str, list],
+    tokenizer,
+    length: int,
+    origin: str,
+    blank: bool = False,
 ) -> Arrays:
     if spec.kind in ("options", "text"):
-        return _encode_answers(spec, columns, tokenizer, length, origin)
+        return _encode_answers(spec, columns, tokenizer, length, origin, blank)
     texts = [*spec.text, *spec.choices, *((spec.joined,) if spec.joined else ())]
-    check_text(columns, texts, origin)
+    check_text(columns, texts, origin, blank)
     arrays = tokenise(spec, columns, tokenizer, length, origin)
     rows = arrays["questions"]
     numbers = np.zeros(rows[-1] + 1, dtype=np.float32)
@@ -183,11 +231,11 @@ def _encode_rows(
 
 
 def _encode_answers(
-    spec: TaskSpec, columns: dict[str, list], tokenizer, length: int, origin: str
+    spec: TaskSpec, columns: dict[str, list], tokenizer, length: int, origin: str, blank: bool
 ) -> Arrays:
     """Rows with text answers: a sequence an option, or one with the answer's own tokens."""
     labelled = spec.label in columns
-    check_text(columns, [*spec.text, *([spec.label] if labelled else [])], origin)
+    check_text(columns, [*spec.text, *([spec.label] if labelled else [])], origin, blank)
     right = None
     if spec.kind == "options" and labelled:
         right = right_options(columns, spec.choices[0], spec.label, origin)
@@ -211,4 +259,4 @@ def _subset(columns: dict[str, list], count: int, seed: list[int]) -> dict[str, 
 
 def _split_of(found: tuple[Arrays, dict[str, str]], cached: bool) -> EncodedSplit:
     arrays, notes = found
-    return EncodedSplit(**arrays, cached=cached, origin=notes["origin"])
+    return EncodedSplit(**arrays, cached=cached, origin=notes["origin"], cut=int(notes["cut"]))

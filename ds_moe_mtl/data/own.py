@@ -10,20 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, UserError
+from ds_moe_mtl.data.faults import Faults
 from ds_moe_mtl.data.hub import HubSplit, hub_split
-from ds_moe_mtl.data.rows import check_text, label_name, score
+from ds_moe_mtl.data.rows import check_text, label_name, not_a_score
 from ds_moe_mtl.data.tables import Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, known_tasks, task_groups
-from ds_moe_mtl.tasks.metrics import CLASS_METRICS, REGRESSION_METRICS
-from ds_moe_mtl.tasks.text_metrics import TEXT_METRICS
+from ds_moe_mtl.tasks.metrics import TWO_CLASSES, metrics_of
+from ds_moe_mtl.tasks.numbers import is_not_finite, is_whole, number
+from ds_moe_mtl.tasks.text2text import gym_tasks
 
 DEFAULT_LENGTH = 128  # tokens, as most of the paper's tasks
-_METRICS = {
-    "classification": CLASS_METRICS,
-    "regression": REGRESSION_METRICS,
-    "options": CLASS_METRICS,
-    "text": tuple(TEXT_METRICS),
-}
 
 
 def own_spec(task: OwnTask) -> TaskSpec:
@@ -31,44 +27,31 @@ def own_spec(task: OwnTask) -> TaskSpec:
 
     Labels that are text or whole numbers make a classification, others a regression, unless the
     task says (text: the label is generated) or has a column of options. Raises UserError for a
-    name that is taken, files that cannot be read, a label that is missing, and labels that are no
-    classes.
+    name that is taken, files that cannot be read, labels that are missing or no classes, and a
+    metric that cannot score them.
     """
-    if task.name in known_tasks() or task.name in task_groups():
+    if task.name in known_tasks() or task.name in task_groups() or task.name in gym_tasks():
         raise UserError(f"tasks: {task.name!r} is the name of a known task; choose another")
     columns = [*task.text, task.label, *([task.options] if task.options else [])]
     if len(set(columns)) < len(columns):
         raise UserError(f"tasks: {task.name!r} names a column twice: {', '.join(columns)}")
     hub = None if task.hub is None else (task.hub, task.hub_config or "")
     origin = task.train if hub is None else own_hub_split(task.name, hub, task.train).origin
-    values = _rows(task.name, hub, task.train, columns, task.label)[task.label]
+    rows = _rows(task.name, hub, task.train, columns, task.label)
+    values = rows[task.label]
     if not values:
         raise UserError(f"{origin}: the file has no rows; it needs at least one")
-    for row, value in enumerate(values):
-        if value is None or (isinstance(value, str) and not value.strip()):
-            raise UserError(f"{origin}: row {row} (from 0): no label in column {task.label!r}")
-        if isinstance(value, list | dict):
-            raise UserError(
-                f"{origin}: row {row} (from 0): column {task.label!r} holds {value!r:.60}; "
-                "allowed: one label an example, text or a number"
-            )
     kind = "options" if task.options else task.kind or _kind(values)
-    if kind == "regression":  # here, where rows still have the file's numbers
-        for row, value in enumerate(values):
-            score(task.label, row, value, origin)
-    metrics = _METRICS[kind]
-    if task.metric and task.metric not in metrics:
-        raise UserError(
-            f"tasks: {task.name!r}: metric {task.metric!r} is not one of {', '.join(metrics)}"
-        )
+    _check_labels(values, task.label, kind, origin)
+    labels = _classes(values, task.label, origin) if kind == "classification" else ()
     return TaskSpec(
         name=task.name,
         kind=kind,
         text=tuple(task.text),
         label=task.label,
-        labels=_classes(values, task.label, origin) if kind == "classification" else (),
+        labels=labels,
         choices=(task.options,) if task.options else (),
-        metric=task.metric or metrics[0],
+        metric=_metric(task, kind, labels, rows),
         max_length=task.max_length or DEFAULT_LENGTH,
         published_size=len(values),
         hub=hub,
@@ -134,22 +117,60 @@ def _held_out(spec: TaskSpec, columns: Columns) -> list[bool]:
 
 
 def _kind(values: Sequence) -> str:
-    numbers = [_number(value) for value in values]
-    is_score = None not in numbers and not all(_is_whole(value) for value in values)
-    return "regression" if is_score else "classification"
+    labels = [value for value in values if not (_is_missing(value) or is_not_finite(value))]
+    is_score = all(number(value) is not None for value in labels)
+    return "regression" if is_score and not all(map(is_whole, labels)) else "classification"
 
 
-def _number(value) -> float | None:
-    try:
-        return None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return None
+def _check_labels(values: Sequence, label: str, kind: str, origin: str) -> None:
+    """Raise UserError for labels that are missing, several, or no scores: each kind counted."""
+    faults = Faults(origin)
+    for row, value in enumerate(values):
+        where = f"row {row} (from 0)"
+        if _is_missing(value):
+            faults.add("missing", f"{where}: no label in column {label!r}")
+        elif isinstance(value, list | dict | bytes):
+            faults.add(
+                type(value),
+                f"{where}: column {label!r} holds {value!r:.60}; "
+                "allowed: one label an example, text or a number",
+            )
+        elif kind in ("options", "text"):
+            continue  # an answer may be any text
+        elif is_not_finite(value) or (kind == "regression" and number(value) is None):
+            faults.add(("number", is_not_finite(value)), f"{where}: {not_a_score(label, value)}")
+    faults.check()
 
 
-def _is_whole(value) -> bool:
-    if isinstance(value, str):
-        return value.strip().lstrip("+-").isdigit()
-    return isinstance(value, int)
+def _is_missing(value) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _metric(task: OwnTask, kind: str, labels: Sequence[str], rows: Columns) -> str:
+    """The metric of a task. Raises UserError, with those allowed, for one that cannot score it."""
+    allowed = metrics_of(kind)
+    if task.metric is None:
+        return allowed[0]
+    reason = ""
+    if task.metric not in allowed:
+        reason = f"is not one of {', '.join(allowed)}"
+    elif kind == "classification" and task.metric in TWO_CLASSES and len(labels) > 2:
+        others = ", ".join(name for name in allowed if name not in TWO_CLASSES)
+        reason = f"scores two classes, and there are {len(labels)}; allowed: {others}"
+    elif kind == "options" and task.metric != allowed[0]:
+        lists = [tuple(options or ()) for options in rows[task.options]]
+        if len(set(lists)) > 1:
+            reason = f"needs the same options in every row; allowed: {allowed[0]}"
+        elif task.metric in TWO_CLASSES and len(lists[0]) > 2:
+            others = ", ".join(name for name in allowed if name not in TWO_CLASSES)
+            reason = f"scores two options, and there are {len(lists[0])}; allowed: {others}"
+    elif kind == "text" and task.metric == "pearson":
+        texts = [value for value in rows[task.label] if number(value) is None]
+        if texts:
+            reason = f"scores numbers, and {len(texts):,} answers are none ({texts[0]!r:.40} first)"
+    if reason:
+        raise UserError(f"tasks: {task.name!r}: metric {task.metric!r} {reason}")
+    return task.metric
 
 
 def _classes(values: Sequence, label: str, origin: str) -> tuple[str, ...]:
@@ -157,9 +178,17 @@ def _classes(values: Sequence, label: str, origin: str) -> tuple[str, ...]:
     if len(names) < 2:
         raise UserError(f"{origin}: column {label!r} has one class only: {names.pop()!r}")
     if len(names) > len(values) / 2 and len(values) > 8:
+        words = [row for row, value in enumerate(values) if number(value) is None]
+        stray = ""
+        if len(words) <= len(values) / 2:
+            stray = (
+                f"; {len(words):,} of them are no numbers: {label_name(values[words[0]])!r:.40}, "
+                f"row {words[0]} (from 0), is the first"
+            )
         raise UserError(
             f"{origin}: column {label!r} has {len(names)} different values in "
-            f"{len(values)} rows; these are no classes (kind: regression takes numbers)"
+            f"{len(values)} rows; these are no classes (kind: regression takes numbers){stray}"
         )
-    is_numeric = all(_is_whole(name) for name in names)
-    return tuple(sorted(names, key=lambda name: (int(name) if is_numeric else 0, name)))
+    if all(map(is_whole, names)):
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
+    return tuple(sorted(names))

@@ -1,31 +1,40 @@
 """Checks on the values of a split's columns, and its labels as numbers."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.data.faults import Faults
 from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks.numbers import number
 
-LARGEST_SCORE = float(np.finfo(np.float32).max)
 
+def check_text(
+    columns: dict[str, list], names: Sequence[str], origin: str, blank: bool = False
+) -> None:
+    """Raise UserError unless each of these columns holds text in every row, and not only blanks.
 
-def check_text(columns: dict[str, list], names: Sequence[str], origin: str) -> None:
-    """Raise UserError unless each of these columns holds text in every row, and not only blanks."""
+    blank: whether a column may hold nothing but blanks. The line has every kind of fault with its
+    first row and the number of rows.
+    """
+    faults = Faults(origin)
     for name in names:
-        values = columns[name]
-        for row, value in enumerate(values):
+        for row, value in enumerate(columns[name]):
             if not isinstance(value, str):
-                raise UserError(
-                    f"{origin}: row {row} (from 0): column {name!r} holds {_shown(value)}, not text"
+                faults.add(
+                    (name, type(value)),
+                    f"row {row} (from 0): column {name!r} holds {_shown(value)}, not text",
                 )
-            if not _is_unicode(value):
-                raise UserError(
-                    f"{origin}: row {row} (from 0): column {name!r} holds half a character "
-                    f"(a lone surrogate) in {_shown(value)}"
+            elif not _is_unicode(value):
+                faults.add(
+                    (name, "surrogate"),
+                    f"row {row} (from 0): column {name!r} holds half a character "
+                    f"(a lone surrogate) in {_shown(value)}",
                 )
-        if not any(value.strip() for value in values):
+    faults.check()
+    for name in names:
+        if not blank and not any(value.strip() for value in columns[name]):
             raise UserError(f"{origin}: every text of column {name!r} is empty")
 
 
@@ -35,16 +44,20 @@ def right_options(columns: dict[str, list], options: str, label: str, origin: st
     Raises UserError that names the row of an answer that is no option, or one that is several.
     """
     right: list[bool] = []
+    faults = Faults(origin)
     for row, (choices, answer) in enumerate(zip(columns[options], columns[label], strict=True)):
         if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices):
             choices = [choice.strip() for choice in choices]  # P3's answers begin with blanks
         answer = answer.strip()
         if not isinstance(choices, list) or choices.count(answer) != 1:
-            raise UserError(
-                f"{origin}: row {row} (from 0): the answer {_shown(answer)} is not one of the "
-                f"options {_shown(choices)} (each once)"
+            faults.add(
+                type(choices),
+                f"row {row} (from 0): the answer {_shown(answer)} is not one of the "
+                f"options {_shown(choices)} (each once)",
             )
+            continue
         right.extend(choice == answer for choice in choices)
+    faults.check()
     return np.array(right, dtype=np.float32)
 
 
@@ -52,42 +65,53 @@ def label_numbers(spec: TaskSpec, values: Sequence, origin: str) -> np.ndarray:
     """Class numbers, scores, or the number of the right choice, float32 [rows].
 
     A published set's labels are names or class numbers; a user's own are names only.
-    Raises UserError that names the row of a label outside the label set.
+    Raises UserError that names the first row and the number of rows of each label outside the
+    label set.
     """
     if spec.kind == "regression":
-        return np.array(
-            [score(spec.label, row, value, origin) for row, value in enumerate(values)], "f4"
-        )
+        return scores(spec.label, values, origin)
     names = spec.choices if spec.kind == "ranking" else spec.labels
     number_of = {name: number for number, name in enumerate(names)}
     numbers = np.empty(len(values), dtype=np.float32)
+    faults = Faults(origin)
     for row, value in enumerate(values):
         if spec.is_own or isinstance(value, str):
-            number = number_of.get(label_name(value))
+            found = number_of.get(label_name(value))
         else:
             is_number = isinstance(value, int) and 0 <= value < len(names)
-            number = int(value) if is_number else None
-        if number is None:
-            raise UserError(
-                f"{origin}: row {row} (from 0): label {_shown(value)} in column {spec.label!r} "
-                f"is not one of {_listed(names)}"
+            found = int(value) if is_number else None
+        if found is None:
+            faults.add(
+                _shown(value),
+                f"row {row} (from 0): label {_shown(value)} in column {spec.label!r} "
+                f"is not one of {_listed(names)}",
             )
-        numbers[row] = number
+            continue
+        numbers[row] = found
+    faults.check()
     return numbers
 
 
-def score(column: str, row: int, value, origin: str) -> float:
-    """A regression's label. Raises UserError that names the row of one float32 cannot hold."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not abs(number) <= LARGEST_SCORE:  # NaN is not, either
-        raise UserError(
-            f"{origin}: row {row} (from 0): label {_shown(value)} in column {column!r} "
-            "is not a finite number"
-        )
-    return number
+def scores(column: str, values: Sequence, origin: str) -> np.ndarray:
+    """A regression's labels, float32 [rows].
+
+    Raises UserError that names the first row of what is no number and of what float32 cannot hold.
+    """
+    faults = Faults(origin)
+    found = np.empty(len(values), dtype=np.float32)
+    for row, value in enumerate(values):
+        score = number(value)
+        if score is None:
+            faults.add(type(value), f"row {row} (from 0): {not_a_score(column, value)}")
+            continue
+        found[row] = score
+    faults.check()
+    return found
+
+
+def not_a_score(column: str, value) -> str:
+    """In words that a value cannot be a score."""
+    return f"label {_shown(value)} in column {column!r} is not a finite number"
 
 
 def label_name(value) -> str:

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.data.faults import Faults
 
 Columns = dict[str, list]
 
@@ -35,10 +37,14 @@ def need_columns(wanted: Iterable[str], present: Iterable[str], origin: str) -> 
     present = list(present)
     for name in wanted:
         if name not in present:
-            has = ", ".join(repr(name) for name in present) or "none at all"
-            raise UserError(f"{origin}: no column {name!r}; it has {has}")
+            raise UserError(f"{origin}: {_lacks(name, present)}")
         if present.count(name) > 1:
             raise UserError(f"{origin}: {present.count(name)} columns are named {name!r}")
+
+
+def _lacks(name: str, present: Iterable[str]) -> str:
+    has = ", ".join(repr(name) for name in present) or "none at all"
+    return f"no column {name!r}; it has {has}"
 
 
 def _parquet(path: Path, columns: list[str]) -> Columns:
@@ -57,24 +63,33 @@ def _parquet(path: Path, columns: list[str]) -> Columns:
 
 def _json_lines(path: Path, columns: list[str]) -> Columns:
     table: Columns = {name: [] for name in columns}
+    faults = Faults(str(path))
     with open(path, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:  # ValueError: also 5,000 digits
+                reason = getattr(error, "msg", error)
+                faults.add("JSON", f"line {number} is not JSON ({reason})")
+                continue
             if not isinstance(row, dict):
-                raise UserError(f"{path}: line {number} is not a JSON object")
-            need_columns(columns, row, f"{path}: line {number}")
+                faults.add("object", f"line {number} is not a JSON object")
+                continue
             for name in columns:
-                table[name].append(row[name])
+                if name not in row:
+                    faults.add(("column", name), f"line {number}: {_lacks(name, row)}")
+                table[name].append(row.get(name))
+    faults.check()
     return table
 
 
 def _separated(path: Path, columns: list[str], **dialect) -> Columns:
+    # Python's limit of 131,072 characters a field is the process's and guards nothing here.
+    csv.field_size_limit(sys.maxsize)
     table: Columns = {name: [] for name in columns}
+    faults = Faults(str(path))
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True, **dialect)
         try:
@@ -85,14 +100,17 @@ def _separated(path: Path, columns: list[str], **dialect) -> Columns:
                 if not row:
                     continue
                 if len(row) != len(header):
-                    raise UserError(
-                        f"{path}: line {rows.line_num} has {len(row)} fields, "
-                        f"the first line has {len(header)}"
+                    faults.add(
+                        "fields",
+                        f"line {rows.line_num} has {len(row)} fields, "
+                        f"the first line has {len(header)}",
                     )
+                    continue
                 for values, place in places:
                     values.append(row[place])
         except csv.Error as error:
-            raise UserError(f"{path}: line {rows.line_num}: {error}") from None
+            faults.add("format", f"line {rows.line_num}: {error}")
+    faults.check()
     return table
 
 

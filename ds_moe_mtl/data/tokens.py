@@ -22,7 +22,9 @@ Arrays = dict[str, np.ndarray]
 def tokenise(
     spec: TaskSpec, columns: dict[str, list], tokenizer, max_length: int, origin: str
 ) -> Arrays:
-    """Arrays input_ids, offsets, second_start, questions (and spans for a span task).
+    """Arrays input_ids, offsets, second_start, questions, cut (and spans for a span task).
+
+    cut: bool [N], whether the sequence lacks a part of its text.
 
     The longer text of a pair is cut on the right first (longest_first). A ranking row gives one
     sequence a choice. Raises UserError for a length below the tokenizer's own special tokens and
@@ -32,10 +34,11 @@ def tokenise(
     specials = tokenizer.num_special_tokens_to_add(pair=seconds is not None)
     if max_length <= specials + (seconds is not None):
         raise UserError(f"max_length: {max_length} tokens leave no room for {spec.name!r}'s text")
+    cut = np.zeros(len(heads), dtype=bool)
     if tails is None:
         firsts = heads
     else:
-        firsts = _join(heads, tails, seconds, tokenizer, max_length - specials)
+        firsts, cut = _join(heads, tails, seconds, tokenizer, max_length - specials)
     has_types = "token_type_ids" in tokenizer.model_input_names
     ids, second_start, spans = [], [], []
     for start in range(0, len(firsts), ROWS_AT_ONCE):
@@ -49,6 +52,7 @@ def tokenise(
             return_token_type_ids=has_types,
         )
         ids.extend(np.array(sequence, dtype=np.int32) for sequence in batch["input_ids"])
+        cut[rows] |= [bool(encoding.overflowing) for encoding in batch.encodings]
         if has_types:
             second_start.extend(len(types) - sum(types) for types in batch["token_type_ids"])
         else:
@@ -61,6 +65,7 @@ def tokenise(
         "offsets": np.cumsum([0, *(len(sequence) for sequence in ids)], dtype=np.int64),
         "second_start": np.array(second_start, dtype=np.int32),
         "questions": np.array(questions, dtype=np.int64),
+        "cut": cut,
     }
     if spec.kind == "span":
         arrays["spans"] = np.array(spans, dtype=np.int32)
@@ -102,8 +107,10 @@ def _segments(spec: TaskSpec, columns: dict[str, list]):
 
 def _join(
     heads: Sequence[str], tails: Sequence[str], seconds: Sequence[str], tokenizer, room: int
-) -> list[str]:
+) -> tuple[list[str], np.ndarray]:
     """Each head with its tail, the head shortened where the sequence has more tokens than `room`.
+
+    With it which heads were shortened, bool [N].
 
     Cutting the joined text on the right would lose MultiRC's question: our choice is to cut the
     paragraph before it.
@@ -114,14 +121,15 @@ def _join(
     # The same paragraph stands in many rows. The blank belongs to the first token of a tail.
     texts = list({*heads, *seconds, *(f" {tail}" for tail in tails)})
     pieces = dict(zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True))
-    joined = []
-    for head, tail, second in zip(heads, tails, seconds, strict=True):
+    joined, cut = [], np.zeros(len(heads), dtype=bool)
+    for row, (head, tail, second) in enumerate(zip(heads, tails, seconds, strict=True)):
         tokens = len(pieces[head])
         excess = tokens + len(pieces[f" {tail}"]) + len(pieces[second]) - room
         if 0 < excess < tokens:
             head = head[: pieces[head].offsets[tokens - excess][0]].rstrip()
+            cut[row] = True
         joined.append(f"{head} {tail}")
-    return joined
+    return joined, cut
 
 
 def _word_spans(

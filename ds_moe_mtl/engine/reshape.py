@@ -17,6 +17,7 @@ import torch
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.engine.unpickle import load_pickled
+from ds_moe_mtl.models.heads import INSIDE, ON_DISK
 from ds_moe_mtl.moe.convert import expert_layout, is_expert_key, plain_key
 
 TOPOLOGY = ("world_size", "ep_size", "zero_stage")
@@ -96,6 +97,7 @@ class StoredTraining:
             self._index_partitions()
         else:
             self._index_states(model, manifest["optimizer_order"])
+        self._number_heads(list(model["module"]))
 
     def names(self) -> set[str]:
         """Return the plain names of all parameters."""
@@ -147,6 +149,16 @@ class StoredTraining:
                 self._scalars[plain], flats = _split_state(optimizer["state"].get(number, {}))
                 weight = weights[plain]
                 self._fragments[plain].append(_Fragment(weight, flats, 0, weight.numel()))
+
+    def _number_heads(self, names: list[str]) -> None:
+        """Give heads their numbers where a checkpoint of before has them by their tasks' names."""
+        before, now = f"heads.{ON_DISK}.", f"heads.{INSIDE}."
+        heads = dict.fromkeys(n.split(".")[2] for n in names if n.startswith(before))
+        for number, head in enumerate(heads):
+            for of_name in (self._fragments, self._scalars):
+                for name in [n for n in of_name if n.startswith(f"{before}{head}.")]:
+                    renamed = f"{now}{number}.{name.rpartition('.')[2]}"
+                    of_name[renamed] = of_name.pop(name)
 
     def _optimizers(self, model: dict) -> Iterator[tuple[int, dict]]:
         if not model.get("num_experts"):

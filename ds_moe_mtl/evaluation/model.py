@@ -1,6 +1,6 @@
 """A trained model in use: load the folder, predict, score; no DeepSpeed, no process group."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -9,6 +9,7 @@ import torch
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit, encode_columns, encode_task, evaluation_batches
+from ds_moe_mtl.evaluation.examples import columns_of
 from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, decoded, task_result
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.description import model_folder
@@ -20,8 +21,6 @@ from ds_moe_mtl.tasks import TaskSpec
 TOKENS_PER_BATCH = 8192
 _TOKENIZER = Lock()
 """Held while a tokenizer works: it keeps the length to cut at in itself, for all threads."""
-
-Texts = str | Sequence[str]
 
 
 class MultiTaskModel:
@@ -60,29 +59,39 @@ class MultiTaskModel:
 
     def task(self, name: str) -> TaskSpec:
         """Return a task's row. Raises UserError for one that the model does not have."""
-        if name not in self.specs:
+        if not isinstance(name, str) or name not in self.specs:
             raise UserError(f"the model has no task {name!r}; it has: {', '.join(self.specs)}")
         return self.specs[name]
 
-    def predict(self, task: str, examples: Sequence[Texts], max_length: int | None = None) -> list:
+    def predict(self, task: str, examples: Iterable, max_length: int | None = None) -> list:
         """Return a label name (or a score, for a regression) for each example, in order.
 
-        examples: a text each, or a tuple with one value for each of the task's input columns
-        (`inputs(task)`: text pairs; a word-sense example adds its word positions). For a ranking
-        task the answer is the name of the chosen column; for one with options, whose examples
-        are (text, list of options), the chosen option; for one that generates, a text. Raises
-        UserError for examples of another shape.
+        examples: a list (or an array, a column of a table, a generator) of texts, or of one tuple
+        or dict an example with a value for each of the task's input columns (`inputs(task)`: text
+        pairs; a word-sense example adds its word positions); or a table (DataFrame) of those
+        columns. For a ranking task the answer is the name of the chosen column; for one with
+        options, whose examples are (text, list of options), the chosen option; for one that
+        generates, a text. Raises UserError for examples of another shape and for a model whose
+        outputs are not finite.
         """
         spec = self.task(task)
-        if not examples:
+        columns = columns_of(spec, self.inputs(task), examples)
+        if not columns[spec.text[0]]:
             return []
-        split = self._encode(spec, examples, max_length)
+        if max_length is not None and (isinstance(max_length, bool) or not max_length > 0):
+            raise UserError(f"max_length: {max_length!r}; allowed: a whole number above 0, or None")
+        with _TOKENIZER:
+            split = encode_columns(
+                spec, columns, self.tokenizer, max_length, "the examples given", blank=True
+            )
         outputs_NC = self.outputs(spec.name, split)
         if spec.kind == "text":
             with _TOKENIZER:
                 return decoded(outputs_NC, self.tokenizer)
+        if not np.isfinite(outputs_NC).all():
+            raise UserError(f"the model's outputs for {spec.name} are not finite: it has diverged")
         if spec.kind == "options":
-            return _best_options(examples, outputs_NC[:, 0], split.questions)
+            return _best_options(columns[spec.choices[0]], outputs_NC[:, 0], split.questions)
         if spec.kind == "regression":
             return [float(value) for value in outputs_NC[:, 0]]
         if spec.kind == "ranking":
@@ -129,27 +138,12 @@ class MultiTaskModel:
     def _index(self, task: str) -> int:
         return list(self.specs).index(task)
 
-    def _encode(
-        self, spec: TaskSpec, examples: Sequence[Texts], max_length: int | None
-    ) -> EncodedSplit:
-        names = self.inputs(spec.name)
-        rows = [(example,) if isinstance(example, str) else tuple(example) for example in examples]
-        for number, row in enumerate(rows):
-            if len(row) != len(names):
-                raise UserError(
-                    f"{spec.name}: example {number} has {len(row)} values; "
-                    f"needed: {', '.join(names)}"
-                )
-        columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-        with _TOKENIZER:
-            return encode_columns(spec, columns, self.tokenizer, max_length, "the examples given")
-
 
 def _best_options(
-    examples: Sequence[Texts], scores_N: np.ndarray, questions_N: np.ndarray
+    options: Sequence[Sequence[str]], scores_N: np.ndarray, questions_N: np.ndarray
 ) -> list[str]:
     """Return each example's option with the best score."""
     return [
-        example[1][int(scores_N[questions_N == number].argmax())]
-        for number, example in enumerate(examples)
+        choices[int(scores_N[questions_N == number].argmax())]
+        for number, choices in enumerate(options)
     ]

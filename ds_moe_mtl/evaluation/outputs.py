@@ -54,19 +54,26 @@ def task_result(
 ) -> dict:
     """Return {"metric", "value" in percent, "examples"} of a task's outputs.
 
-    tokenizer: reads generated answers. Raises UserError where outputs are not finite: the training
-    has diverged.
+    With a metric of one class against another, "positive_class" too. tokenizer: reads generated
+    answers. Raises UserError where outputs are not finite (the training has diverged) and where
+    the metric cannot score the answers.
     """
-    from ds_moe_mtl.tasks.metrics import score
+    from ds_moe_mtl.tasks.metrics import positive_class, score
 
-    if spec.kind == "text":
-        value = score_text(spec.metric, decoded(outputs_NC, tokenizer), answers(split, tokenizer))
-        return {"metric": spec.metric, "value": value, "examples": split.num_examples}
-
-    if not np.isfinite(outputs_NC).all():
+    if spec.kind != "text" and not np.isfinite(outputs_NC).all():
         raise UserError(
             f"the model's outputs for {spec.name} are not finite: the training diverged; "
             f"allowed: a smaller train.lr or a longer train.warmup"
         )
-    value = score(spec, outputs_NC, split.labels, split.questions, split.parts)
-    return {"metric": spec.metric, "value": value, "examples": split.num_examples}
+    try:
+        if spec.kind == "text":
+            value = score_text(
+                spec.metric, decoded(outputs_NC, tokenizer), answers(split, tokenizer)
+            )
+        else:
+            value = score(spec, outputs_NC, split.labels, split.questions, split.parts)
+    except ValueError as error:
+        raise UserError(f"{spec.name}: {error}") from error
+    result = {"metric": spec.metric, "value": value, "examples": split.num_examples}
+    positive = positive_class(spec)
+    return result if positive is None else {**result, "positive_class": positive}

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from ds_moe_mtl.models.heads import HeadSpec, to_disk
+
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -22,10 +24,14 @@ _KEYS = {"kind", "encoder", "tasks", "about"}
 def save_folder(
     folder: Path, description: dict, state: Mapping[str, torch.Tensor], tokenizer
 ) -> None:
-    """Write a model folder from a network's description and its plain state."""
+    """Write a model folder from a network's description and its plain state.
+
+    Heads get their tasks' names there. Every file has the permissions that a new file gets.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    state = to_disk(state, head_specs_of(description))
     tensors, seen = {}, set()
     for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
@@ -33,10 +39,19 @@ def save_folder(
             tensors[name] = tensor.detach().cpu().contiguous()
         seen.add(place)
     temporary = folder / (WEIGHTS + ".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    permissions = temporary.stat().st_mode  # by umask, which safetensors does not ask
     save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.chmod(permissions)
     temporary.replace(folder / WEIGHTS)
     tokenizer.save_pretrained(folder)
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def head_specs_of(description: Mapping) -> list[HeadSpec]:
+    """Return the heads that a description speaks of; none of a model that generates."""
+    return [HeadSpec(**head) for head in description.get("heads", ())]
 
 
 def read_description(folder: Path) -> dict:

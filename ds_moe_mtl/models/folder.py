@@ -10,10 +10,10 @@ from ds_moe_mtl.models.description import (
     CONFIG,
     FORMAT,
     WEIGHTS,
+    head_specs_of,
     read_description,
     read_state,
 )
-from ds_moe_mtl.models.heads import HeadSpec
 from ds_moe_mtl.models.multitask import SPARSE_KINDS, MultiTaskNetwork, build_network
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
@@ -61,7 +61,7 @@ def load_folder(
     network = build_network(
         transformer,
         description["kind"],
-        [HeadSpec(**head) for head in description["heads"]],
+        head_specs_of(description),
         transformer.config.hidden_dropout_prob,
         RoutingOptions(**description["routing"]) if description["routing"] else None,
         gate_of_task=description["gate_of_task"],

@@ -1,10 +1,14 @@
 """Task heads: all tasks' outputs in one product, so that every head gets a gradient on every rank.
 
+A head is known inside by its place among the heads, not by the task's name: a name that a user
+chose may be an attribute of a module ("type", "train"), or a word that DeepSpeed looks for in the
+names of parameters. On disk, in a model folder, it has the task's name.
+
 B sequences, D hidden size, C outputs of the widest task, K outputs of all tasks together.
 Source: "Sparsely Activated MoE are Robust Multi-Task Learners", eq. 7-8 and sec. 4.4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +18,9 @@ from ds_moe_mtl.models.dropout import Dropout
 
 HEAD_INIT_STD = 0.02
 """Same paper, sec. 4.4."""
+
+INSIDE, ON_DISK = "linears", "tasks"
+"""What the heads stand under in a network's state and in a model folder's."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,9 @@ class HeadSpec:
     shared: str = ""
 
     @property
-    def key(self) -> str:
-        """The name of the head among the network's."""
-        return self.shared or self.name
+    def key(self) -> tuple[str, str]:
+        """What tells the head from the network's others: a shared name is no task's."""
+        return ("shared", self.shared) if self.shared else ("task", self.name)
 
 
 class TaskHeads(nn.Module):
@@ -42,20 +49,19 @@ class TaskHeads(nn.Module):
         super().__init__()
         self.specs = tuple(specs)
         self.dropout = Dropout(dropout)
-        self.tasks = nn.ModuleDict()
-        for spec in self._heads():
+        self.linears = nn.ModuleList()
+        for spec in own_heads(self.specs):
             head = nn.Linear(hidden_size * (3 if spec.spans else 1), spec.outputs)
             nn.init.normal_(head.weight, std=HEAD_INIT_STD)
             nn.init.zeros_(head.bias)
-            self.tasks[spec.key] = head
+            self.linears.append(head)
         self.register_buffer("column", self._columns(), persistent=False)
+        self.register_load_state_dict_pre_hook(_take_names_of_disk)
 
-    def _heads(self) -> list[HeadSpec]:
-        """Return one spec a head, in the order of the tasks."""
-        heads: dict[str, HeadSpec] = {}
-        for spec in self.specs:
-            heads.setdefault(spec.key, spec)
-        return list(heads.values())
+    def head(self, key: tuple[str, str]) -> nn.Linear | None:
+        """Return the head of that `HeadSpec.key`, or None."""
+        keys = [spec.key for spec in own_heads(self.specs)]
+        return self.linears[keys.index(key)] if key in keys else None
 
     def _columns(self) -> torch.Tensor:
         """Return [tasks, C]: the column of each task's outputs in the joint product; -1: none."""
@@ -63,7 +69,7 @@ class TaskHeads(nn.Module):
         column = torch.full((len(self.specs), widest), -1, dtype=torch.long)
         firsts, first = {}, 0
         for spans in (False, True):
-            for spec in (spec for spec in self._heads() if spec.spans == spans):
+            for spec in (spec for spec in own_heads(self.specs) if spec.spans == spans):
                 firsts[spec.key] = first
                 first += spec.outputs
         for task, spec in enumerate(self.specs):
@@ -94,12 +100,68 @@ class TaskHeads(nn.Module):
         return joint_BK.gather(1, column_BC.clamp(min=0)).masked_fill(column_BC < 0, -torch.inf)
 
     def _product(self, x_BX: torch.Tensor, spans: bool) -> torch.Tensor:
-        heads = [self.tasks[spec.key] for spec in self._heads() if spec.spans == spans]
+        pairs = zip(own_heads(self.specs), self.linears, strict=True)
+        heads = [head for spec, head in pairs if spec.spans == spans]
         if not heads:
             return x_BX.new_zeros((x_BX.shape[0], 0))
         weight = torch.cat([head.weight for head in heads])
         bias = torch.cat([head.bias for head in heads])
         return nn.functional.linear(x_BX, weight, bias)
+
+
+def own_heads(specs: Sequence[HeadSpec]) -> list[HeadSpec]:
+    """Return one spec a head, in the order of the tasks."""
+    heads: dict[tuple[str, str], HeadSpec] = {}
+    for spec in specs:
+        heads.setdefault(spec.key, spec)
+    return list(heads.values())
+
+
+def names_on_disk(specs: Sequence[HeadSpec]) -> list[str]:
+    """Return what each head is called in a model folder: its task's name, or the shared one.
+
+    A task that is called as a shared head is told from it by a colon, which no task's name has.
+    """
+    heads = own_heads(specs)
+    shared = {spec.shared for spec in heads if spec.shared}
+    return [
+        spec.shared or (f"task:{spec.name}" if spec.name in shared else spec.name) for spec in heads
+    ]
+
+
+def to_disk(
+    state: Mapping[str, torch.Tensor], specs: Sequence[HeadSpec], prefix: str = "heads."
+) -> dict[str, torch.Tensor]:
+    """Return a network's state under the names that a model folder has."""
+    names = {f"{place}": name for place, name in enumerate(names_on_disk(specs))}
+    return _renamed(state, f"{prefix}{INSIDE}.", f"{prefix}{ON_DISK}.", names)
+
+
+def from_disk(
+    state: Mapping[str, torch.Tensor], specs: Sequence[HeadSpec], prefix: str = "heads."
+) -> dict[str, torch.Tensor]:
+    """Return a model folder's state under a network's own names; others stay as they are."""
+    names = {name: f"{place}" for place, name in enumerate(names_on_disk(specs))}
+    return _renamed(state, f"{prefix}{ON_DISK}.", f"{prefix}{INSIDE}.", names)
+
+
+def _renamed(
+    state: Mapping[str, torch.Tensor], before: str, after: str, names: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for key, tensor in state.items():
+        name, _, rest = key.removeprefix(before).rpartition(".")
+        is_head = key.startswith(before) and name in names
+        renamed[f"{after}{names[name]}.{rest}" if is_head else key] = tensor
+    return renamed
+
+
+def _take_names_of_disk(heads: "TaskHeads", state: dict, prefix: str, *_) -> None:
+    """Let a model folder's names, and those of checkpoints of before, stand for the heads' own."""
+    renamed = from_disk(state, heads.specs, prefix)
+    if renamed.keys() != state.keys():
+        state.clear()
+        state.update(renamed)
 
 
 def word_states(

@@ -4,14 +4,17 @@ G gates, E experts, D hidden size.
 Source: "Sparsely Activated MoE are Robust Multi-Task Learners", sec. 4.5 and 5.2 (gates re-used).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from ds_moe_mtl.models.description import head_specs_of
+from ds_moe_mtl.models.heads import INSIDE, HeadSpec, from_disk, own_heads
 from ds_moe_mtl.models.multitask import MultiTaskNetwork
+from ds_moe_mtl.tasks import TaskSpec
 
 OWN, RANDOM = "own", "random"
-HEADS = "heads.tasks."
+HEADS = f"heads.{INSIDE}."
 PER_GATE = (".gate.wg.weight", ".gate.wg.vectors")  # rows by gate; all else of a gate is shared
 
 
@@ -21,26 +24,30 @@ def continued_state(
     state: Mapping[str, torch.Tensor],
     gate: str,
     head: str,
+    tasks: Sequence[TaskSpec] = (),
 ) -> dict[str, torch.Tensor]:
     """Return the state of `network` with what it shares with a trained model taken from there.
 
     network: newly drawn, with one gate a task of its own (mt_tag). gate: "own", "random" (as
     drawn) or the model's task whose gate every task here begins with. head: "keep", "new" (as
-    drawn), or "auto": kept where the model has the task. Raises ValueError, one line, for a gate
-    or head that the model does not have.
+    drawn), or "auto": kept where the model has the task. tasks: the rows of the network's tasks;
+    a head's outputs go to the classes of their names, whatever the order of both. Raises
+    ValueError, one line, for a gate or head that the model does not have, and for a task of its
+    name that has other classes.
     """
     names = [spec.name for spec in network.heads.specs]
+    theirs = head_specs_of(description)
+    state = from_disk(state, theirs)
+    heads, known = own_heads(network.heads.specs), [spec.key for spec in own_heads(theirs)]
     found = dict(network.state_dict())
     for key in found:
         if key.startswith(HEADS):
-            name = key.split(".")[2]
-            if _kept(name, description, head):
-                if state[key].shape != found[key].shape:
-                    raise ValueError(
-                        f"start.head: the model's head for {name!r} has {len(state[key])} outputs, "
-                        f"the task {len(found[key])}; allowed: start.head=new"
-                    )
-                found[key] = state[key]
+            place, _, kind = key.removeprefix(HEADS).partition(".")
+            spec = heads[int(place)]
+            if _kept(spec, theirs, head):
+                rows = state[f"{HEADS}{known.index(spec.key)}.{kind}"]
+                order = _class_order(spec, theirs, description["tasks"], tasks)
+                found[key] = rows if order is None else rows[order]
         elif key.endswith(PER_GATE) and description["kind"] == "mt_tag":
             found[key] = _gates(key, found[key], names, description, state, gate)
         else:
@@ -83,10 +90,49 @@ def _donor(name: str, gate: str, description: Mapping) -> int:
     return description["gate_of_task"][known.index(asked)]
 
 
-def _kept(name: str, description: Mapping, head: str) -> bool:
-    known = [spec["name"] for spec in description["heads"]]
-    if head == "keep" and name not in known:
+def _kept(spec: HeadSpec, theirs: Sequence[HeadSpec], head: str) -> bool:
+    known = [other.key for other in theirs]
+    if head == "keep" and spec.key not in known:
         raise ValueError(
-            f"start.head: keep, but the model has no head for {name!r}; it has: {', '.join(known)}"
+            f"start.head: keep, but the model has no head for {spec.name!r}; it has: "
+            f"{', '.join(other.name for other in theirs)}"
         )
-    return head != "new" and name in known
+    return head != "new" and spec.key in known
+
+
+def _class_order(
+    spec: HeadSpec, theirs: Sequence[HeadSpec], known: Sequence[Mapping], tasks: Sequence[TaskSpec]
+) -> list[int] | None:
+    """Return, for each class of the task here, its place in the model; None: the same order.
+
+    Raises ValueError where the task is of another kind there, or has other classes.
+    """
+    allowed = "allowed: start.head=new, or another name for the task"
+    there = next((row for row in known if row["name"] == spec.name), None)
+    here = next((task for task in tasks if task.name == spec.name), None)
+    if here is not None and there is not None and not spec.shared:
+        if there["kind"] != here.kind:
+            raise ValueError(
+                f"start.head: {spec.name!r} is a {there['kind']} in the model and a {here.kind} "
+                f"here; {allowed}"
+            )
+        before, now = list(there["labels"]), list(here.labels)
+        if sorted(before) != sorted(now):
+            lost, new = (sorted(set(a) - set(b)) for a, b in ((before, now), (now, before)))
+            raise ValueError(
+                f"start.head: {spec.name!r} has other classes in the model: {_listed(lost)} there "
+                f"only, {_listed(new)} here only; {allowed}"
+            )
+        return None if before == now else [before.index(name) for name in now]
+    outputs = next(other.outputs for other in theirs if other.key == spec.key)
+    if outputs != spec.outputs:
+        raise ValueError(
+            f"start.head: the model's head for {spec.name!r} has {outputs} outputs, "
+            f"the task {spec.outputs}; {allowed}"
+        )
+    return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:6])) or "none"
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"

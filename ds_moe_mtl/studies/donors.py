@@ -22,7 +22,7 @@ from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
 from ds_moe_mtl.models.token_level.moe_layer import Gate
-from ds_moe_mtl.models.transfer import RANDOM, donors
+from ds_moe_mtl.models.transfer import OWN, RANDOM, donors
 from ds_moe_mtl.tasks import TaskSpec
 
 EXAMPLES = 256
@@ -47,13 +47,15 @@ def donor_losses(folder: Path, spec: TaskSpec, split: EncodedSplit, seed: int) -
     except ValueError as error:
         raise UserError(str(error)) from error
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    names = donors(description)
-    if not names:
+    gates = dict(zip(donors(description), description["gate_of_task"], strict=False))
+    if not gates:
         raise UserError(f"start.gate: {folder} is a {description['kind']} model, without gates")
+    for word in (OWN, RANDOM):  # start.gate means something else by it than a task of that name
+        gates.pop(word, None)
     folds = _folds(spec, split, seed)
     losses = {
         name: held_out_loss(spec, _features(network, spec, split, gate), split, folds)
-        for name, gate in zip(names, description["gate_of_task"], strict=True)
+        for name, gate in gates.items()
     }
     _draw_gates(network, seed)
     losses[RANDOM] = held_out_loss(spec, _features(network, spec, split, 0), split, folds)

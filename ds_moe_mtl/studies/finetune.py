@@ -111,11 +111,11 @@ def pick_donor(job: FineTuning, config: RunConfig, ranks: Ranks, say: Say) -> st
         "sha256": state_hash(read_state(folder)),
         "task": job.task,
         "examples": split.num_examples,
-        "tokens": len(split.input_ids),
+        "content": split.content_hash(),
         "sample": [config.data.sample, config.data.sample_seed],
     }
     found = read_json(job.folder / GATES)
-    if found is None or any(found[key] != value for key, value in about.items()):
+    if found is None or any(found.get(key) != value for key, value in about.items()):
         losses = donor_losses(folder, plan.specs[0], split, config.run.seed)
         found = {**about, "losses": losses, "gate": next(iter(losses))}
         if ranks.rank == 0:

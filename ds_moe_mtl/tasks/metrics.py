@@ -9,6 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 
 from ds_moe_mtl.tasks.spec import TaskSpec
+from ds_moe_mtl.tasks.text_metrics import TEXT_METRICS
 
 
 def score(
@@ -24,12 +25,16 @@ def score(
     labels_N: class numbers, scores, or 1 for the right choice of a ranking question.
     questions_N: the example a sequence belongs to. parts_N: the dev split it is from.
     A correlation that is undefined (constant outputs or labels) counts as 0.
-    Raises ValueError for no sequences and for outputs that are not finite.
+    Raises ValueError for no sequences, for outputs or labels that are not finite, and for a metric
+    that does not score the task's kind or its number of classes.
     """
     if len(outputs_NC) == 0:
         raise ValueError(f"task {spec.name!r}: nothing to score")
     if not np.isfinite(outputs_NC).all():
         raise ValueError(f"task {spec.name!r}: the model's outputs are not finite")
+    if not np.isfinite(labels_N).all():
+        raise ValueError(f"task {spec.name!r}: the labels are not finite")
+    _check_metric(spec, outputs_NC, questions_N)
     values = []
     for part in np.unique(parts_N):
         rows = parts_N == part
@@ -44,6 +49,40 @@ def score(
             value = METRICS[spec.metric](labels_N[rows].astype(int), outputs_NC[rows].argmax(1))
         values.append(100 * value)
     return float(np.mean(values))
+
+
+def metrics_of(kind: str) -> tuple[str, ...]:
+    """The metrics that a user's task of this kind may name, its own first."""
+    if kind == "text":
+        return tuple(TEXT_METRICS)
+    return REGRESSION_METRICS if kind == "regression" else CLASS_METRICS
+
+
+def positive_class(spec: TaskSpec) -> str | None:
+    """The class whose F1 the task's metric is; None for another metric."""
+    if spec.metric not in TWO_CLASSES or len(spec.labels) != 2:
+        return None
+    return spec.labels[1]
+
+
+def _check_metric(spec: TaskSpec, outputs_NC: np.ndarray, questions_N: np.ndarray) -> None:
+    """Raise ValueError, one line, for a metric that cannot score the task."""
+    metric = OPTION_METRICS.get(spec.metric, spec.metric) if spec.kind == "options" else spec.metric
+    allowed = REGRESSION_METRICS if spec.kind == "regression" else (*CLASS_METRICS, "f1a")
+    classes = outputs_NC.reshape(len(outputs_NC), -1).shape[1]
+    if spec.kind == "options":
+        classes = int(np.unique(questions_N, return_counts=True)[1].max())
+    if metric in TWO_CLASSES and metric in allowed and classes > 2:
+        others = ", ".join(name for name in allowed if name not in TWO_CLASSES)
+        raise ValueError(
+            f"task {spec.name!r}: metric {metric!r} scores two classes, and there are {classes}; "
+            f"allowed: {others}"
+        )
+    if metric not in allowed:
+        raise ValueError(
+            f"task {spec.name!r}: metric {metric!r} does not score a {spec.kind}; allowed: "
+            f"{', '.join(allowed)}"
+        )
 
 
 def average_half_up(values: Sequence[float], digits: int) -> float:
@@ -116,6 +155,8 @@ def _pearson(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _correlation(function: Callable, labels: np.ndarray, predicted: np.ndarray) -> float:
+    # In float32 large or nearly equal numbers lose the correlation.
+    labels, predicted = labels.astype(np.float64), predicted.astype(np.float64)
     if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predicted) == 0:
         return 0.0
     return float(function(labels, predicted).statistic)
@@ -126,6 +167,9 @@ OPTION_METRICS = {"exact_match": "accuracy"}
 
 CLASS_METRICS = ("accuracy", "matthews", "f1", "macro_f1")
 REGRESSION_METRICS = ("spearman", "pearson")
+TWO_CLASSES = ("f1", "f1a")
+"""Metrics of one class against the other: the second of a task's labels is the positive one."""
+
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "matthews": _matthews,
@@ -135,3 +179,20 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "spearman": _spearman,
     "pearson": _pearson,
 }
+
+OWN_KINDS = ("classification", "regression", "options", "text")
+"""Kinds that a user's task can be of."""
+
+METRIC_NOTES = {
+    "accuracy": "share of right answers (of classes, choices, options; of text: without case)",
+    "matthews": "Matthews' correlation coefficient of the classes",
+    "f1": "F1 of the second of two classes, which the data line and the results name",
+    "f1a": "f1 over all answer options of MultiRC; of that task",
+    "macro_f1": "the mean over classes of their F1",
+    "spearman": "Spearman's rank correlation of scores",
+    "pearson": "Pearson's correlation of scores, or of generated numbers",
+    "exact_match": "share of answers that are the same without case, punctuation and articles",
+    "word_f1": "mean F1 of the words of generated answers",
+    "rouge_l": "mean ROUGE-L of generated answers",
+}
+"""What each metric is; all are printed in percent."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ds_moe_mtl.tasks.numbers import number
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -75,23 +77,23 @@ def _matthews(predicted: Sequence[str], answers: Sequence[str]) -> float:
 
 
 def _pearson(predicted: Sequence[str], answers: Sequence[str]) -> float:
-    """Pearson's correlation; a prediction that is no number counts as the mean of the others."""
+    """Pearson's correlation; a prediction that is no number counts as the mean of the others.
+
+    What float32 cannot hold is no number. Raises ValueError for an answer that is none.
+    """
     from scipy.stats import pearsonr
 
-    numbers = np.array([_number(text) for text in predicted])
-    known = numbers[~np.isnan(numbers)]
-    numbers = np.where(np.isnan(numbers), known.mean() if len(known) else 0.0, numbers)
-    wanted = np.array([float(text) for text in answers])
+    wanted = [number(text) for text in answers]
+    if None in wanted:
+        place = wanted.index(None)
+        raise ValueError(f"metric 'pearson': answer {place} is no number: {answers[place]!r:.40}")
+    found = [number(text) for text in predicted]
+    known = [value for value in found if value is not None]
+    mean = float(np.mean(known)) if known else 0.0
+    numbers = np.array([mean if value is None else value for value in found])
     if len(wanted) < 2 or np.ptp(numbers) == 0 or np.ptp(wanted) == 0:
         return 0.0
     return pearsonr(wanted, numbers).statistic
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
 
 
 TEXT_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {

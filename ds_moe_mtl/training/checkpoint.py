@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import distributed as dist
@@ -17,6 +17,7 @@ from torch import distributed as dist
 from ds_moe_mtl.config import RankError, UserError
 from ds_moe_mtl.engine.reshape import TOPOLOGY, load_reshaped, optimizer_order
 from ds_moe_mtl.engine.unpickle import restrict_loading
+from ds_moe_mtl.training.contents import WHAT_TO_DO, data_changes
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.run_folder import read_json, write_json
 
@@ -37,6 +38,7 @@ class Identity:
     model_kind: str
     tasks: list[str]
     encoder_sha256: str
+    data: dict[str, dict] = field(default_factory=dict)  # RunPlan.contents
 
     def difference(self, stored: dict) -> str:
         """Return in words what makes a manifest's identity another run's; "" if nothing."""
@@ -46,11 +48,15 @@ class Identity:
         """Return in words what differs in topology from a manifest's identity; "" if nothing."""
         return self._differing(stored, lambda key: key in TOPOLOGY)
 
+    def data_changes(self, stored: dict) -> str:
+        """Return in words which tasks' data differs from a manifest's; "" where it has none."""
+        return data_changes(stored["data"], self.data) if "data" in stored else ""
+
     def _differing(self, stored: dict, counts: Callable[[str], bool]) -> str:
         return "; ".join(
             f"{key} is {stored.get(key)} there and {value} here"
             for key, value in asdict(self).items()
-            if counts(key) and stored.get(key) != value
+            if key != "data" and counts(key) and stored.get(key) != value
         )
 
 
@@ -65,6 +71,7 @@ def identity_of(plan: RunPlan, encoder_sha256: str, world_size: int, deepspeed: 
         model_kind=config.model.kind,
         tasks=[spec.name for spec in plan.specs],
         encoder_sha256=encoder_sha256,
+        data=plan.contents,
     )
 
 
@@ -125,8 +132,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_resume(resume: str, folder: Path, identity: Identity) -> list[Path]:
     """Return the checkpoints a run may continue from, newest first; empty to start afresh.
 
-    Raises UserError where run.resume names no checkpoint, or the newest one is of another run:
-    it says what differs.
+    Raises UserError where run.resume names no checkpoint, or the newest one is of another run or
+    of other data: it says what differs.
     """
     if resume == "never":
         return []
@@ -146,6 +153,9 @@ def find_resume(resume: str, folder: Path, identity: Identity) -> list[Path]:
         difference = identity.difference(manifest["identity"])
         if difference:
             raise UserError(f"run.resume: {path} is of another run: {difference}")
+        changes = identity.data_changes(manifest["identity"])
+        if changes:
+            raise UserError(f"run.resume: {path} is of other data: {changes}; {WHAT_TO_DO}")
         break
     return found
 
@@ -184,6 +194,8 @@ def load_checkpoint(
     checksums match their manifest come this far, and only what unpickle.py lists is read of them.
     """
     manifest = read_manifest(path)
+    if "data" not in manifest["identity"]:
+        say(f"note: {path.name} is of before data was recorded: it could not be compared")
     reshaped = identity.other_topology(manifest["identity"])
     if reshaped:
         say(f"reshaping {path.name}: {reshaped}")

@@ -129,7 +129,8 @@ def reshape_on_rank(checkpoint: Path, output: Path, ranks: Ranks, say: Say) -> N
     network, sha256 = new_network(plan)
     deepspeed = resolve_deepspeed(config, ranks.world_size)
     identity = identity_of(plan, sha256, ranks.world_size, deepspeed)
-    difference = identity.difference(read_manifest(checkpoint)["identity"])
+    stored = read_manifest(checkpoint)["identity"]
+    difference = identity.difference(stored) or identity.data_changes(stored)
     if difference:
         raise UserError(f"{checkpoint} is of another run: {difference}")
     start_process_group(ranks)

@@ -51,7 +51,8 @@ class MetricsLog:
         self._lines.write(row)
         for key, value in row.items():
             if key != "step":
-                self._board.add_scalar(key, value, row["step"])
+                # TensorBoard makes "a_b" of a task "a+b"; a dot is in no task's name.
+                self._board.add_scalar(key.replace("+", "."), value, row["step"])
 
     def close(self) -> None:
         """Flush both."""

@@ -106,7 +106,9 @@ def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
     _check_form(config, description)
     network = network_around(described_transformer(description, config.model.dropout), plan)
     network.load_state_dict(
-        continued_state(network, description, state, config.start.gate, config.start.head)
+        continued_state(
+            network, description, state, config.start.gate, config.start.head, plan.specs
+        )
     )
     return network, state_hash(state)
 

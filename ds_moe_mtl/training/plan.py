@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, RunConfig, UserError
@@ -18,6 +19,7 @@ from ds_moe_mtl.models.pretrained import (
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 from ds_moe_mtl.tasks.text2text import as_text
+from ds_moe_mtl.training.run_folder import task_folder
 
 Say = Callable[[str], None]
 
@@ -69,6 +71,18 @@ class RunPlan:
     def generates(self) -> bool:
         """Whether the model writes its answers instead of choosing them."""
         return any(spec.kind == "text" for spec in self.specs)
+
+    @cached_property
+    def contents(self) -> dict[str, dict]:
+        """Each task's {"train", "dev": hashes of its rows as tokens, "classes": in order}."""
+        return {
+            spec.name: {
+                "train": train.content_hash(),
+                "dev": dev.content_hash(),
+                "classes": list(spec.labels),
+            }
+            for spec, train, dev in zip(self.specs, self.train, self.dev, strict=True)
+        }
 
     @property
     def contaminated(self) -> list[str]:
@@ -164,7 +178,7 @@ def single_plans(plan: RunPlan) -> list[RunPlan]:
         config = plan.config.model_copy(
             update={
                 "run": plan.config.run.model_copy(
-                    update={"dir": str(Path(plan.config.run.dir) / spec.name)}
+                    update={"dir": str(task_folder(Path(plan.config.run.dir), spec.name))}
                 ),
                 "tasks": (entry,),
             }

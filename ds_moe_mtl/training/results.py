@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from ds_moe_mtl.data import SUBSTITUTE
+from ds_moe_mtl.data.describe import leaks
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.tasks import TaskSpec, is_small
 from ds_moe_mtl.training.plan import RunPlan
@@ -32,6 +33,7 @@ def run_results(
         "gate_scale": config.moe.gate_scale if config.model.kind in SPARSE_KINDS else None,
         "seed": config.run.seed,
         "encoder": {"name": plan.source.resolved, "sha256": encoder_sha256},
+        "data": plan.contents,
         "notes": data_notes(plan),
     }
 
@@ -45,8 +47,16 @@ def gather_results(parts: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
         "tasks": scores,
         **averages(scores, specs),
         "steps": sum(part["steps"] for part in parts.values()),
+        **_gathered_data(parts),
         "notes": [note for part in parts.values() for note in part["notes"]],
     }
+
+
+def _gathered_data(parts: Mapping[str, dict]) -> dict:
+    """Return the data of all parts, or nothing where a part is of before it was recorded."""
+    if any("data" not in part for part in parts.values()):
+        return {}
+    return {"data": {name: part["data"][name] for name, part in parts.items()}}
 
 
 def averages(scores: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
@@ -60,7 +70,7 @@ def averages(scores: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
 
 
 def data_notes(plan: RunPlan) -> list[str]:
-    """Return what a reader of the scores must know: subsets and contaminated tasks."""
+    """Return what a reader of the scores must know: subsets, leaks, contaminated tasks."""
     notes = []
     sample = plan.config.data.sample or 1
     for spec, split in zip(plan.specs, plan.train, strict=True):
@@ -75,7 +85,8 @@ def data_notes(plan: RunPlan) -> list[str]:
             )
         elif not spec.is_own and split.num_examples < wanted:
             notes.append(f"{spec.name}: trained on {split.num_examples:,} of {of}")
-    for spec, split in zip(plan.specs, plan.dev, strict=True):
+    for spec, train, split in zip(plan.specs, plan.train, plan.dev, strict=True):
+        notes += [f"{spec.name}: {leak}" for leak in leaks(spec, train, split)]
         if SUBSTITUTE in split.origin:
             notes.append(f"{spec.name}: scored on {split.num_examples:,} examples of another set")
         elif split.num_examples < spec.published_dev_size:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -29,6 +30,9 @@ _FREE_KEYS = (
     "moe.ep_size",
     "deepspeed",
 )
+_TAKEN = re.compile(r"model|checkpoints|best|tensorboard|lock|finetune|previous-.*", re.IGNORECASE)
+"""What a run's folder has, or may be given, that a task's folder below it must not be taken for."""
+
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "triton", "numpy", "ds_moe_mtl")
 
 
@@ -120,6 +124,14 @@ class RunFolder:
                 f"run.dir: {self.path} holds a run with another configuration; "
                 f"different: {', '.join(keys)}; set another run.dir"
             )
+
+
+def task_folder(run: Path, task: str) -> Path:
+    """Return the folder of one task's model below a run of single-task models: run/<task>.
+
+    A task that is called as a part of a run's folder has run/<task>.task; no name has a dot.
+    """
+    return run / (f"{task}.task" if _TAKEN.fullmatch(task) else task)
 
 
 def environment(ranks, device, extra: dict) -> dict:

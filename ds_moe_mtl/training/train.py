@@ -39,6 +39,7 @@ from ds_moe_mtl.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from ds_moe_mtl.training.contents import compare_finished, refuse_other_data
 from ds_moe_mtl.training.loop import TrainingLoop
 from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines
 from ds_moe_mtl.training.network import described, new_network
@@ -75,7 +76,10 @@ def train(config: RunConfig, ranks: Ranks, say: Say, last: bool = True) -> int:
     folder = RunFolder(config, say)
     done = folder.finished()
     if done is not None:
+        note = compare_finished(done, config)
         say(f"{folder.path} is complete already ({done['steps']} steps): nothing to do")
+        if note:
+            say(note)
         print_results(done, say)
         return 0
     deepspeed = resolve_deepspeed(config, ranks.world_size, device_type())
@@ -89,6 +93,8 @@ def train(config: RunConfig, ranks: Ranks, say: Say, last: bool = True) -> int:
         runs = [_Run(part, RunFolder(part.config, say)) for part in single_plans(plan)]
     else:
         runs = [_Run(plan, folder)]
+    for run in runs:
+        refuse_other_data(run.folder.finished(), run.plan)
     network = _first_network(runs, deepspeed, ranks)
     device = _meet([folder, *(run.folder for run in runs)], ranks, collective_timeout(config))
     try:

@@ -23,7 +23,8 @@ class RoutingOptions:
     """How tokens are sent to experts.
 
     capacity_factor: with dispatch "capacity" an expert takes at most
-    ceil(routed tokens / experts * capacity_factor) tokens of a call, in token order; others get 0.
+    ceil(routed tokens / experts * capacity_factor) tokens of a call in training, in token order;
+    others get 0. Out of training no token is dropped: an answer depends on no neighbour.
     load_balance_loss, router_z_loss: weights of the auxiliary losses (0: off).
     jitter: in training, gate inputs are multiplied by U(1 - jitter, 1 + jitter).
     gate_embedding: width of the task vectors that generate the gates (0: each gate by itself).
@@ -129,7 +130,7 @@ def route_tokens(
         aux_loss = routing_losses(routing, options, all_routed=mask is None)
     else:
         aux_loss = torch.zeros((), dtype=torch.float32, device=x.device)
-    if options.dispatch == "capacity":
+    if training and options.dispatch == "capacity":
         routed = int(routing.counts_E.sum())
         capacity = math.ceil(routed / options.num_experts * options.capacity_factor)
         routing = moe_kernels.limit_capacity(routing, capacity)

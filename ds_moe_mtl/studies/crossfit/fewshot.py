@@ -151,8 +151,9 @@ def for_new_task(
     A head that the task shares with upstream tasks is kept; else it starts anew.
     """
     heads = TaskHeads(network.encoder.hidden_size, [head], network.heads.dropout.p)
-    if head.key in network.heads.tasks:
-        heads.tasks[head.key].load_state_dict(network.heads.tasks[head.key].state_dict())
+    kept = network.heads.head(head.key)
+    if kept is not None:
+        heads.linears[0].load_state_dict(kept.state_dict())
     device = network_device(network)
     network.heads, network.router = heads, router
     network.gate_of_task = network.gate_of_task.new_zeros(1)

@@ -50,12 +50,12 @@ def test_tasks_with_options_share_one_head_and_others_have_their_own():
         HeadSpec("c", 1, shared="options"),
     ]
     heads = TaskHeads(8, specs, 0.0)
-    assert set(heads.tasks) == {"options", "b"}
+    shared, own = heads.linears
     torch.manual_seed(0)
     hidden = torch.randn(3, 8)
     spans = torch.full((3, 2, 2), -1)
     out = heads(hidden, hidden, torch.arange(3), torch.tensor([0, 1, 2]), spans)
     assert out.shape == (3, 3)
-    torch.testing.assert_close(out[[0, 2], :1], heads.tasks["options"](hidden[[0, 2]]))
-    torch.testing.assert_close(out[1], heads.tasks["b"](hidden[1]))
+    torch.testing.assert_close(out[[0, 2], :1], shared(hidden[[0, 2]]))
+    torch.testing.assert_close(out[1], own(hidden[1]))
     assert torch.isinf(out[0, 1:]).all()
