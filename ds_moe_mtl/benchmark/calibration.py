@@ -9,6 +9,7 @@ bits oneDNN compiles products for new shapes, as it does in a run.
 import resource
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from statistics import median
 
 from ds_moe_mtl.benchmark.allocations import AllocationMeter
@@ -133,8 +134,5 @@ def _engine(workload: Workload, ranks: Ranks, device) -> EngineSteps:
 
 
 def _steps(workload: Workload, ranks: Ranks) -> Iterator[Step]:
-    loader = workload.plan.super_batches(ranks.rank, ranks.world_size)
-    try:
+    with closing(workload.plan.super_batches(ranks.rank, ranks.world_size)) as loader:
         yield from loader
-    finally:
-        loader.close()

@@ -1,7 +1,9 @@
 """What is measured or planned: a run's data, and its encoder, or one of the same shape."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -117,14 +119,12 @@ def batch_sizes(plan: RunPlan, world_size: int, batches: int = BATCHES_LOOKED_AT
     """Return the sizes of the first super-batches' micro-batches on rank 0 of world_size ranks."""
     found: list[Tokens] = []
     sequences = squared = 0.0
-    loader = plan.super_batches(0, world_size)
-    steps = iter(loader)
-    for _ in range(batches):
-        for batch in next(steps)[0]:
-            found.append(tokens_of(batch))
-            sequences += batch.num_sequences
-            squared += float(batch.cu_seqlens.diff().double().square().sum())
-    loader.close()
+    with closing(plan.super_batches(0, world_size)) as loader:
+        for micro_batches, _ in islice(loader, batches):
+            for batch in micro_batches:
+                found.append(tokens_of(batch))
+                sequences += batch.num_sequences
+                squared += float(batch.cu_seqlens.diff().double().square().sum())
     count = len(found)
     mean = Tokens(*(sum(part) / count for part in zip(*found, strict=True)))
     most = Tokens(*(max(part) for part in zip(*found, strict=True)))

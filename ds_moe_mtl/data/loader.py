@@ -62,6 +62,7 @@ class SuperBatches:
         ]
         self._real = self._seen = 0
         self._stop: threading.Event | None = None
+        self._builder: threading.Thread | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -113,17 +114,20 @@ class SuperBatches:
         return self._my_part(pairs), len(pairs), position
 
     def close(self) -> None:
-        """Stop building ahead."""
+        """Stop building ahead; when this returns the thread that did so has ended."""
         if self._stop is not None:
             self._stop.set()
-            self._stop = None
+            self._builder.join()
+            self._stop = self._builder = None
 
     def __iter__(self) -> Iterator[tuple[list[MultiTaskBatch], int]]:
         self.close()
         stop = self._stop = threading.Event()
         ready: queue.Queue = queue.Queue(maxsize=STEPS_AHEAD)
-        builder = threading.Thread(
-            target=self._build_ahead, args=(self._position, ready, stop), daemon=True
+        # No daemon: the interpreter kills those at its end, in torch's code too, which aborts the
+        # process ("terminate called without an active exception").
+        builder = self._builder = threading.Thread(
+            target=self._build_ahead, args=(self._position, ready, stop)
         )
         builder.start()
         try:
@@ -140,6 +144,7 @@ class SuperBatches:
                 yield micro_batches, examples
         finally:
             stop.set()
+            builder.join()
 
     def _next_built(self, ready: queue.Queue, builder: threading.Thread):
         """What the builder built next. Raises RuntimeError where it died without a word."""
@@ -157,13 +162,19 @@ class SuperBatches:
     def _build_ahead(self, position: Position, ready: queue.Queue, stop: threading.Event) -> None:
         if self.gpu is not None:
             torch.cuda.set_device(self.gpu)  # a thread's own; memory would be locked for GPU 0
-        while not stop.is_set():
+        main = threading.main_thread()
+
+        def goes_on() -> bool:
+            """Return whether somebody may still ask; nobody closes a loader that was forgotten."""
+            return main.is_alive() and not stop.is_set()
+
+        while goes_on():
             try:
                 built = self.build(position)
                 position = built[2]
             except Exception as error:  # handed to the thread that asked
                 built = error
-            while not stop.is_set():
+            while goes_on():
                 try:
                     ready.put(built, timeout=0.1)
                     break

@@ -61,7 +61,11 @@ def load_reshaped(engine, path: Path, manifest: dict) -> None:
     stored = StoredTraining(path, manifest)
     _, place, num_local = expert_layout(engine.module)
     for name, parameter in engine.module.named_parameters():
-        state = stored.parameter(plain_key(name, place, num_local))
+        plain = plain_key(name, place, num_local)
+        if not parameter.requires_grad:
+            parameter.data.copy_(stored.untrained(plain))
+            continue
+        state = stored.parameter(plain)
         if state.weight.numel() != parameter.numel():
             raise UserError(
                 f"run.resume: {path}: {name} has {state.weight.numel():,} elements there and "
@@ -90,6 +94,7 @@ class StoredTraining:
         self.loss_scaler: dict | None = None
         model = load_pickled(path / _MODEL_FILE)
         self.counters = {key: model[key] for key in _COUNTERS}
+        self._module = {plain_key(name): tensor for name, tensor in model["module"].items()}
         self._num_local = max(model.get("num_experts") or [0]) // self.ep_size
         self._scalars: dict[str, dict[str, torch.Tensor]] = {}
         self._fragments: dict[str, list[_Fragment]] = defaultdict(list)
@@ -117,6 +122,33 @@ class StoredTraining:
         }
         weight = torch.cat([fragment.of(fragment.weight) for fragment in fragments])
         return ParameterState(weight, moments, self._scalars[name])
+
+    def untrained(self, name: str) -> torch.Tensor:
+        """Return a tensor that no optimizer knows, a buffer or a frozen parameter, as it was held.
+
+        Raises UserError where the checkpoint has no such tensor.
+        """
+        if name not in self._module:
+            raise UserError(f"run.resume: {self.path} has no {name}")
+        return self._module[name]
+
+    def fill(self, network: torch.nn.Module) -> None:
+        """Load the state of a network in the plain form, its buffers and all, in its own dtype.
+
+        Raises UserError where the checkpoint lacks a tensor or holds one of another size.
+        """
+        kept = network.state_dict().keys()  # buffers that are no part of it are left alone
+        buffers = {name: tensor for name, tensor in network.named_buffers() if name in kept}
+        tensors = {**dict(network.named_parameters()), **buffers}
+        for name, tensor in tensors.items():
+            trained = name in self._fragments
+            found = self.parameter(name).weight if trained else self.untrained(name)
+            if found.numel() != tensor.numel():
+                raise UserError(
+                    f"{self.path}: {name} has {found.numel():,} elements there and "
+                    f"{tensor.numel():,} in the model that it describes"
+                )
+            tensor.data.copy_(found.view_as(tensor))
 
     def _index_partitions(self) -> None:
         """ZeRO 1 and 2: a file a rank; ranks in order hold a parameter's fragments in order."""

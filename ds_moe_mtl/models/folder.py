@@ -55,10 +55,21 @@ def load_folder(
     folder = Path(folder)
     description = read_description(folder)
     state = read_state(folder)
+    network = described_network(description)
+    network.to(dtype or next(iter(state.values())).dtype)
+    try:
+        _load_state(network, state)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
+    return network.eval(), description
+
+
+def described_network(description: Mapping) -> MultiTaskNetwork | RoutedBart:
+    """Return the network that a description speaks of, in the plain form and newly drawn."""
     if description.get("family") == "bart":
-        return _load_bart(description, state, folder, dtype), description
+        return _described_bart(description)
     transformer = described_transformer(description)
-    network = build_network(
+    return build_network(
         transformer,
         description["kind"],
         head_specs_of(description),
@@ -67,34 +78,32 @@ def load_folder(
         gate_of_task=description["gate_of_task"],
         router=_router_options(description),
     )
-    stored = next(iter(state.values())).dtype
-    try:
-        network.to(dtype or stored).load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
-    return network.eval(), description
 
 
-def _load_bart(description: dict, state: dict, folder: Path, dtype: torch.dtype | None):
-    """Return the network in eval mode of a description with family bart."""
+def _described_bart(description: Mapping) -> RoutedBart:
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
     values = dict(description["encoder"])
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    network = RoutedBart(
+    return RoutedBart(
         AutoModelForSeq2SeqLM.from_config(config),
         len(description["tasks"]),
         _router_options(description),
         num_beams=description["num_beams"],
     )
-    network.to(dtype or next(iter(state.values())).dtype)
+
+
+def _load_state(network: MultiTaskNetwork | RoutedBart, state: Mapping[str, torch.Tensor]) -> None:
+    """Load a stored state, in which BART's tied weights stand once. Raises RuntimeError."""
+    if not isinstance(network, RoutedBart):
+        network.load_state_dict(state)
+        return
     missing, unexpected = network.load_state_dict(state, strict=False)
     network.transformer.tie_weights()
     own = network.state_dict()
     stored = {own[name].data_ptr() for name in state if name in own}
     if unexpected or any(own[name].data_ptr() not in stored for name in missing):
-        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {(missing + unexpected)[0]}")
-    return network.eval()
+        raise RuntimeError((missing + unexpected)[0])
 
 
 def _router_options(description: dict) -> RouterOptions | None:

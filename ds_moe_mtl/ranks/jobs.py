@@ -1,4 +1,4 @@
-"""Commands of this package as processes of their own: several at a time, each after what it needs.
+"""Commands as processes of their own: several at a time, each after what it needs.
 
 A job's command is one that goes on where it was, so that the same list of jobs can be run again.
 """
@@ -17,10 +17,6 @@ import torch
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
 
-_COMMAND = (
-    "import os, sys; from ds_moe_mtl.cli import main; status = main(sys.argv[1:]); "
-    "sys.stdout.flush(); sys.stderr.flush(); os._exit(status)"
-)
 # What a launcher has left in our environment is about us, not about the processes we start.
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 Say = Callable[[str], None]
@@ -28,7 +24,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One command, `ds-moe-mtl ARGUMENTS`. needs: names of jobs that end before it starts."""
+    """One command's arguments. needs: names of jobs that end before it starts."""
 
     name: str
     arguments: tuple[str, ...]
@@ -43,13 +39,15 @@ class _Running:
     process: subprocess.Popen
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int, logs: Path, say: Say) -> int:
+def run_jobs(
+    jobs: Sequence[Job], command: Sequence[str], at_once: int, logs: Path, say: Say
+) -> int:
     """Run every job, `at_once` at a time, and return 0, or 75 when asked to stop.
 
-    logs: the folder of what each prints. A need that is no job of the list is taken for met. Where
-    there are several GPUs, jobs are dealt to them. A signal is passed on to the running jobs, which
-    make a checkpoint. Raises UserError with the last line of a job that fails; the others are
-    stopped.
+    command: the words before a job's arguments. logs: the folder of what each prints. A need that
+    is no job of the list is taken for met. Where there are several GPUs, jobs are dealt to them. A
+    signal is passed on to the running jobs, which make a checkpoint. Raises UserError with the last
+    line of a job that fails; the others are stopped.
     """
     logs.mkdir(parents=True, exist_ok=True)
     stop = StopRequest(say)
@@ -74,7 +72,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, logs: Path, say: Say) -> int:
             ready = [job for job in waiting if not unmet.intersection(job.needs)]
             for job, slot in zip(ready, slots, strict=False):
                 waiting.remove(job)
-                running.append(_start(job, slot, at_once, logs))
+                running.append(_start(job, command, slot, at_once, logs))
             time.sleep(0.1)
     finally:
         for one in running:
@@ -106,12 +104,12 @@ def _check(ended: _Running) -> None:
         raise UserError(f"{ended.job.name} ended with status {status}: {lines[-1]} ({ended.log})")
 
 
-def _start(job: Job, slot: int, at_once: int, logs: Path) -> _Running:
+def _start(job: Job, command: Sequence[str], slot: int, at_once: int, logs: Path) -> _Running:
     name = "".join(letter if letter.isalnum() or letter in ".-%" else "_" for letter in job.name)
     path = logs / f"{name}.log"
     with path.open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, *job.arguments],
+            [*command, *job.arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=job_environment(slot, at_once),

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or not there: written aside, checksummed, renamed.
 
-checkpoints/step_00000100/    DeepSpeed's own files and manifest.json
+checkpoints/step_00000100/    DeepSpeed's own files, model_files.py's and manifest.json
 checkpoints/.saving/          one that is being written; never read
 """
 
@@ -18,6 +18,7 @@ from ds_moe_mtl.config import RankError, UserError
 from ds_moe_mtl.engine.reshape import TOPOLOGY, load_reshaped, optimizer_order
 from ds_moe_mtl.engine.unpickle import restrict_loading
 from ds_moe_mtl.training.contents import WHAT_TO_DO, data_changes
+from ds_moe_mtl.training.model_files import ModelFiles
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.run_folder import read_json, write_json
 
@@ -76,12 +77,19 @@ def identity_of(plan: RunPlan, encoder_sha256: str, world_size: int, deepspeed: 
 
 
 def save_checkpoint(
-    engine, folder: Path, step: int, identity: Identity, loader_state: dict, keep: int
+    engine,
+    folder: Path,
+    step: int,
+    identity: Identity,
+    loader_state: dict,
+    keep: int,
+    model: ModelFiles | None = None,
 ) -> Path:
     """Save after `step` steps and return the checkpoint's folder; a collective call.
 
-    The newest `keep` stay; one more is on disk while writing. Raises UserError where the disk has
-    no room, RankError where one rank's write fails: the checkpoints before stay whole.
+    model: what makes a model folder of the checkpoint without the run's encoder and data; None
+    leaves it out. The newest `keep` stay; one more is on disk while writing. Raises UserError where
+    the disk has no room, RankError where one rank's write fails: the checkpoints before stay whole.
     """
     name = f"step_{step:08d}"
     saving, final = folder / SAVING, folder / name
@@ -92,6 +100,8 @@ def save_checkpoint(
     _agree_on_room(engine, folder)
     try:
         engine.save_checkpoint(str(saving), tag=name, save_latest=False)
+        if first and model is not None:
+            model.write(saving / name)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(saving, ignore_errors=True)
         raise RankError(

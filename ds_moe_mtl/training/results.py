@@ -32,10 +32,15 @@ def run_results(
         "model_kind": config.model.kind,
         "gate_scale": config.moe.gate_scale if config.model.kind in SPARSE_KINDS else None,
         "seed": config.run.seed,
-        "encoder": {"name": plan.source.resolved, "sha256": encoder_sha256},
+        "encoder": encoder_facts(plan, encoder_sha256),
         "data": plan.contents,
         "notes": data_notes(plan),
     }
+
+
+def encoder_facts(plan: RunPlan, sha256: str) -> dict:
+    """Return which encoder a run began with: what results and model folders say of it."""
+    return {"name": plan.source.resolved, "sha256": sha256}
 
 
 def gather_results(parts: Mapping[str, dict], specs: list[TaskSpec]) -> dict:

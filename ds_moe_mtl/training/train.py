@@ -42,6 +42,7 @@ from ds_moe_mtl.training.checkpoint import (
 from ds_moe_mtl.training.contents import compare_finished, refuse_other_data
 from ds_moe_mtl.training.loop import TrainingLoop
 from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines
+from ds_moe_mtl.training.model_files import model_files
 from ds_moe_mtl.training.network import described, new_network
 from ds_moe_mtl.training.plan import (
     RunPlan,
@@ -255,6 +256,7 @@ def _train_one(
             identity,
             loader.state_dict(),
             max(1, config.train.keep_checkpoints),
+            model_files(engine.module, plan, sha256),
         )
         say(f"checkpoint: {path}")
 

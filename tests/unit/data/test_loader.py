@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -10,6 +13,7 @@ from ds_moe_mtl.config.schema import MixtureSection
 from ds_moe_mtl.data import SuperBatches, encode_task, evaluation_batches
 from ds_moe_mtl.data.loader import deal
 from ds_moe_mtl.tasks import expand_tasks, get_task
+from tests.support.launch import rank_environ
 from tests.support.paths import minilm_tokenizer, shared_data
 from tests.support.splits import spec_of_size, split_of_lengths
 
@@ -127,6 +131,35 @@ def test_an_error_while_building_reaches_the_one_who_iterates():
     batches.encoded = batches.encoded[:1]
     with pytest.raises(IndexError):
         take(batches, 3)
+
+
+def test_a_closed_loader_leaves_no_thread_behind():
+    before = threading.active_count()
+    batches = loader()
+    steps = iter(batches)
+    next(steps)
+    assert threading.active_count() == before + 1
+    batches.close()
+    assert threading.active_count() == before
+    next(iter(loader()))  # an iterator that nobody holds is closed with what it started
+    assert threading.active_count() == before
+
+
+def test_a_loader_that_nobody_closes_does_not_keep_the_interpreter(root):
+    program = (
+        "from tests.unit.data.test_loader import loader\n"
+        "steps = iter(loader())\n"
+        "next(steps)\n"
+        "raise SystemExit(3)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=root,
+        env=rank_environ(),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 3 and run.stderr == "", run.stderr
 
 
 def test_dealing_balances_tokens():

@@ -1,0 +1,21 @@
+"""The ds-moe-mtl command as a process: `ds-moe-mtl COMMAND ...` or `python -m ds_moe_mtl ...`."""
+
+import contextlib
+import os
+import sys
+from typing import NoReturn
+
+from ds_moe_mtl.cli import main
+
+
+def run() -> NoReturn:
+    """Run the command line's subcommand and end the process with its status."""
+    status = main(sys.argv[1:])
+    with contextlib.suppress(BrokenPipeError):  # the reader has gone (`| head`)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)  # as train.py: threads that gloo leaves behind abort the shutdown
+
+
+if __name__ == "__main__":
+    run()
