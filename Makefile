@@ -16,7 +16,7 @@ export DS_BUILD_OPS = 0
 OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-gpu install lint format bench bench-gpu help
+.PHONY: run test test-fast test-gpu install lint format bench bench-gpu help
 
 run: install
 	@export PATH="$(abspath $(BIN)):$$PATH"; \
@@ -32,6 +32,12 @@ run: install
 
 test: install
 	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# For the minutes between two edits: what starts no run, and the kernels' references in plain PyTorch.
+FAST = tests/unit tests/kernels/test_arguments.py tests/kernels/test_plain_path.py
+
+test-fast: install
+	$(OFFLINE) $(BIN)/python -m pytest $(FAST) --ignore tests/unit/cli -n $(JOBS) --dist loadfile $(ARGS)
 
 # On a machine with a GPU; elsewhere each test says why it is skipped.
 test-gpu: install
@@ -71,6 +77,7 @@ bench-gpu: install
 help:
 	@echo "run        train MT-TaG on the embedded tasks (ARGS: another YAML, section.key=value)"
 	@echo "test       ruff, the import contracts and every test"
+	@echo "test-fast  unit tests and the kernels' references alone"
 	@echo "test-gpu   the kernels' tests and those of training on a GPU"
 	@echo "install    make $(VENV) with the tested versions"
 	@echo "lint       ruff and the import contracts alone"

@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
     "train": "train a run from a YAML",
@@ -23,8 +24,11 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand and return its exit status; without one, list them."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "--version":
+        print(version_line())
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: ds-moe-mtl COMMAND ... (each has --help)\n")
+        print("usage: ds-moe-mtl COMMAND ... (each has --help), ds-moe-mtl --version\n")
         for name, purpose in COMMANDS.items():
             print(f"  {name:<11}{purpose}")
         return 0
@@ -36,3 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     return import_module(f"ds_moe_mtl.cli.{name}").main(rest)
+
+
+def version_line() -> str:
+    """Return the package's name and version, as --version prints them."""
+    try:
+        return f"ds-moe-mtl {version('ds-moe-mtl')}"
+    except PackageNotFoundError:
+        return "ds-moe-mtl (run from its sources; pip has not installed it)"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ds_moe_mtl.cli import version_line
 from ds_moe_mtl.cli.arguments import BAD_INPUT, INTERRUPTED
 from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RankError, RunConfig, UserError, load_config
 from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     """Train and return the exit status; a user's mistake is one line on rank 0's stderr."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE)
+        return 0
+    if "--version" in arguments:
+        print(version_line())
         return 0
     ranks = config = None
     try:
@@ -168,7 +172,8 @@ def _split(arguments: Sequence[str]) -> _Asked:
                 raise UserError(f"--seeds: {value!r}; allowed: a whole number above 0")
         elif argument.startswith("-"):
             raise UserError(
-                f"command line: unknown option {argument}; allowed: --seeds, --grid, --help"
+                f"command line: unknown option {argument}; "
+                f"allowed: --seeds, --grid, --help, --version"
             )
         elif "=" in argument:
             asked.overrides.append(argument)

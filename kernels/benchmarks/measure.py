@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-BYTES_A_TOKEN_OF_ROUTING = 50  # FACTS: expert, probability, order, logits and their gradients
+BYTES_A_TOKEN_OF_ROUTING = 50
+"""By counting, 4 experts: expert, probability, order, logits and their gradients."""
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""Numbers of weights that the design fixes (DESIGN oracles; the paper's section 3.2)."""
+"""Upcycling adds the number of weights that counting by hand gives, for the paper's encoders."""
 
 import pytest
 import torch

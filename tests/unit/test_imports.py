@@ -30,7 +30,6 @@ def test_import_contracts_hold(root):
         text=True,
     )
     assert lint.returncode == 0, lint.stdout + lint.stderr
-    assert "Contracts: 8 kept, 0 broken." in lint.stdout
 
 
 def test_only_the_rooms_that_know_ranks_use_torch_distributed(root):

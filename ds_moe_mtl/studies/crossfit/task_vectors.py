@@ -1,8 +1,9 @@
 """Task vectors from data: the text of a task's examples, or the Fisher information of adapters.
 
 K tasks, V numbers per vector. Both describe a task by its training rows alone, so that a task that
-was never trained on has one too. Source of the numbers: the public code CrossTaskMoE; "task2vec"
-(Fisher information of adapters) is that of Vu et al. 2020.
+was never trained on has one too. Source: Ye, Zha and Ren, "Eliciting and Understanding Cross-Task
+Skills with Task-Level Mixture-of-Experts", and its public code, CrossTaskMoE; "task2vec" (Fisher
+information of adapters) is that of Vu et al. 2020.
 """
 
 from collections.abc import Callable, Sequence

@@ -6,8 +6,8 @@ T tokens, D hidden size, G gates, E experts.
 import torch
 from torch import Tensor
 
-# One product with every gate's weights costs T * G * E * D; up to this many columns it is cheaper
-# on a CPU and on a GPU than sorting the tokens by gate (FACTS: 128).
+# One product with the weights of every gate computes T * G * E logits and uses T * E of them. That
+# costs less than sorting the tokens by gate up to this many columns, G * E (by counting).
 ALL_GATES_COLUMNS = 128
 
 

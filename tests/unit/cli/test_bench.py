@@ -7,6 +7,7 @@ import pytest
 from ds_moe_mtl.benchmark.contestants import CONTESTANTS
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import dump_config
+from tests.support.pictures import share_of_ink
 from tests.support.tiny import tiny_config, write_tiny
 
 
@@ -32,7 +33,7 @@ def test_all_contestants_are_timed_in_one_call(tiny, capsys, tmp_path):
         parts = [row[f"{part}_ms"] for part in ("data", "forward", "backward", "optimizer")]
         assert all(part > 0 for part in parts) and row["peak_bytes"] > 0
         assert row["all_to_all_ms"] == 0  # one rank
-    assert files[1].read_bytes().startswith(b"\x89PNG")
+    assert share_of_ink(files[1]) > 0.01
 
 
 def test_ranks_share_experts_and_count_their_exchanges(tiny, capsys):

@@ -10,6 +10,7 @@ from ds_moe_mtl.studies.tables.runs import plan_table, table_jobs
 from ds_moe_mtl.studies.tables.schema import load_budgets, load_mixtures, load_table
 from tests.support.commands import run_commands
 from tests.support.paper_data import write_paper_data
+from tests.support.pictures import share_of_ink
 from tests.support.tiny import write_encoder
 
 TABLES = [f"table{n}" for n in range(1, 9)]
@@ -64,7 +65,7 @@ def test_the_smoke_of_a_table_runs_all_its_cells(reproduced, table):
     text = (folder / f"{table}.md").read_text()
     assert "| paper |" in text and "| ours |" in text and "the scores mean nothing" in text
     assert text in answers[table].stdout
-    assert (folder / f"{table}.png").read_bytes().startswith(b"\x89PNG")
+    assert share_of_ink(folder / f"{table}.png") > 0.01
 
 
 def test_a_mixture_that_tables_share_is_trained_once(reproduced):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
 from ds_moe_mtl.models.attention.padded import groups_to_pad
-from moe_kernels import recurring_size
-from moe_kernels.ffn.blocks import _ROWS as EXPERT_ROWS
+from moe_kernels import expert_ffn, recurring_size
 from tests.support.tiny import BERT
 
 CPU = torch.device("cpu")
@@ -32,8 +32,31 @@ def test_an_octave_has_no_more_sizes_than_asked_for():
     assert len(sizes) == 64 and max(sizes) == 2048
 
 
-def test_an_expert_has_48_sizes_up_to_4096_rows():
-    assert len({recurring_size(n, CPU, torch.bfloat16, *EXPERT_ROWS) for n in range(1, 4097)}) == 48
+class Products(TorchDispatchMode):
+    """The shapes of the first inner products of an expert's rows, which oneDNN would compile."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ == "addmm":
+            self.shapes.add(tuple(args[1].shape))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 8), (torch.float32, 64)])
+def test_the_rows_of_an_expert_have_few_sizes_in_16_bits_on_a_cpu(dtype, most):
+    draw = torch.Generator().manual_seed(0)
+    w1, w2 = ([torch.randn(*shape, generator=draw).to(dtype)] for shape in ((3, 2), (2, 3)))
+    b1, b2 = [torch.zeros(3, dtype=dtype)], [torch.zeros(2, dtype=dtype)]
+    with Products() as products:
+        for rows in range(1025, 2049, 16):  # 64 numbers of rows within an octave
+            x_RD = torch.ones(rows, 2, dtype=dtype)
+            y_RD = expert_ffn(x_RD, torch.tensor([rows]), w1, b1, w2, b2)
+            assert y_RD.shape == x_RD.shape
+    first = {rows for rows, width in products.shapes if width == 2}
+    assert len(first) == most
 
 
 def test_groups_of_like_shape_share_one_filled_shape():

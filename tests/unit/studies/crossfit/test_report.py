@@ -8,6 +8,7 @@ import pytest
 from ds_moe_mtl.analysis.task_routes import TaskRoutes, draw_task_routes
 from ds_moe_mtl.planner.routed_flops import token_flops
 from ds_moe_mtl.studies.crossfit.relative_gain import draw_gains, mean_and_spread, relative_gains
+from tests.support.pictures import share_of_ink
 
 
 def test_average_relative_gain_of_a_hand_worked_example():
@@ -66,6 +67,4 @@ def test_pictures_are_written(tmp_path):
     draw_gains({"learned": gains, "average": gains}, tmp_path / "gains.png")
     routes = routes_of([[1, 0], [0, 1]], [[0.5, 0.5], [0.2, 0.8]])
     draw_task_routes(routes, ["qa/binary", "classification/nli"], tmp_path / "routes.png")
-    assert all(
-        (tmp_path / name).read_bytes()[:4] == b"\x89PNG" for name in ("gains.png", "routes.png")
-    )
+    assert all(share_of_ink(tmp_path / name) > 0.01 for name in ("gains.png", "routes.png"))
