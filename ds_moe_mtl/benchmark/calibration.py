@@ -130,7 +130,7 @@ def _extended(costs: dict[int, dict], part: str, thin: list[int], layers: int) -
 
 
 def _engine(workload: Workload, ranks: Ranks, device) -> EngineSteps:
-    return EngineSteps(workload.network(), workload.config, ranks.world_size, device)
+    return EngineSteps(workload.network(), workload.plan, ranks.world_size, device)
 
 
 def _steps(workload: Workload, ranks: Ranks) -> Iterator[Step]:

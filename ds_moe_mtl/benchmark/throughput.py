@@ -13,16 +13,17 @@ import torch
 from ds_moe_mtl.benchmark.allocations import AllocationMeter
 from ds_moe_mtl.benchmark.contestants import STOCK, TRAINER
 from ds_moe_mtl.benchmark.hf_trainer import TrainerSteps
-from ds_moe_mtl.benchmark.steps import CLOCKS, EngineSteps, Split, Step, batch_loss, now
+from ds_moe_mtl.benchmark.steps import CLOCKS, EngineSteps, Split, Step, now
 from ds_moe_mtl.benchmark.workload import Workload, find_workload
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.attention.choice import PACKED_FLASH, packed_attention
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.planner.flops import count_flops
+from ds_moe_mtl.ranks.machine import device_name, gpu_facts
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.training.network import head_specs
-from ds_moe_mtl.training.run_folder import device_name, gpu_facts
+from ds_moe_mtl.training.step import training_loss
 
 SHARED = "mt_tag_ep"
 """MT-TaG with its experts over all ranks; added where there are several and they divide them."""
@@ -154,7 +155,9 @@ def _time_models(workload, names, batches, device, clock) -> dict[str, list[Spli
             for batch in micro_batches:
                 batch = batch.to(device)
                 began = now(device, clock)
-                loss = batch_loss(network(**network_inputs(batch)), network, batch, examples)
+                outputs = network(**network_inputs(batch))
+                scaling = workload.config.train.loss_scaling
+                _, loss = training_loss(network, outputs, batch, 1 / examples, scaling)
                 forward = now(device, clock)
                 loss.backward()
                 split.forward += forward - began
@@ -176,7 +179,7 @@ def _time_steps(workload, names, batches, build, ranks, device, clock):
         meters[name] = AllocationMeter(device)
         with meters[name].measured():
             network = _network(own, name)
-            steppers[name] = EngineSteps(network, own.config, ranks.world_size, device)
+            steppers[name] = EngineSteps(network, own.plan, ranks.world_size, device)
             del network
     times: dict[str, list[Split]] = {name: [] for name in names}
     for number, step in enumerate(batches):

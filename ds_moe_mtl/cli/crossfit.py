@@ -52,11 +52,11 @@ def _write_vectors(options) -> int:
 
     from ds_moe_mtl.config import load_config
     from ds_moe_mtl.engine.engine import device_type
+    from ds_moe_mtl.ranks.machine import device_name
     from ds_moe_mtl.studies.crossfit import task_vectors
     from ds_moe_mtl.tasks import expand_tasks, get_task
     from ds_moe_mtl.training.network import head_specs
     from ds_moe_mtl.training.plan import make_plan, task_specs
-    from ds_moe_mtl.training.run_folder import device_name
 
     if options.steps < 1:
         raise UserError(f"--steps: {options.steps}; allowed: at least 1")

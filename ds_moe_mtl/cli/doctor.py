@@ -31,7 +31,7 @@ def examine() -> dict[str, str]:
     import torch
 
     from ds_moe_mtl.models.pretrained import find_encoder
-    from ds_moe_mtl.training.run_folder import installed_versions
+    from ds_moe_mtl.ranks.machine import installed_versions
     from moe_kernels import resolve_impl
 
     found = installed_versions(_PACKAGES)

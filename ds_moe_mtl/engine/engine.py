@@ -13,6 +13,7 @@ import torch
 from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.config.deepspeed import updates_in_one_pass
 from ds_moe_mtl.engine.clipping import clip_apart
+from ds_moe_mtl.engine.contract import check_contract
 from ds_moe_mtl.engine.host_memory import keep_freed_memory
 from ds_moe_mtl.engine.zero_update import update_in_one_pass
 from ds_moe_mtl.models import MultiTaskNetwork
@@ -53,13 +54,15 @@ def collective_timeout(config: RunConfig) -> timedelta:
 def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.device:
     """Join the process group of all ranks, or stay in it, and return this rank's device.
 
-    timeout: of its collectives. Raises UserError where rank 0's port is taken.
+    timeout: of its collectives. Raises UserError where rank 0's port is taken, and for a DeepSpeed
+    whose insides are not known.
     """
     apply(ranks, os.environ)
     kind = device_type()
     os.environ.setdefault("DS_ACCELERATOR", kind)  # otherwise it guesses, and warns of its guess
     import deepspeed
 
+    check_contract()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed's business, repeated by every rank.
     warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)
@@ -96,7 +99,11 @@ def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.devi
 
 
 def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config: dict):
-    """Return DeepSpeed's engine; MoELayers become TaskMoE layers over moe.ep_size ranks."""
+    """Return DeepSpeed's engine; MoELayers become TaskMoE layers over moe.ep_size ranks.
+
+    Raises UserError for a DeepSpeed whose insides are not known.
+    """
+    check_contract()
     import deepspeed
 
     from ds_moe_mtl.engine.optimizer_groups import parameter_groups

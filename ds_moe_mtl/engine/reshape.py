@@ -3,7 +3,7 @@
 DeepSpeed 0.19.8 loads a native MoE optimizer into the topology that saved it and no other. Its
 files still hold everything: ZeRO 1 and 2 keep flat float32 partitions and the place of every
 parameter's fragment in them, stage 0 keeps one state a parameter. Here each tensor is put
-together from them under its plain name (moe.convert) and cut anew for the engine it goes into.
+together from them under its plain name (moe.keys) and cut anew for the engine it goes into.
 
 Files are memory-mapped: a rank holds one parameter's state at a time.
 """
@@ -18,7 +18,7 @@ import torch
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.engine.unpickle import load_pickled
 from ds_moe_mtl.models.heads import INSIDE, ON_DISK
-from ds_moe_mtl.moe.convert import expert_layout, is_expert_key, plain_key
+from ds_moe_mtl.moe.keys import is_expert_key, plain_key
 
 TOPOLOGY = ("world_size", "ep_size", "zero_stage")
 """The keys of a checkpoint's identity that may differ from those of the run that continues it."""
@@ -58,6 +58,8 @@ def load_reshaped(engine, path: Path, manifest: dict) -> None:
     Every rank reads for itself what it needs. Raises UserError where the checkpoint lacks a
     parameter or holds one of another size.
     """
+    from ds_moe_mtl.moe.convert import expert_layout
+
     stored = StoredTraining(path, manifest)
     _, place, num_local = expert_layout(engine.module)
     for name, parameter in engine.module.named_parameters():

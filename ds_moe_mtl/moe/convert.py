@@ -1,11 +1,5 @@
-"""From the plain layer to DeepSpeed's and back: the same tensors under other names.
+"""From the plain layer to DeepSpeed's and back: the same tensors under other names (moe.keys)."""
 
-Plain keys:     <layer>.gate.wg.weight,               <layer>.experts.<global expert>.<tensor>
-DeepSpeed keys: <layer>.deepspeed_moe.gate.wg.weight,
-                <layer>.deepspeed_moe.experts.deepspeed_experts.<local expert>.<tensor>
-"""
-
-import re
 from collections.abc import Mapping
 
 import torch
@@ -13,9 +7,8 @@ from torch import distributed as dist
 from torch import nn
 
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.moe.keys import is_expert_key, plain_key
 from ds_moe_mtl.moe.layer import TaskMoE
-
-_EXPERT = re.compile(r"\.deepspeed_moe\.experts\.deepspeed_experts\.(\d+)\.")
 
 
 def to_deepspeed(model: nn.Module, ep_size: int = 1) -> nn.Module:
@@ -62,20 +55,6 @@ def moe_layers(model: nn.Module, kind: type) -> list[tuple[nn.Module, str, nn.Mo
 def has_moe_layers(model: nn.Module) -> bool:
     """Return whether the model has a TaskMoE layer."""
     return any(isinstance(module, TaskMoE) for module in model.modules())
-
-
-def plain_key(key: str, place: int = 0, num_local_experts: int = 0) -> str:
-    """Return the plain form's name for a tensor of DeepSpeed's form; others stay as they are.
-
-    The local expert index becomes the global one of the rank at `place` in its expert group.
-    """
-    key = _EXPERT.sub(lambda match: f".experts.{int(match[1]) + place * num_local_experts}.", key)
-    return key.replace(".deepspeed_moe.gate.", ".gate.")
-
-
-def is_expert_key(key: str) -> bool:
-    """Return whether a key of DeepSpeed's form names an expert's tensor."""
-    return _EXPERT.search(key) is not None
 
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor] | None:

@@ -11,12 +11,17 @@ from ds_moe_mtl.moe.convert import moe_layers
 class StockMoE(MoE):
     """deepspeed.moe.layer.MoE as it is, called as a RoutedFFN calls its layer."""
 
+    load_balance_loss = 0.0
+    """What DeepSpeed's auxiliary loss is multiplied by, which is for its user to do."""
+
     def forward(
         self, hidden_states: torch.Tensor, used_token=None, *, gate_ids=None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return DeepSpeed's (output, auxiliary loss, counts); gate ids do not reach its gate."""
         tokens = None if used_token is None else used_token.reshape(-1)
-        return super().forward(hidden_states, tokens)
+        y, aux_loss, counts = super().forward(hidden_states, tokens)
+        weight = self.load_balance_loss
+        return y, aux_loss * weight if weight else torch.zeros_like(aux_loss), counts
 
 
 def to_stock(model: nn.Module, drop_tokens: bool) -> nn.Module:
@@ -35,6 +40,7 @@ def to_stock(model: nn.Module, drop_tokens: bool) -> nn.Module:
             drop_tokens=drop_tokens,
             use_rts=False,
         )
+        stock.load_balance_loss = layer.options.load_balance_loss
         setattr(holder, name, stock.to(layer.gate.wg.weight))
     return model
 

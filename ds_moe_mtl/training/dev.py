@@ -1,7 +1,9 @@
 """Scores on the dev splits over all ranks: each example once, the same calls on every rank."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import distributed as dist
 
@@ -13,39 +15,71 @@ from ds_moe_mtl.training.plan import RunPlan
 TOKENS_PER_BATCH = 8192
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation after `step` steps found, by task; the same on every rank."""
+
+    step: int
+    results: dict[str, dict] = field(default_factory=dict)
+    """{"metric", "value" in percent, "examples"}."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """The mean loss of an example, where it was asked for."""
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    """[N, C], rows in the dev split's order: logits, or the tokens of generated answers."""
+
+
 def evaluate(
     network: torch.nn.Module,
     plan: RunPlan,
     device: torch.device,
-    progress: Callable[[], None],
-    losses: dict[str, float] | None = None,
-) -> dict[str, dict]:
-    """Return every task's {"metric", "value", "examples"} on its dev split; a collective call.
+    step: int,
+    wants_losses: bool = False,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> Evaluation | None:
+    """Return the network's evaluation on every task's dev split; a collective call.
 
-    progress() is called after each batch. losses: where given, each task's mean loss an example
-    is put into it.
+    goes_on() is called after each batch, on all ranks alike, and must be one answer there: where
+    it says no, the evaluation ends without a result, None.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     training = network.training
     network.eval()
-    results = {}
-    for task, (spec, split) in enumerate(zip(plan.specs, plan.dev, strict=True)):
-        batches = evaluation_batches(split, task, TOKENS_PER_BATCH, rank, world_size)
-        mine, loss = [], 0.0
-        for batch in batches:
-            mine.append(batch_outputs(network, batch, spec.num_outputs, device))
-            if losses is not None:
-                loss += _loss_sum(network, batch.to(device))
-            progress()
-        everyones = [None] * world_size
-        dist.all_gather_object(everyones, (mine, loss))
-        pieces = [piece for rank_pieces, _ in everyones for piece in rank_pieces]
-        if losses is not None:
-            losses[spec.name] = sum(part for _, part in everyones) / split.num_examples
-        outputs_NC = assemble(pieces, split, spec.num_outputs)
-        results[spec.name] = task_result(spec, outputs_NC, split, plan.tokenizer)
+    found = Evaluation(step)
+    complete = all(
+        _evaluate_task(network, plan, device, task, found, wants_losses, goes_on)
+        for task in range(len(plan.specs))
+    )
     network.train(training)
-    return results
+    return found if complete else None
+
+
+def _evaluate_task(
+    network: torch.nn.Module,
+    plan: RunPlan,
+    device: torch.device,
+    task: int,
+    found: Evaluation,
+    wants_losses: bool,
+    goes_on: Callable[[], bool],
+) -> bool:
+    """Put a task's part into `found` and return True, or return False where it does not go on."""
+    spec, split = plan.specs[task], plan.dev[task]
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    mine, loss = [], 0.0
+    for batch in evaluation_batches(split, task, TOKENS_PER_BATCH, rank, world_size):
+        mine.append(batch_outputs(network, batch, spec.num_outputs, device))
+        if wants_losses:
+            loss += _loss_sum(network, batch.to(device))
+        if not goes_on():
+            return False
+    everyones = [None] * world_size
+    dist.all_gather_object(everyones, (mine, loss))
+    pieces = [piece for rank_pieces, _ in everyones for piece in rank_pieces]
+    if wants_losses:
+        found.losses[spec.name] = sum(part for _, part in everyones) / split.num_examples
+    outputs_NC = assemble(pieces, split, spec.num_outputs)
+    found.outputs[spec.name] = outputs_NC
+    found.results[spec.name] = task_result(spec, outputs_NC, split, plan.tokenizer)
+    return True
 
 
 @torch.no_grad()

@@ -3,13 +3,9 @@
 import fcntl
 import json
 import os
-import platform
 import re
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, differing_keys, dump_config, load_config
@@ -32,8 +28,6 @@ _FREE_KEYS = (
 )
 _TAKEN = re.compile(r"model|checkpoints|best|tensorboard|lock|finetune|previous-.*", re.IGNORECASE)
 """What a run's folder has, or may be given, that a task's folder below it must not be taken for."""
-
-_PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "triton", "numpy", "ds_moe_mtl")
 
 
 class RunFolder:
@@ -134,56 +128,6 @@ def task_folder(run: Path, task: str) -> Path:
     return run / (f"{task}.task" if _TAKEN.fullmatch(task) else task)
 
 
-def environment(ranks, device, extra: dict) -> dict:
-    """Return what a reader needs to judge or repeat the run: command, versions, machine."""
-    import torch
-
-    return {
-        "command": sys.argv,
-        "launcher": ranks.launcher,
-        "world_size": ranks.world_size,
-        "device": device_name(device),
-        "gpu": gpu_facts(device) if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "host": socket.gethostname(),
-        "versions": installed_versions(_PACKAGES),
-        **extra,
-    }
-
-
-def device_name(device) -> str:
-    """Return a GPU's or this machine's processor's name."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-
-
-def gpu_facts(device) -> dict:
-    """Return what else tells one GPU's figures from another's: capability, memory, software."""
-    import torch
-
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "capability": f"{properties.major}.{properties.minor}",
-        "memory_bytes": properties.total_memory,
-        "multiprocessors": properties.multi_processor_count,
-        "driver": _driver_version(),
-        "cuda": torch.version.cuda,
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-    }
-
-
-def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return Python's version and those of `packages`, "not installed" where one is missing."""
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
 def read_json(path: Path) -> dict | None:
     """Return a JSON file's object, or None where there is no such file."""
     return json.loads(path.read_text()) if path.exists() else None
@@ -197,22 +141,3 @@ def write_json(path: Path, value: dict) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _driver_version() -> str:
-    """Return what nvidia-smi says of the driver, "unknown" where it says nothing."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return answer.stdout.splitlines()[0].strip()
-    except (OSError, subprocess.SubprocessError, IndexError):
-        return "unknown"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()} ({os.cpu_count()} CPUs)"
-    return platform.processor() or platform.machine()

@@ -9,9 +9,6 @@ from torch.profiler import ProfilerActivity, profile, schedule
 SKIPPED, WARM_UP = 1, 1
 """Steps before those that are traced: the first ones compile and make the moments."""
 
-FORWARD, BACKWARD, OPTIMIZER = (f"ds_moe_mtl::{name}" for name in ("forward", "backward", "step"))
-"""The parts of a step by name in the trace."""
-
 
 class StepTrace:
     """Traces `steps` steps of this rank into `folder`/trace_rank<N>.json; 0: does nothing.

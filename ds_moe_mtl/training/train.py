@@ -1,76 +1,46 @@
 """One command's work: plan, claim the folder, start the ranks, train, write what a run leaves."""
 
-import gc
 import hashlib
 import os
-import shutil
-import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from torch import distributed as dist
 
 import moe_kernels
 from ds_moe_mtl.config import RunConfig, UserError, dump_config
-from ds_moe_mtl.config.deepspeed import resolve_deepspeed, updates_in_one_pass
+from ds_moe_mtl.config.deepspeed import resolve_deepspeed
 from ds_moe_mtl.engine.engine import (
     check_devices,
     collective_timeout,
     device_type,
-    start_engine,
     start_process_group,
     stop_process_group,
 )
-from ds_moe_mtl.models.attention.choice import PACKED_FLASH
-from ds_moe_mtl.models.description import save_folder
-from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.ranks.preflight import check_agreement, fingerprints
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
-from ds_moe_mtl.training.checkpoint import (
-    choose_whole,
-    find_resume,
-    identity_of,
-    load_checkpoint,
-    save_checkpoint,
-)
-from ds_moe_mtl.training.contents import compare_finished, refuse_other_data
-from ds_moe_mtl.training.loop import TrainingLoop
-from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines
-from ds_moe_mtl.training.model_files import model_files
-from ds_moe_mtl.training.network import described, new_network
-from ds_moe_mtl.training.plan import (
-    RunPlan,
-    make_plan,
-    single_plans,
-    task_specs,
-)
-from ds_moe_mtl.training.results import gather_results, print_results, run_results
-from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
-from ds_moe_mtl.training.selection import Selection
-from ds_moe_mtl.training.skipped import SkippedSteps
+from ds_moe_mtl.training.contents import compare_finished
+from ds_moe_mtl.training.group import HookMakers, group_of
+from ds_moe_mtl.training.plan import RunPlan, make_plan, task_specs
+from ds_moe_mtl.training.results import print_results
+from ds_moe_mtl.training.run import Shared
+from ds_moe_mtl.training.run_folder import RunFolder
 
 Say = Callable[[str], None]
 
 
-@dataclass
-class _Run:
-    """A run before its ranks meet: its plan and its folder."""
-
-    plan: RunPlan
-    folder: RunFolder
-
-
-def train(config: RunConfig, ranks: Ranks, say: Say, last: bool = True) -> int:
+def train(
+    config: RunConfig, ranks: Ranks, say: Say, last: bool = True, hooks: HookMakers = ()
+) -> int:
     """Train what `config` describes and return the exit status: 0 complete, 75 stopped.
 
     `say` prints on rank 0 and is silent elsewhere. last=False leaves the process group open for
-    another run of this process. Raises UserError, on every rank, for what the user can mend.
+    another run of this process. hooks: what a caller has done beside the steps of each run
+    (training.hooks). Raises UserError, on every rank, for what the user can mend.
     """
     _set_threads(config, ranks)
     check_devices(ranks)
@@ -90,43 +60,25 @@ def train(config: RunConfig, ranks: Ranks, say: Say, last: bool = True) -> int:
     except ValueError as error:
         raise UserError(f"moe.impl: {error}") from error
     plan = make_plan(config, task_specs(config), say)
-    if config.model.kind == "single":
-        runs = [_Run(part, RunFolder(part.config, say)) for part in single_plans(plan)]
-    else:
-        runs = [_Run(plan, folder)]
-    for run in runs:
-        refuse_other_data(run.folder.finished(), run.plan)
-    network = _first_network(runs, deepspeed, ranks)
-    device = _meet([folder, *(run.folder for run in runs)], ranks, collective_timeout(config))
+    group = group_of(plan, folder, say)
+    group.build_first(deepspeed, ranks)
+    device = _meet(group.folders, ranks, collective_timeout(config))
     try:
         check_agreement(_fingerprints(plan), _gather)
         stop = StopRequest(say)
         with Watchdog(ranks, config.train.hang_timeout) as watchdog:
-            if config.model.kind == "single" and ranks.rank == 0:
-                folder.write_start(deepspeed, environment(ranks, device, {"model_kind": "single"}))
-            parts = {}
-            for run in runs:
-                part = run.folder.finished()
-                if part is None:
-                    part = _train_one(run, network, deepspeed, device, ranks, stop, watchdog, say)
-                    network = None
-                    gc.collect()  # an engine is full of cycles: its memory waits for this
-                if part is None:
-                    return STOPPED
-                parts[run.plan.specs[0].name] = part
-            results = part
-            if config.model.kind == "single":
-                results = gather_results(parts, plan.specs)
-                if ranks.rank == 0:
-                    write_json(folder.path / "results.json", results)
+            shared = Shared(deepspeed, device, ranks, stop, watchdog, say)
+            results = group.train(shared, hooks)
     finally:
-        for each in (folder, *(run.folder for run in runs)):
+        for each in group.folders:
             each.release()
         if last:
             stop_process_group()
+    if results is None:
+        return STOPPED
     print_results(results, say)
-    for run in runs:
-        say(f"model: {run.folder.path / 'model'}")
+    for model in group.models:
+        say(f"model: {model}")
     return 0
 
 
@@ -150,17 +102,6 @@ def _set_threads(config: RunConfig, ranks: Ranks) -> None:
         torch.set_num_threads(max(1, cores // ranks.local_world_size))
 
 
-def _first_network(runs: list[_Run], deepspeed: dict, ranks: Ranks):
-    """Return the first unfinished run's (network, encoder hash); bad checkpoints show here."""
-    for run in runs:
-        if run.folder.finished() is None:
-            network = new_network(run.plan)
-            identity = identity_of(run.plan, network[1], ranks.world_size, deepspeed)
-            find_resume(run.plan.config.run.resume, run.folder.checkpoints, identity)
-            return network
-    return None
-
-
 def _meet(folders: list[RunFolder], ranks: Ranks, timeout: timedelta) -> torch.device:
     """Claim the folders on rank 0, start the process group, and tell every rank how it went.
 
@@ -169,7 +110,7 @@ def _meet(folders: list[RunFolder], ranks: Ranks, timeout: timedelta) -> torch.d
     fault = ""
     if ranks.rank == 0:
         try:
-            for folder in dict.fromkeys(folders):
+            for folder in folders:
                 folder.claim()
         except UserError as error:
             if ranks.world_size == 1:
@@ -199,154 +140,3 @@ def _gather(value: object) -> list:
     everyones = [None] * dist.get_world_size()
     dist.all_gather_object(everyones, value)
     return everyones
-
-
-def _train_one(
-    run: _Run,
-    network,
-    deepspeed: dict,
-    device: torch.device,
-    ranks: Ranks,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    say: Say,
-) -> dict | None:
-    """Return results.json of one run, or None when it was stopped; a collective call."""
-    began = time.perf_counter()
-    plan, folder, config = run.plan, run.folder, run.plan.config
-    network, sha256 = network or new_network(plan)
-    identity = identity_of(plan, sha256, ranks.world_size, deepspeed)
-    found = find_resume(config.run.resume, folder.checkpoints, identity)
-    about = _about(network, plan, deepspeed, device, ranks)
-    engine = start_engine(network, config, deepspeed)
-    loader = plan.super_batches(
-        ranks.rank, ranks.world_size, about["attention"] != PACKED_FLASH, device.index
-    )
-    first_step = 0
-    chosen = choose_whole(found, say)
-    if chosen is not None:
-        first_step, loader_state = load_checkpoint(engine, chosen, identity, say)
-        loader.load_state_dict(loader_state)
-        say(f"continuing {chosen} after step {first_step}")
-        watchdog.saved(first_step)
-    selection = None
-    if config.train.select != "last":
-
-        def write(path: Path, scores: dict) -> None:
-            _write_model(engine.module, plan, path, run_results(plan, scores, sha256))
-
-        selection = Selection(
-            folder.path, first_step, config.train.patience, write, config.train.select
-        )
-    log = skipped_lines = None
-    if ranks.rank == 0:
-        folder.write_start(deepspeed, environment(ranks, device, about))
-        log = MetricsLog(folder.path, first_step)
-        skipped_lines = StepLines(folder.path / "skipped.jsonl", first_step)
-    tasks = [spec.name for spec in plan.specs]
-    skipped = SkippedSteps(engine, tasks, folder.path, config.train.max_skipped, skipped_lines, say)
-    for line in _banner(about, plan, loader.most_examples):
-        say(line)
-
-    def save(step: int) -> None:
-        path = save_checkpoint(
-            engine,
-            folder.checkpoints,
-            step,
-            identity,
-            loader.state_dict(),
-            max(1, config.train.keep_checkpoints),
-            model_files(engine.module, plan, sha256),
-        )
-        say(f"checkpoint: {path}")
-
-    say(f"ready in {time.perf_counter() - began:.1f} s")
-    loop = TrainingLoop(
-        engine, plan, loader, device, stop, log, skipped, watchdog, save, say, selection
-    )
-    try:
-        if not loop.run(first_step):
-            say(f"stopped by {stop.signal_name or 'another rank'}; start it again to continue")
-            return None
-    finally:
-        loader.close()
-        if log is not None:
-            log.close()
-            skipped_lines.close()
-    watchdog.progress(loop.steps_done, "model folder")
-    if selection is None:
-        results = run_results(plan, loop.results, sha256, loop.steps_done)
-        _write_model(engine.module, plan, folder.path / "model", results)
-    else:
-        results = run_results(plan, selection.results, sha256, loop.steps_done, selection.best_step)
-        selection.finish(folder.path / "model")
-    if ranks.rank == 0:
-        write_json(folder.path / "results.json", results)
-        if not config.train.keep_checkpoints:
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    dist.barrier()
-    engine.destroy()
-    watchdog.rest()
-    return results
-
-
-def _write_model(network, plan: RunPlan, folder: Path, results: dict) -> None:
-    """Write a canonical model folder from all ranks' experts; a collective call."""
-    from ds_moe_mtl.moe.convert import plain_state
-
-    state = plain_state(network)
-    if state is None:
-        return
-    about = {"results": results["tasks"], "encoder": results["encoder"], "notes": results["notes"]}
-    save_folder(folder, described(network, plan, about), state, plan.tokenizer)
-
-
-def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks: Ranks) -> dict:
-    """Return what is in use: kernel, backend, precision, dispatch, sizes; nothing falls back."""
-    config = plan.config
-    sparse = config.model.kind in SPARSE_KINDS
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if plan.generates:
-        attention = network.transformer.config._attn_implementation
-    else:
-        attention = network.encoder.attention_on(device, dtype[config.train.precision])
-    return {
-        "encoder": plan.source.resolved,
-        "weights": sum(parameter.numel() for parameter in network.parameters()),
-        "backend": dist.get_backend(),
-        "precision": config.train.precision,
-        "zero_stage": deepspeed["zero_optimization"]["stage"],
-        "update": _update_in_words(deepspeed),
-        "ep_size": config.moe.ep_size if sparse else None,
-        "dispatch": config.moe.dispatch if sparse else None,
-        "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
-        "gate_scale": config.moe.gate_scale if sparse else None,
-        "attention": attention,
-        "routes": _routes_in_words(config) if config.model.kind == "task_moe" else None,
-    }
-
-
-def _update_in_words(deepspeed: dict) -> str:
-    optimizer = deepspeed["optimizer"]["type"]
-    return f"{optimizer} in one pass" if updates_in_one_pass(deepspeed) else optimizer
-
-
-def _routes_in_words(config: RunConfig) -> str:
-    router = config.router
-    if router.route != "learned":
-        return router.route
-    learned = f"{router.net}, {router.selection}, vectors {Path(router.vectors).name}"
-    return learned + (f", frozen from {router.routes_from}" if router.routes_from else "")
-
-
-def _banner(about: dict, plan: RunPlan, largest: int) -> list[str]:
-    config = plan.config
-    used = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
-    asked, size = config.train.batch_size, f"{largest} examples"
-    if largest < asked:
-        size = f"all {size} (train.batch_size = {asked} is more)"
-    return [
-        f"{config.model.kind}: {used}",
-        f"{plan.total_steps} steps of {size}, {plan.warmup_steps} of warm-up, "
-        f"lr {config.train.lr:g}",
-    ]

@@ -47,7 +47,7 @@ def _start(folder: str, ep_size: int, stage: int, precision: str):
         "train": {"steps": STEPS, "precision": precision, "clip": 0.0},
     }
     run = start_tiny(folder, sections, ROOT / f"ds_configs/deepspeed/zero{stage}.json")
-    tasks = run.loop.loader.names
+    tasks = run.loader.names
     world = int(os.environ["WORLD_SIZE"])
     return run, Identity(world, ep_size, stage, precision, "mt_tag", tasks, "0")
 
@@ -56,12 +56,11 @@ def save_halfway(folder: str, cases: dict) -> None:
     """Train each case for SAVED_AT steps and leave its checkpoint; called on each rank."""
     for name, (_, ep_size, stage, precision) in cases.items():
         run, identity = _start(folder, ep_size, stage, precision)
-        run.loop.stop = StopAfter(SAVED_AT)
         place = Path(folder) / "from" / name
-        run.loop.save = lambda step, run=run, place=place, identity=identity: save_checkpoint(
-            run.engine, place, step, identity, run.loop.loader.state_dict(), keep=1
+        run.save = lambda step, run=run, place=place, identity=identity: save_checkpoint(
+            run.engine, place, step, identity, run.loader.state_dict(), keep=1
         )
-        assert not run.loop.run(0)
+        assert run.go(stop=StopAfter(SAVED_AT)).stopped
 
 
 def continue_in(folder: str, cases: list, sources: dict) -> list[dict]:
@@ -75,11 +74,11 @@ def continue_in(folder: str, cases: list, sources: dict) -> list[dict]:
             said = []
             path = Path(folder) / "from" / name / f"step_{SAVED_AT:08d}"
             step, loader_state = load_checkpoint(run.engine, path, identity, said.append)
-            run.loop.loader.load_state_dict(loader_state)
+            run.loader.load_state_dict(loader_state)
             key = f"{name}-to-w{identity.world_size}-ep{ep_size}-zero{stage}"
             place = Path(folder) / "to" / key
             save_checkpoint(run.engine, place, step, identity, loader_state, keep=1)
-            run.loop.run(step)
+            run.go(step)
             results.append({"key": key, "from": name, "rows": list(run.rows), "said": said})
     return results
 
@@ -89,7 +88,7 @@ def unbroken(folder: str, precisions: list) -> dict:
     found = {}
     for precision in precisions:
         run, _ = _start(folder, 1, 1, precision)
-        run.loop.run(0)
+        run.go()
         found[precision] = list(run.rows)
     return found
 

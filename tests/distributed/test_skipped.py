@@ -63,7 +63,7 @@ def nan_on_one_rank(folder: str, cases: list) -> list[dict]:
             },
         }
         run = start_tiny(folder, sections, ROOT / f"ds_configs/deepspeed/zero{stage}.json")
-        loader = run.loop.loader = NaNLabels(run.loop.loader, dist.get_rank(), BAD_STEP)
+        loader = run.loader = NaNLabels(run.loader, dist.get_rank(), BAD_STEP)
         after, said = [], []
 
         def record(step, engine=run.engine, after=after):
@@ -78,9 +78,9 @@ def nan_on_one_rank(folder: str, cases: list) -> list[dict]:
             counted = (engine.global_steps, engine.skipped_steps)
             after.append({"weights": weights, "moments": moments, "counted": counted})
 
-        run.loop.save = record
-        run.loop.skipped.say = said.append
-        run.loop.run(0)
+        run.save = record
+        run.skipped.say = said.append
+        run.go()
         lines = Path(folder, f"skipped{dist.get_rank()}.jsonl").read_text()
         results.append(
             {
@@ -158,12 +158,12 @@ def nan_for_ever(folder: str, ways: list[str]) -> list[tuple[str, list, int]]:
         sections = {"train": {"steps": 9, "max_skipped": 2}}
         run = start_tiny(folder, sections, ROOT / "ds_configs/deepspeed/zero1.json")
         if way == "labels":
-            run.loop.loader = NaNLabels(run.loop.loader, dist.get_rank(), ALWAYS)
+            run.loader = NaNLabels(run.loader, dist.get_rank(), ALWAYS)
         else:  # a finite loss whose gradient is not
             weight = next(run.engine.module.parameters())
             weight.register_hook(lambda gradient: gradient * torch.inf)
         with pytest.raises(UserError) as ended:
-            run.loop.run(0)
+            run.go()
         lines = Path(folder, f"skipped{dist.get_rank()}.jsonl").read_text().splitlines()
         ends.append((str(ended.value), list(map(json.loads, lines)), run.engine.global_steps))
     return ends

@@ -45,7 +45,7 @@ def one_case(folder: str, ep_size: int, precision: str) -> dict:
             module.register_forward_hook(note)
     dist.all_to_all_single = counted
     try:
-        run.loop.run(0)
+        run.go()
     finally:
         dist.all_to_all_single = exchange
     return {"sent": sent, "counts": counts}

@@ -50,15 +50,15 @@ def overflow_on_one_rank(
         run = start_tiny(folder, sections, Path(json_path), device="cuda")
         results.append([])
         said = []
-        run.loop.skipped.say = said.append
+        run.skipped.say = said.append
 
-        def record(step, engine=run.engine, history=results[-1], said=said, loop=run.loop):
+        def record(step, engine=run.engine, history=results[-1], said=said, run=run):
             weights = {k: v.detach().clone() for k, v in engine.module.state_dict().items()}
             scale = engine.optimizer.loss_scale
             history.append({"weights": weights, "scale": scale, "skipped": engine.skipped_steps})
-            history[-1] |= {"said": list(said), "counted": loop.skipped.count}
+            history[-1] |= {"said": list(said), "counted": run.skipped.count}
 
-        run.loop.save = record
-        run.loop.loader = Poisoned(run.loop.loader, dist.get_rank() == bad_rank)
-        run.loop.run(0)
+        run.save = record
+        run.loader = Poisoned(run.loader, dist.get_rank() == bad_rank)
+        run.go()
     return results

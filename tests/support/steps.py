@@ -1,7 +1,7 @@
 """Training steps of a tiny run on however many ranks there are; what each step left behind."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,26 +9,29 @@ import torch
 from torch import distributed as dist
 
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
-from ds_moe_mtl.engine.engine import start_engine, start_process_group
+from ds_moe_mtl.engine.engine import start_process_group
 from ds_moe_mtl.moe.convert import plain_state
 from ds_moe_mtl.moe.layer import TaskMOELayer
 from ds_moe_mtl.ranks.rendezvous import rendezvous
 from ds_moe_mtl.ranks.watchdog import Watchdog
+from ds_moe_mtl.training.hooks import Hook, LoopState
 from ds_moe_mtl.training.loop import TrainingLoop
 from ds_moe_mtl.training.metrics_log import StepLines
-from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, task_specs
-from ds_moe_mtl.training.skipped import SkippedSteps
+from ds_moe_mtl.training.run import Run, Shared
+from ds_moe_mtl.training.run_folder import RunFolder
 from tests.support.tiny import differ_experts, spread_gates, tiny_config
 
 MARGIN = 1e-4
 """Least gap between two experts' logits: float32 rounding (1e-6 here) then flips no token."""
 
 
-class Rows(list):
-    """Stands where a MetricsLog stands and keeps the rows."""
+class Rows(list, Hook):
+    """A hook that keeps the rows, on every rank."""
 
-    write = list.append
+    def after_step(self, state: LoopState) -> None:
+        if len(state.row) > 1:
+            self.append(state.row)
 
 
 class NeverStopped:
@@ -42,16 +45,18 @@ def quiet(line: str) -> None:
     """Say nothing."""
 
 
-@dataclass
-class TinyRun:
-    """A tiny run on all ranks of the group, ready to step."""
+class TinyRun(Run):
+    """A tiny run on all ranks of the group, ready to step; it leaves no files but skipped.jsonl."""
 
-    loop: TrainingLoop
-    rows: Rows
+    def go(self, first_step: int = 0, stop=None) -> LoopState:
+        """Take the steps after `first_step` and keep their rows; return where the run stands."""
+        self.first_step, self.rows = first_step, Rows()
+        if stop is not None:
+            self.shared = replace(self.shared, stop=stop)
+        return TrainingLoop(self, [self.rows]).train()
 
-    @property
-    def engine(self):
-        return self.loop.engine
+    def save(self, step: int) -> None:
+        """Write nothing."""
 
 
 def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu") -> TinyRun:
@@ -62,27 +67,15 @@ def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu"
     ranks = rendezvous(os.environ)
     here = start_process_group(ranks)
     config = tiny_config(Path(folder), deepspeed=str(deepspeed), **sections)
-    plan = make_plan(config, task_specs(config), quiet)
-    network, _ = new_network(plan)
-    spread_gates(network)
-    differ_experts(network)
+    run = TinyRun(make_plan(config, task_specs(config), quiet), RunFolder(config, quiet))
     resolved = resolve_deepspeed(config, dist.get_world_size(), device)
-    engine = start_engine(network, config, resolved)
-    loader = plan.super_batches(dist.get_rank(), dist.get_world_size(), gpu=here.index)
-    rows = Rows()
-    skipped = SkippedSteps(
-        engine,
-        [spec.name for spec in plan.specs],
-        Path(folder),
-        config.train.max_skipped,
-        StepLines(Path(folder) / f"skipped{dist.get_rank()}.jsonl", -1),
-        quiet,
-    )
+    run.build(resolved, dist.get_world_size())
+    spread_gates(run.network)
+    differ_experts(run.network)
     unwatched = Watchdog(ranks, config.train.hang_timeout)  # not entered
-    loop = TrainingLoop(
-        engine, plan, loader, here, NeverStopped(), rows, skipped, unwatched, lambda _: None, quiet
-    )
-    return TinyRun(loop, rows)
+    run.prepare(Shared(resolved, here, ranks, NeverStopped(), unwatched, quiet))
+    run.watch_skipped(StepLines(Path(folder) / f"skipped{dist.get_rank()}.jsonl", -1))
+    return run
 
 
 def train_tiny(folder: str, sections: dict, deepspeed: Path) -> dict:
@@ -93,7 +86,7 @@ def train_tiny(folder: str, sections: dict, deepspeed: Path) -> dict:
     """
     run = start_tiny(folder, sections, deepspeed)
     margins = _watch_margins(run.engine.module)
-    run.loop.run(0)
+    run.go()
     state = plain_state(run.engine.module)
     return {"rows": list(run.rows), "state": state, "margin": min(margins, default=float("inf"))}
 

@@ -52,7 +52,7 @@ def _both(folder: Path, case: dict) -> dict:
     update_in_one_pass(zero, PIECE)
     before = _tensors(zero)
     for run in (ours, theirs):
-        run.loop.run(0)
+        run.go()
     return {
         "replaced": replaced,
         "pieces": sum(part.numel() for part in zero.single_partition_of_fp32_groups) / PIECE,

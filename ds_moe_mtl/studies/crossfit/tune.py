@@ -14,6 +14,7 @@ from ds_moe_mtl.engine.engine import device_type
 from ds_moe_mtl.models import build_network
 from ds_moe_mtl.models.description import model_folder
 from ds_moe_mtl.models.pretrained import find_encoder, load_transformer
+from ds_moe_mtl.ranks.machine import device_name
 from ds_moe_mtl.studies.crossfit.fewshot import (
     Tuning,
     for_new_task,
@@ -25,7 +26,6 @@ from ds_moe_mtl.studies.crossfit.fewshot import (
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 from ds_moe_mtl.tasks.text2text import SEEDS, of_seed, on_test
 from ds_moe_mtl.training.network import head_specs
-from ds_moe_mtl.training.run_folder import device_name
 
 DIRECT = "direct"
 DROPOUT = 0.1

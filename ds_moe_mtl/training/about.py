@@ -1,0 +1,67 @@
+"""What a run uses: kernel, backend, precision, dispatch, sizes, and the lines that say so."""
+
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+import moe_kernels
+from ds_moe_mtl.config import RunConfig
+from ds_moe_mtl.config.deepspeed import updates_in_one_pass
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
+from ds_moe_mtl.training.plan import RunPlan
+
+
+def about_run(network, plan: RunPlan, deepspeed: dict, device: torch.device) -> dict:
+    """Return what is in use, by name, None where it does not apply; nothing falls back.
+
+    network: as it is before DeepSpeed shares its experts out.
+    """
+    config = plan.config
+    sparse = config.model.kind in SPARSE_KINDS
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if plan.generates:
+        attention = network.transformer.config._attn_implementation
+    else:
+        attention = network.encoder.attention_on(device, dtype[config.train.precision])
+    return {
+        "encoder": plan.source.resolved,
+        "weights": sum(parameter.numel() for parameter in network.parameters()),
+        "backend": dist.get_backend(),
+        "precision": config.train.precision,
+        "zero_stage": deepspeed["zero_optimization"]["stage"],
+        "update": _update_in_words(deepspeed),
+        "ep_size": config.moe.ep_size if sparse else None,
+        "dispatch": config.moe.dispatch if sparse else None,
+        "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
+        "gate_scale": config.moe.gate_scale if sparse else None,
+        "attention": attention,
+        "routes": _routes_in_words(config) if config.model.kind == "task_moe" else None,
+    }
+
+
+def banner(about: dict, plan: RunPlan, largest: int) -> list[str]:
+    """Return the lines a run begins with. largest: examples of the largest step."""
+    config = plan.config
+    used = ", ".join(f"{key} {value}" for key, value in about.items() if value is not None)
+    asked, size = config.train.batch_size, f"{largest} examples"
+    if largest < asked:
+        size = f"all {size} (train.batch_size = {asked} is more)"
+    return [
+        f"{config.model.kind}: {used}",
+        f"{plan.total_steps} steps of {size}, {plan.warmup_steps} of warm-up, "
+        f"lr {config.train.lr:g}",
+    ]
+
+
+def _update_in_words(deepspeed: dict) -> str:
+    optimizer = deepspeed["optimizer"]["type"]
+    return f"{optimizer} in one pass" if updates_in_one_pass(deepspeed) else optimizer
+
+
+def _routes_in_words(config: RunConfig) -> str:
+    router = config.router
+    if router.route != "learned":
+        return router.route
+    learned = f"{router.net}, {router.selection}, vectors {Path(router.vectors).name}"
+    return learned + (f", frozen from {router.routes_from}" if router.routes_from else "")
