@@ -15,6 +15,7 @@ import moe_kernels
 from ds_moe_mtl.models.token_level.experts import run_experts
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.planner.traffic import ALL_TO_ALL
+from moe_kernels.first_order import first_order
 
 
 def remote_experts(
@@ -57,6 +58,7 @@ class _AllToAll(torch.autograd.Function):
         return out
 
     @staticmethod
+    @first_order
     def backward(ctx, grad):
         send_sizes, receive_sizes = ctx.sizes
         out = grad.new_empty((sum(send_sizes), grad.shape[1]))

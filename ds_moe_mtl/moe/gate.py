@@ -7,7 +7,12 @@ import torch
 from deepspeed.moe.sharded_moe import TopKGate
 from torch import distributed as dist
 
-from ds_moe_mtl.models.token_level.gating import RoutingOptions, new_gates, route_tokens
+from ds_moe_mtl.models.token_level.gating import (
+    RoutingOptions,
+    gate_matrix,
+    new_gates,
+    route_tokens,
+)
 from moe_kernels import Routing, gate_scale_of
 
 
@@ -40,7 +45,7 @@ class TaskGate(TopKGate):
     ) -> tuple[Routing, torch.Tensor]:
         """Return the routing of hidden_states [batch, seq, D] and the auxiliary loss."""
         return route_tokens(
-            hidden_states, self.wg.weight, gate_ids, used_token, self.options, self.training
+            hidden_states, gate_matrix(self.wg), gate_ids, used_token, self.options, self.training
         )
 
     def forward(

@@ -11,7 +11,7 @@ from deepspeed.moe.sharded_moe import MOELayer
 from torch import nn
 
 from ds_moe_mtl.models.token_level.context import LayerRoute, keep_route
-from ds_moe_mtl.models.token_level.gating import RoutingOptions
+from ds_moe_mtl.models.token_level.gating import RoutingOptions, gate_matrix
 from ds_moe_mtl.models.token_level.moe_layer import LayerResult, run_layer
 from ds_moe_mtl.moe.dispatch import remote_experts
 from ds_moe_mtl.moe.gate import TaskGate
@@ -95,7 +95,7 @@ class TaskMOELayer(MOELayer):
         if self.ep_size == 1:
             return run_layer(
                 hidden_states,
-                self.gate.wg.weight,
+                gate_matrix(self.gate.wg),
                 experts,
                 gate_ids,
                 used_token,

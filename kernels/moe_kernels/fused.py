@@ -8,9 +8,9 @@ T tokens, D hidden size, F inner size, G gates, E experts.
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from moe_kernels.ffn import launch as ffn
+from moe_kernels.first_order import first_order
 from moe_kernels.routing import launch as routing
 
 
@@ -40,7 +40,7 @@ class TritonTop1(torch.autograd.Function):
         return y_TD, routed.expert_T, routed.prob_T, counts_E
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_y_TD, _expert, grad_prob_T, _counts):
         x_TD, gate_weight, gate_ids_T, h_TF, a_TF, *rest = ctx.saved_tensors
         routed, weights = routing.Routed(*rest[:5]), rest[5:]

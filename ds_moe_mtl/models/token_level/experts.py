@@ -63,9 +63,13 @@ FFNWeights = tuple[
 def ffn_weights(experts: Sequence[nn.Module]) -> FFNWeights | None:
     """Return (w1, b1, w2, b2, activation) when the experts are biased two-layer GELU FFNs.
 
-    FeedForward and nn.Sequential(Linear, GELU, Linear) are; None for any other module, and while
-    they drop activations.
+    FeedForward and nn.Sequential(Linear, GELU, Linear) are, as long as their tensors say all that
+    they compute: with plain nn.Linear layers and nothing hooked to them (adapters, quantised,
+    pruned and offloaded layers have another class, hooks or a forward of their own). None for any
+    other module, and while they drop activations: those are called.
     """
+    if torch.nn.modules.module._has_any_global_hook():
+        return None
     parts = [_linear_pair(expert) for expert in experts]
     if any(part is None for part in parts) or len({part[2] for part in parts}) != 1:
         return None
@@ -80,18 +84,32 @@ def ffn_weights(experts: Sequence[nn.Module]) -> FFNWeights | None:
 
 
 def _linear_pair(expert: nn.Module) -> tuple[nn.Linear, nn.Linear, str] | None:
-    if isinstance(expert, FeedForward):
+    if type(expert) is FeedForward:
+        first, second, activation = expert.fc1, expert.fc2, expert.activation
+        layers = (first, second)
         if expert.training and expert.dropout > 0:
             return None
-        return expert.fc1, expert.fc2, expert.activation
-    if (
-        isinstance(expert, nn.Sequential)
-        and [type(layer) for layer in expert] == [nn.Linear, nn.GELU, nn.Linear]
-        and expert[0].bias is not None
-        and expert[2].bias is not None
-    ):
-        return expert[0], expert[2], "gelu" if expert[1].approximate == "none" else "gelu_tanh"
-    return None
+    elif type(expert) is nn.Sequential and len(expert) == 3 and type(expert[1]) is nn.GELU:
+        first, gelu, second = layers = tuple(expert)
+        activation = "gelu" if gelu.approximate == "none" else "gelu_tanh"
+    else:
+        return None
+    if type(first) is not nn.Linear or type(second) is not nn.Linear:
+        return None
+    if first.bias is None or second.bias is None or any(map(_is_hooked, (expert, *layers))):
+        return None
+    return first, second, activation
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Return whether a call of the module does more than its class's forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
 
 
 def run_experts(
@@ -103,6 +121,8 @@ def run_experts(
     scale_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return every row's expert output, in the rows' own order; 0 for rows not in order_R.
+
+    An expert that gives (output, bias), as Megatron's do, counts with its output, as in DeepSpeed.
 
     order_R lists the rows expert by expert, counts_E of them each. scale_T multiplies each row's
     result. Every expert is called, also with 0 rows, so that each rank makes the same collective
@@ -126,7 +146,11 @@ def run_experts(
     counts = counts_E.tolist()
     order_R = order_R[: sum(counts)].long()  # a GPU's is int32, with unrouted rows at its end
     blocks = x_RD[order_R].split(counts)
-    y_RD = torch.cat([expert(block) for expert, block in zip(experts, blocks, strict=True)])
+    y_RD = torch.cat([_output(expert(x)) for expert, x in zip(experts, blocks, strict=True)])
     if scale_T is not None:
         y_RD = y_RD * scale_T[order_R, None].to(y_RD.dtype)
     return y_RD.new_zeros((len(x_RD), y_RD.shape[1])).index_copy(0, order_R, y_RD)
+
+
+def _output(of_expert: torch.Tensor | tuple) -> torch.Tensor:
+    return of_expert[0] if isinstance(of_expert, tuple) else of_expert

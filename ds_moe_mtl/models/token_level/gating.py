@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import moe_kernels
 
@@ -69,6 +70,22 @@ class RoutingOptions:
             raise ValueError(f"capacity_factor must be positive, got {self.capacity_factor}")
 
 
+class GateMatrix(NonDynamicallyQuantizableLinear):
+    """All gates of a layer as one matrix `weight` [G * E, D]; called without an input it is that.
+
+    The kernels take the matrix. To ask the module for it runs what is hooked to it: pruning, which
+    makes the weight anew at each call, and offloading, which brings it from elsewhere.
+    """
+
+    def __init__(self, hidden_size: int, options: RoutingOptions) -> None:
+        super().__init__(hidden_size, options.num_gates * options.num_experts, bias=False)
+        nn.init.normal_(self.weight, std=GATE_INIT_STD)
+
+    def forward(self, x: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the matrix, or all gates' logits of x."""
+        return self.weight if x is None else super().forward(x)
+
+
 class GeneratedGates(nn.Module):
     """Gates as products of a vector a gate and a generator that all gates of the layer share.
 
@@ -91,14 +108,30 @@ class GeneratedGates(nn.Module):
         """The gates' matrix [G * E, D], computed anew at every call."""
         return (self.vectors @ self.generator).view(self._shape)
 
+    def forward(self) -> torch.Tensor:
+        """Return the gates' matrix."""
+        return self.weight
+
 
 def new_gates(hidden_size: int, options: RoutingOptions) -> nn.Module:
     """Return newly drawn gates: a module whose `weight` is their matrix [G * E, D]."""
     if options.gate_embedding:
         return GeneratedGates(hidden_size, options)
-    gates = nn.Linear(hidden_size, options.num_gates * options.num_experts, bias=False)
-    nn.init.normal_(gates.weight, std=GATE_INIT_STD)
-    return gates
+    return GateMatrix(hidden_size, options)
+
+
+def gate_matrix(gates: nn.Module) -> torch.Tensor:
+    """Return the matrix [G * E, D] of a layer's `gate.wg`.
+
+    Raises ValueError where a module of another kind stands around it or in its place: an adapter's
+    share of the logits would be lost.
+    """
+    if not isinstance(gates, GateMatrix | GeneratedGates):
+        raise ValueError(
+            f"gate.wg is a {type(gates).__name__}: gates cannot be wrapped or replaced; "
+            f"allowed: leave the modules named wg out of adapters and quantisation"
+        )
+    return gates()
 
 
 def route_tokens(

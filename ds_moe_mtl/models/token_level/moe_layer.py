@@ -9,7 +9,12 @@ from torch import nn
 import moe_kernels
 from ds_moe_mtl.models.token_level.context import LayerRoute, keep_route
 from ds_moe_mtl.models.token_level.experts import ffn_weights, run_experts
-from ds_moe_mtl.models.token_level.gating import RoutingOptions, new_gates, route_tokens
+from ds_moe_mtl.models.token_level.gating import (
+    RoutingOptions,
+    gate_matrix,
+    new_gates,
+    route_tokens,
+)
 
 
 class Gate(nn.Module):
@@ -44,7 +49,7 @@ class MoELayer(nn.Module):
         """
         result = run_layer(
             hidden_states,
-            self.gate.wg.weight,
+            gate_matrix(self.gate.wg),
             list(self.experts),
             gate_ids,
             used_token,

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from moe_kernels.ffn.reference import ACTIVATIONS
+from moe_kernels.first_order import first_order
 from moe_kernels.recurring import recurring_size
 
 # recurring_size's step and sizes an octave, for 48 shapes of each product up to 4,096 rows. MiniLM
@@ -78,7 +78,7 @@ class _BlockFFN(torch.autograd.Function):
         return y_TD
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_y_TD):
         layout = ctx.layout
         num_experts = len(layout.blocks)

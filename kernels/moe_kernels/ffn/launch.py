@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from moe_kernels import block_sizes
 from moe_kernels.block_sizes import cdiv, power_of_2
 from moe_kernels.experts import address_table
 from moe_kernels.ffn import kernel
+from moe_kernels.first_order import first_order
 from moe_kernels.implementation import upcasts
 from moe_kernels.routing.launch import GateTerm, gate_term_arguments
 
@@ -171,7 +171,7 @@ class TritonFFN(torch.autograd.Function):
         return y_RD
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_y_RD):
         x_RD, order_R, counts, h_RF, a_RF, *weights = ctx.saved_tensors
         grad_y_RD, experts = grad_y_RD.contiguous(), as_experts(weights)

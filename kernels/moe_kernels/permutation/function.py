@@ -5,8 +5,8 @@ T tokens, R routed tokens, D hidden size, E experts, S sources (ranks that sent 
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from moe_kernels.first_order import first_order
 from moe_kernels.implementation import check_kernel_dtype, resolve_impl
 from moe_kernels.opaque import opaque
 from moe_kernels.permutation.reference import gather_rows, scatter_rows
@@ -63,7 +63,7 @@ class _Permute(torch.autograd.Function):
         return _gather(name, x_TD, order, num_rows)[0]
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_RD: Tensor):
         (order,) = ctx.saved_tensors
         grad_TD = _scatter(ctx.name, grad_RD.contiguous(), order, ctx.num_tokens)
@@ -79,7 +79,7 @@ class _Unpermute(torch.autograd.Function):
         return _scatter(name, y_RD, order, num_tokens, scale_T)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_TD: Tensor):
         order, scale_T, y_RD = ctx.saved_tensors
         grad_RD, dots_T = _gather(

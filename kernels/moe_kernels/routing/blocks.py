@@ -10,7 +10,8 @@ T tokens, D hidden size, G gates, E experts, N tokens of a block.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from moe_kernels.first_order import first_order
 
 # Rows copied to float32 at a time: 1,024 x 384 x 4 bytes just fits a core's 1.5 MiB of cache.
 MAX_BLOCK = 1024
@@ -65,7 +66,7 @@ class _GateLogits(torch.autograd.Function):
         return _by_token(logits_TE, order_T)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_TE: Tensor):
         x_TD, gate_weight, order_T = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad[:2]

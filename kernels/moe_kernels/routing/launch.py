@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from moe_kernels.block_sizes import (
     MULTIPROCESSORS,
@@ -16,6 +15,7 @@ from moe_kernels.block_sizes import (
     power_of_2,
     route_block,
 )
+from moe_kernels.first_order import first_order
 from moe_kernels.implementation import interpreting, upcasts
 from moe_kernels.routing import kernel
 from moe_kernels.routing.types import Routed
@@ -188,7 +188,7 @@ class TritonRoute(torch.autograd.Function):
         return routed.expert_T, routed.prob_T, routed.logits_TE, counts_E, routed.order_T
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, _expert, grad_prob_T, grad_logits_TE, _counts, _order):
         x_TD, gate_weight, gate_ids_T, *routed = ctx.saved_tensors
         if grad_prob_T is None and grad_logits_TE is None:
