@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config import Diverged
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.tasks import TaskSpec
@@ -54,7 +54,7 @@ def task_result(
 ) -> dict:
     """Return {"metric", "value" in percent, "examples"} of a task's outputs.
 
-    tokenizer: reads generated answers. Raises UserError where outputs are not finite: the training
+    tokenizer: reads generated answers. Raises Diverged where outputs are not finite: the training
     has diverged.
     """
     from ds_moe_mtl.tasks.metrics import score
@@ -64,7 +64,7 @@ def task_result(
         return {"metric": spec.metric, "value": value, "examples": split.num_examples}
 
     if not np.isfinite(outputs_NC).all():
-        raise UserError(
+        raise Diverged(
             f"the model's outputs for {spec.name} are not finite: the training diverged; "
             f"allowed: a smaller train.lr or a longer train.warmup"
         )

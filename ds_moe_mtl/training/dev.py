@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import distributed as dist
 
@@ -19,11 +20,12 @@ def evaluate(
     device: torch.device,
     progress: Callable[[], None],
     losses: dict[str, float] | None = None,
+    kept: dict[str, np.ndarray] | None = None,
 ) -> dict[str, dict]:
     """Return every task's {"metric", "value", "examples"} on its dev split; a collective call.
 
     progress() is called after each batch. losses: where given, each task's mean loss an example
-    is put into it.
+    is put into it. kept: where given, each task's outputs [sequences, outputs] are put into it.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     training = network.training
@@ -43,6 +45,8 @@ def evaluate(
         if losses is not None:
             losses[spec.name] = sum(part for _, part in everyones) / split.num_examples
         outputs_NC = assemble(pieces, split, spec.num_outputs)
+        if kept is not None:
+            kept[spec.name] = outputs_NC
         results[spec.name] = task_result(spec, outputs_NC, split, plan.tokenizer)
     network.train(training)
     return results

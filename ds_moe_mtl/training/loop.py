@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import distributed as dist
 from torch.profiler import record_function
@@ -60,6 +61,7 @@ class TrainingLoop:
         self.train = plan.config.train
         self.selection = selection
         self.results: dict[str, dict] = {}
+        self.outputs: dict[str, np.ndarray] = {}  # of the newest evaluation, by task
         self.steps_done = 0
         self._window = _Window(len(plan.specs), device)
 
@@ -176,7 +178,10 @@ class TrainingLoop:
 
         progress()
         losses = {} if self.train.select == "dev_loss" else None
-        self.results = evaluate(self.engine.module, self.plan, self.device, progress, losses)
+        self.outputs = {}
+        self.results = evaluate(
+            self.engine.module, self.plan, self.device, progress, losses, self.outputs
+        )
         values = {name: result["value"] for name, result in self.results.items()}
         scores = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
         if len(values) > MOST_NAMED:

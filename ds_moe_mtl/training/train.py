@@ -48,6 +48,8 @@ from ds_moe_mtl.training.plan import (
     single_plans,
     task_specs,
 )
+from ds_moe_mtl.training.predictions import FILE as PREDICTIONS
+from ds_moe_mtl.training.predictions import collect_predictions, write_predictions
 from ds_moe_mtl.training.results import gather_results, print_results, run_results
 from ds_moe_mtl.training.run_folder import RunFolder, environment, write_json
 from ds_moe_mtl.training.selection import Selection
@@ -227,6 +229,7 @@ def _train_one(
 
         def write(path: Path, scores: dict) -> None:
             _write_model(engine.module, plan, path, run_results(plan, scores, sha256))
+            _keep_predictions(plan, loop.outputs, path)
 
         selection = Selection(
             folder.path, first_step, config.train.patience, write, config.train.select
@@ -269,10 +272,13 @@ def _train_one(
     if selection is None:
         results = run_results(plan, loop.results, sha256, loop.steps_done)
         _write_model(engine.module, plan, folder.path / "model", results)
+        _keep_predictions(plan, loop.outputs, folder.path)
     else:
         results = run_results(plan, selection.results, sha256, loop.steps_done, selection.best_step)
         selection.finish(folder.path / "model")
     if ranks.rank == 0:
+        if (folder.path / "model" / PREDICTIONS).exists():  # came with the selected model
+            (folder.path / "model" / PREDICTIONS).replace(folder.path / PREDICTIONS)
         write_json(folder.path / "results.json", results)
         if not config.train.keep_checkpoints:
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -280,6 +286,12 @@ def _train_one(
     engine.destroy()
     watchdog.rest()
     return results
+
+
+def _keep_predictions(plan: RunPlan, outputs: dict, folder: Path) -> None:
+    """Write what an evaluation gave for every dev row, on rank 0."""
+    if dist.get_rank() == 0:
+        write_predictions(folder, collect_predictions(plan, outputs))
 
 
 def _write_model(network, plan: RunPlan, folder: Path, results: dict) -> None:
