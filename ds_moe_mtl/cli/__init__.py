@@ -11,6 +11,8 @@ COMMANDS = {
     "predict": "label texts with a trained model",
     "export": "write a checkpoint as a model or for other ranks",
     "report": "draw a run's losses, dev scores and expert loads",
+    "compare": "difference of two systems' runs, with its interval",
+    "study": "queue of runs that are compared, a line of evidence each",
     "reproduce": "run a table of the paper and print it beside the paper's",
     "routes": "show which expert each task uses",
     "crossfit": "few-shot tasks: vectors, tuning, routes, the study",

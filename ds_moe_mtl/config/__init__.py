@@ -1,7 +1,7 @@
 """What a run is: typed, validated once at the edge."""
 
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
-from ds_moe_mtl.config.errors import RankError, UserError
+from ds_moe_mtl.config.errors import Diverged, RankError, UserError
 from ds_moe_mtl.config.load import (
     DEFAULT_EXPERIMENT,
     EXPERIMENTS,
@@ -14,6 +14,7 @@ from ds_moe_mtl.config.schema import OwnTask, RunConfig
 __all__ = [
     "DEFAULT_EXPERIMENT",
     "EXPERIMENTS",
+    "Diverged",
     "OwnTask",
     "RankError",
     "RunConfig",

@@ -11,3 +11,7 @@ class UserError(ValueError):
 
 class RankError(UserError):
     """A mistake that one rank alone has met (its disk is full, say): that rank tells it."""
+
+
+class Diverged(UserError):
+    """A training whose numbers are no longer finite; its configuration is right in form."""

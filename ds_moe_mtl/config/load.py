@@ -26,8 +26,9 @@ def load_config(
     """Return the run that a YAML describes after its overrides; None: the embedded default.
 
     Relative paths to the DeepSpeed file, the data and a user's own files are looked for in the
-    current folder, then the YAML's, then the repository's, and come back absolute. With
-    check_files=False nothing is looked for (a finished run's config.yaml, read elsewhere).
+    current folder, then the YAML's, then the repository's (a user's own files last below
+    data.root), and come back absolute. With check_files=False nothing is looked for (a finished
+    run's config.yaml, read elsewhere).
     Raises UserError, one line, for anything the user can mend.
     """
     file = DEFAULT_EXPERIMENT if path is None else find_experiment(Path(path))
@@ -176,9 +177,13 @@ def _index(part: str, items: list[Any], here: str) -> int:
 def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
     """Return the configuration with the files it names found, as absolute paths."""
     folders = (Path.cwd(), folder, REPOSITORY)
+    root = config.data.root
+    root = None if root in (None, "embedded") else locate(root, folders)
 
     def found(key: str, name: str, allowed: str) -> str:
         path = locate(name, folders)
+        if path is None and root is not None and key.startswith("tasks."):
+            path = locate(name, (root,))
         if path is None or path.is_dir() != allowed.startswith("a folder"):
             kind = re.split("[,:]", allowed)[0]
             what = "no such file or folder" if path is None else f"not {kind}"

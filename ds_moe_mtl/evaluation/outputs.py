@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config import Diverged, UserError
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.tasks import TaskSpec
@@ -55,13 +55,13 @@ def task_result(
     """Return {"metric", "value" in percent, "examples"} of a task's outputs.
 
     With a metric of one class against another, "positive_class" too. tokenizer: reads generated
-    answers. Raises UserError where outputs are not finite (the training has diverged) and where
-    the metric cannot score the answers.
+    answers. Raises Diverged where outputs are not finite, and UserError where the metric cannot
+    score the answers.
     """
     from ds_moe_mtl.tasks.metrics import positive_class, score
 
     if spec.kind != "text" and not np.isfinite(outputs_NC).all():
-        raise UserError(
+        raise Diverged(
             f"the model's outputs for {spec.name} are not finite: the training diverged; "
             f"allowed: a smaller train.lr or a longer train.warmup"
         )

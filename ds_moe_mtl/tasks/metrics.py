@@ -39,9 +39,10 @@ def score(
     for part in np.unique(parts_N):
         rows = parts_N == part
         if spec.kind == "ranking":
-            value = _ranking_accuracy(outputs_NC[rows], labels_N[rows], questions_N[rows])
+            right = answered_questions(outputs_NC[rows], labels_N[rows], questions_N[rows])
+            value = float(right.mean())
         elif spec.kind == "options":
-            right, chosen = _option_places(outputs_NC[rows], labels_N[rows], questions_N[rows])
+            right, chosen = answered_places(outputs_NC[rows], labels_N[rows], questions_N[rows])
             value = METRICS[OPTION_METRICS.get(spec.metric, spec.metric)](right, chosen)
         elif spec.kind == "regression":
             value = METRICS[spec.metric](labels_N[rows], outputs_NC[rows].reshape(-1))
@@ -91,16 +92,19 @@ def average_half_up(values: Sequence[float], digits: int) -> float:
     return float(mean.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
-def _ranking_accuracy(
+def answered_questions(
     outputs_NC: np.ndarray, labels_N: np.ndarray, questions_N: np.ndarray
-) -> float:
-    """Share of questions whose candidate with the largest "true" logit is the right one (A.3.1)."""
+) -> np.ndarray:
+    """1 for each question whose candidate with the largest "true" logit is right, else 0 (A.3.1).
+
+    In the questions' order.
+    """
     order = np.lexsort((-outputs_NC[:, 1], questions_N))
     _, firsts = np.unique(questions_N[order], return_index=True)
-    return float(labels_N[order][firsts].mean())
+    return labels_N[order][firsts]
 
 
-def _option_places(
+def answered_places(
     outputs_NC: np.ndarray, labels_N: np.ndarray, questions_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Place of the right and of the best scored option of each question, int [questions].

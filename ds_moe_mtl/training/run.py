@@ -29,6 +29,8 @@ from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines, read_metrics
 from ds_moe_mtl.training.model_files import model_files
 from ds_moe_mtl.training.network import described, new_network
 from ds_moe_mtl.training.plan import RunPlan
+from ds_moe_mtl.training.predictions import FILE as PREDICTIONS
+from ds_moe_mtl.training.predictions import collect_predictions, write_predictions
 from ds_moe_mtl.training.results import run_results
 from ds_moe_mtl.training.run_folder import RunFolder, read_json, write_json
 from ds_moe_mtl.training.selection import Selection
@@ -183,11 +185,15 @@ class Run:
         if selection is None:
             results = run_results(self.plan, self.evaluation.results, self.sha256, steps)
             self._write_model(folder.path / "model", results)
+            self._keep_predictions(folder.path)
         else:
             best = selection.best_step
             results = run_results(self.plan, selection.results, self.sha256, steps, best)
             selection.finish(folder.path / "model")
         if self.shared.ranks.rank == 0:
+            selected = folder.path / "model" / PREDICTIONS
+            if selected.exists():
+                selected.replace(folder.path / PREDICTIONS)
             write_json(folder.path / "results.json", results)
             if not self.config.train.keep_checkpoints:
                 shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -222,6 +228,12 @@ class Run:
 
     def _write_best(self, path: Path, scores: dict) -> None:
         self._write_model(path, run_results(self.plan, scores, self.sha256))
+        self._keep_predictions(path)
+
+    def _keep_predictions(self, folder: Path) -> None:
+        """Write what the newest evaluation gave for every dev row, on rank 0."""
+        if self.shared.ranks.rank == 0:
+            write_predictions(folder, collect_predictions(self.plan, self.evaluation.outputs))
 
     def _write_model(self, folder: Path, results: dict) -> None:
         """Write a canonical model folder from all ranks' experts; a collective call."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config import Diverged
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.training.metrics_log import StepLines
 
@@ -51,7 +51,7 @@ class SkippedSteps:
 
         parts: this rank's micro-batches; scale_before: fp16's loss scale in the step. A skip that
         only lowers a dynamic loss scale is how DeepSpeed searches it: said, but not counted.
-        Raises UserError, on every rank, past max_in_a_row.
+        Raises Diverged, on every rank, past max_in_a_row.
         """
         mine = (self._rows(parts, bad_only=True), self._rows(parts, bad_only=False))
         everyones: list = [None] * dist.get_world_size()
@@ -68,7 +68,7 @@ class SkippedSteps:
             self.lines.write({"step": step, "reason": reason, "examples": examples})
         self.in_a_row += 1
         if self.in_a_row > self.max_in_a_row:
-            raise UserError(
+            raise Diverged(
                 f"{self.in_a_row} steps in a row (up to {step}) were skipped for non-finite losses "
                 f"or gradients, more than train.max_skipped = {self.max_in_a_row}: "
                 f"{self.folder / 'skipped.jsonl'} names their examples; where they are all kinds "

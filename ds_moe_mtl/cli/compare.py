@@ -1,0 +1,53 @@
+"""ds-moe-mtl compare: is one system better than another, and by how much?"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_moe_mtl.cli.arguments import Parser, answer
+from ds_moe_mtl.config import UserError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the comparison and return the exit status."""
+    parser = Parser(
+        "compare",
+        "Pairs runs by seed and prints the mean difference of their dev scores, left less right, "
+        "with a 95%% interval over seeds and dev rows, by task and for the mean.",
+        "ds-moe-mtl compare runs/mttag/seed* -- runs/dense/seed* --plot difference.png",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="run folders, -- between the two sides; or a study's lines and the beginning of run "
+        "names, as docs/evidence/small.jsonl:final/all/mt_tag",
+    )
+    parser.add_argument("--names", help="of the two sides, with a comma: MT-TaG,MT-Dense")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw a forest plot")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    # argparse gives "--" no meaning of its own here, so the sides are parted before it reads them.
+    words = list(arguments)
+    split = words.index("--") if "--" in words else len(words)
+    options = parser.parse_intermixed_args(words[:split])
+    left = options.runs
+    options = parser.parse_intermixed_args(words[split + 1 :], options)
+    return answer(lambda: _compare(left, options.runs if split < len(words) else [], options))
+
+
+def _compare(left: list[str], right: list[str], options) -> int:
+    if not left or not right:
+        raise UserError("a side has no runs; allowed: RUN... -- RUN...")
+    names = tuple((options.names or "left,right").split(","))
+    if len(names) != 2:
+        raise UserError(f"--names {options.names}; allowed: two, with a comma")
+    from ds_moe_mtl.studies.compare import compare_runs, find_runs, render
+    from ds_moe_mtl.studies.forest import draw_comparison
+
+    comparison = compare_runs(find_runs(left), find_runs(right), names)
+    if options.plot is not None:
+        draw_comparison(comparison, options.plot)
+        print(f"plot: {options.plot}", file=sys.stderr)
+    print(json.dumps(comparison.to_dict()) if options.json else render(comparison))
+    return 0

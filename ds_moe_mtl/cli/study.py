@@ -1,0 +1,93 @@
+"""ds-moe-mtl study: a queue of runs, a line of evidence each, and what the lines say."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_moe_mtl.cli.arguments import Parser, answer, count
+from ds_moe_mtl.config import UserError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, list or report a study, and return the exit status."""
+    parser = Parser(
+        "study",
+        "Runs (or resumes) the runs of a study, several at a time and with the least priority, and "
+        "appends a line to docs/evidence/NAME.jsonl as each run ends.",
+        "ds-moe-mtl study own_six --jobs 2 data.root=DATA",
+    )
+    parser.add_argument("name", help="one of ds_configs/studies, or a YAML's path")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, for every run")
+    parser.add_argument("--jobs", type=count, default=1, help="runs at a time, a thread each (1)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="runs whose names begin so, as tune/x1 or 'screen/*/mt_dense'; may be repeated",
+    )
+    parser.add_argument("--list", action="store_true", help="run nothing, list the runs")
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing, make tables and plots of the lines"
+    )
+    parser.add_argument("--output", type=Path, help="the lines; docs/evidence/NAME.jsonl")
+    parser.add_argument("--runs", type=Path, help="the run folders; runs/studies/NAME")
+    parser.add_argument("--nice", type=int, default=19, help="of the runs; 19: the least priority")
+    parser.add_argument("--keep-models", action="store_true", help="do not drop trained models")
+    parser.add_argument("--run", metavar="JSON", help="one run, for a queue that was started so")
+    parser.add_argument("--parent", type=int, help="with --run: end with this process")
+    options = parser.parse_intermixed_args(arguments)
+    return answer(lambda: _study(options))
+
+
+def _study(options) -> int:
+    from ds_moe_mtl.studies.evidence.schema import load_study
+
+    stray = [item for item in options.overrides if "=" not in item]
+    if stray:
+        raise UserError(f"command line: {stray[0]!r}; allowed: one study, then section.key=value")
+    name, study = load_study(options.name)
+    output = options.output or Path(study.output or f"docs/evidence/{name}.jsonl")
+    runs = options.runs or Path("runs/studies") / name
+    if options.report:
+        from ds_moe_mtl.studies.evidence.report import write_report
+
+        for path in write_report(output):
+            print(path)
+        return 0
+    _settle_accelerator()
+    from ds_moe_mtl.studies.evidence.queue import Place, describe_plan, run_one, run_study
+    from ds_moe_mtl.studies.evidence.runs import StudyRun
+
+    own = tuple(options.overrides)
+    place = Place(name, study, output.absolute(), runs.absolute(), own, options.keep_models)
+    if options.list:
+        describe_plan(place, options.only, print)
+        return 0
+    if options.run is not None:
+        from ds_moe_mtl.ranks.orphan import end_with_parent
+        from ds_moe_mtl.ranks.rendezvous import rendezvous
+
+        if options.parent is not None:
+            end_with_parent(options.parent)
+        return run_one(place, StudyRun.from_json(options.run), rendezvous(os.environ), _say)
+
+    def command(run: StudyRun) -> list[str]:
+        where = ["--output", str(place.output), "--runs", str(place.runs)]
+        keep = ["--keep-models"] * options.keep_models
+        asked = ["--run", run.to_json(), "--parent", str(os.getpid())]
+        return ["study", options.name, *where, *keep, *asked, *own]
+
+    return run_study(place, options.jobs, options.only, command, _say, options.nice)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True, file=sys.stdout)
+
+
+def _settle_accelerator() -> None:
+    """Tell DeepSpeed what it runs on; it guesses otherwise, and warns of its guess."""
+    from ds_moe_mtl.engine.engine import device_type
+
+    os.environ.setdefault("DS_ACCELERATOR", device_type())

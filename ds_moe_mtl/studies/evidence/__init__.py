@@ -1,0 +1,1 @@
+"""Studies: systems compared over seeds and data, one line of evidence per finished run."""

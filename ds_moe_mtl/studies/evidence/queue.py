@@ -1,0 +1,266 @@
+"""A study as a queue: a process per run, one thread each, a line of evidence as each run ends.
+
+<runs>/<stage>/<data>/<system>/<point>/seed<n>-<checksum>/    run folders, without their models
+<runs>/logs/                                                  what each run printed
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from fnmatch import fnmatch
+from pathlib import Path
+from statistics import fmean
+
+from ds_moe_mtl.config import Diverged, RunConfig, UserError
+from ds_moe_mtl.config.files import REPOSITORY
+from ds_moe_mtl.ranks.jobs import Job, run_jobs
+from ds_moe_mtl.ranks.rendezvous import Ranks
+from ds_moe_mtl.studies.evidence.lines import append_run, read_evidence
+from ds_moe_mtl.studies.evidence.runs import (
+    StudyRun,
+    config_hash,
+    overrides_of,
+    run_config,
+    stage_runs,
+)
+from ds_moe_mtl.studies.evidence.schema import Study
+from ds_moe_mtl.studies.units import units_of
+from ds_moe_mtl.training.predictions import read_predictions
+from ds_moe_mtl.training.run_folder import read_json
+from ds_moe_mtl.training.selection import mean_score
+from ds_moe_mtl.training.train import train
+
+Say = Callable[[str], None]
+NICEST = 19  # a study takes what other work leaves
+
+
+@dataclass(frozen=True)
+class Place:
+    """A study with where its lines and its run folders are. own: the user's overrides."""
+
+    name: str
+    study: Study
+    output: Path
+    runs: Path
+    own: tuple[str, ...] = ()
+    keep_models: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a stage with what its configuration comes to; line: where it is done."""
+
+    run: StudyRun
+    config: RunConfig
+    checksum: str
+    line: dict | None
+
+
+def planned(place: Place, only: Sequence[str] = ()) -> tuple[dict[str, list[PlannedRun]], list]:
+    """Return (a study's runs by stage as far as they can be planned, what the others wait for).
+
+    only: patterns of run names; what a pattern is the beginning of counts too.
+    """
+    lines = read_evidence(place.output).runs
+    done = {(line["run"], line["config"]): line for line in lines}
+    stages: dict[str, list[PlannedRun]] = {}
+    waiting: list[str] = []
+    for stage in place.study.stages:
+        runs, waits = stage_runs(place.study, stage, lines)
+        waiting += [wait for wait in waits if not only or _asked(wait.partition(":")[0], only)]
+        stages[stage] = []
+        for run in runs:
+            if not only or _asked(run.name, only):
+                config = run_config(place.study, run, place.own, place.runs)
+                checksum = config_hash(config)
+                line = done.get((run.name, checksum))
+                stages[stage].append(PlannedRun(run, config, checksum, line))
+    return stages, waiting
+
+
+def run_study(
+    place: Place,
+    at_once: int,
+    only: Sequence[str],
+    command: Callable[[StudyRun], Sequence[str]],
+    say: Say,
+    nice: int = NICEST,
+) -> int:
+    """Run what is left of a study, stage by stage; return 0, or 75 when asked to stop.
+
+    command(run): the arguments of a process that runs one. nice: of all of them. A run whose
+    training diverges is a finished run with that result. Raises UserError where a run fails in any
+    other way, and where another process runs the same study in the same folder.
+    """
+    os.nice(max(0, nice - os.nice(0)))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    place.runs.mkdir(parents=True, exist_ok=True)
+    with (place.runs / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{place.runs}: another process runs this study; allowed: wait, or --runs FOLDER"
+            ) from None
+        tell = _Progress(place, at_once, say)
+        for stage in place.study.stages:
+            stages, _ = planned(place, only)
+            left = [one for one in stages[stage] if one.line is None]
+            if not left:
+                continue
+            say(f"{stage}: {len(left)} of {len(stages[stage])} runs left, {at_once} at a time")
+            tell.begin(len(left))
+            jobs = [Job(one.run.name, tuple(command(one.run))) for one in left]
+            status = run_jobs(jobs, at_once, place.runs / "logs", tell)
+            if status:
+                return status
+    for wait in planned(place, only)[1]:
+        say(f"not planned yet: {wait}")
+    return 0
+
+
+def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
+    """Train one run, append its line, drop its model; return train's status."""
+    config = run_config(place.study, run, place.own, place.runs)
+    failure = None
+    try:
+        status = train(config, ranks, say)
+        if status:
+            return status
+    except Diverged as error:
+        failure = str(error)
+    folder = Path(config.run.dir)
+    line, units = _line(place, run, config, failure)
+    append_run(place.output, line, units)
+    if not place.keep_models:
+        for model in (folder / "model", *folder.glob("*/model"), *folder.glob("**/checkpoints")):
+            shutil.rmtree(model, ignore_errors=True)
+    return 0
+
+
+def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -> tuple:
+    """Return (a run's line of evidence, its dev rows by task)."""
+    folder = Path(config.run.dir)
+    results = read_json(folder / "results.json") if failure is None else {"tasks": {}, "steps": 0}
+    environment = folder / "environment.json"
+    about = read_json(environment)
+    ended = (folder / "results.json").stat().st_mtime if failure is None else time.time()
+    units = {} if failure else {n: units_of(t) for n, t in read_predictions(folder).items()}
+    line = {
+        "run": run.name,
+        "study": place.name,
+        "stage": run.stage,
+        "data": run.data,
+        "system": run.system,
+        "point": list(run.point),
+        "seed": run.seed,
+        "config": config_hash(config),
+        "baseline": place.study.baseline,
+        "experiment": place.study.experiment,
+        "overrides": [
+            *overrides_of(place.study, run),
+            *(item for item in place.own if item.split("=")[0] not in ("data.root", "data.cache")),
+        ],
+        "machine": about["device"],
+        "versions": about["versions"],
+        "commit": _commit(),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(ended - environment.stat().st_mtime, 1),
+        "model_kind": config.model.kind,
+        "encoder": results.get("encoder"),
+        "steps": results["steps"],
+        "failure": failure,
+        "mean": mean_score(results["tasks"]) if failure is None else None,
+        "tasks": results["tasks"],
+    }
+    return line, units
+
+
+class _Progress:
+    """Says what a queue says, and after each run how many are done, at what rate, what is left."""
+
+    def __init__(self, place: Place, at_once: int, say: Say) -> None:
+        self._place, self._at_once, self._say = place, at_once, say
+
+    def begin(self, wanted: int) -> None:
+        self._wanted, self._began = wanted, time.monotonic()
+        self._before = self._seen = len(read_evidence(self._place.output).runs)
+
+    def __call__(self, line: str) -> None:
+        self._say(line)
+        runs = read_evidence(self._place.output).runs
+        done = len(runs) - self._before
+        if len(runs) == self._seen or not done:
+            return
+        for run in runs[self._seen :]:
+            score = f"mean {run['mean']:.2f}" if run["mean"] is not None else run["failure"]
+            self._say(f"  {run['run']}: {score}")
+        self._seen = len(runs)
+        hours = (time.monotonic() - self._began) / 3600
+        left = max(0, self._wanted - done) * hours / done
+        self._say(
+            f"  {done} of {self._wanted} done, {done / hours:.1f} runs an hour, "
+            f"{int(left)}:{int(left * 60) % 60:02} h left"
+        )
+
+
+def describe_plan(place: Place, only: Sequence[str], say: Say) -> None:
+    """Say every run with its state, what waits, and what is left in hours of one thread."""
+    stages, waiting = planned(place, only)
+    left_seconds, unknown = 0.0, 0
+    for stage, runs in stages.items():
+        done = [one for one in runs if one.line is not None]
+        say(f"{stage}: {len(done)} of {len(runs)} done")
+        for one in runs:
+            state = "left"
+            if one.line is not None:
+                mean = one.line["mean"]
+                state = f"mean {mean:.2f}" if mean is not None else one.line["failure"]
+            else:
+                known = _seconds_of_such(place, one.run)
+                unknown += known is None
+                left_seconds += known or 0.0
+            say(f"  {one.run.name}: {state}")
+    for wait in waiting:
+        say(f"not planned yet: {wait}")
+    more = f", and {unknown} runs of unknown length" if unknown else ""
+    say(f"left: {left_seconds / 3600:.1f} h of one thread, by the runs that are done{more}")
+
+
+def _seconds_of_such(place: Place, run: StudyRun) -> float | None:
+    """Return the mean seconds of the system's finished runs on this data, else of all on it."""
+    lines = [
+        line
+        for line in read_evidence(place.output).runs
+        if line["data"] == run.data and line["seconds"] and line["failure"] is None
+    ]
+    own = [line["seconds"] for line in lines if line["system"] == run.system]
+    every = own or [line["seconds"] for line in lines]
+    return fmean(every) if every else None
+
+
+def _asked(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, f"{pattern}*") for pattern in patterns)
+
+
+def _commit() -> str | None:
+    """Return the commit of the sources, with + where they are changed; None outside a clone."""
+    try:
+        answers = [
+            subprocess.run(
+                ["git", *words],
+                cwd=REPOSITORY,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answers[0] + ("+" if answers[1] else "")

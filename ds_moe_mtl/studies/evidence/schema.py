@@ -1,0 +1,109 @@
+"""A study as data, ds_configs/studies/*.yaml: which systems are compared on what, in stages."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import model_validator as _model_validator
+
+from ds_moe_mtl.config.complaint import complaint
+from ds_moe_mtl.config.document import parse_yaml
+from ds_moe_mtl.config.errors import UserError
+from ds_moe_mtl.config.files import REPOSITORY, displayed, locate, read_text
+from ds_moe_mtl.config.schema import CountOrZero, Name, Section, Seed, Text
+
+STUDIES = REPOSITORY / "ds_configs" / "studies"
+
+_tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+Lines = Annotated[tuple[Text, ...], _tuple]
+
+
+class Stage(Section):
+    """Runs that are planned together: every system, data variant, point of the grid and seed."""
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), _tuple]
+    grid: Mapping[str, Lines] = {}  # values by dotted key
+    tuned: Text | None = None  # the earlier stage whose best point each system takes
+    systems: Lines | None = None  # null: all
+    best: CountOrZero = 0  # and so many others, the best by mean score in the stage `of`
+    of: Text | None = None
+    data: Lines | None = None  # null: all variants
+
+
+class Study(Section):
+    """What ds-moe-mtl study runs: overrides over one experiment, by system and by data variant."""
+
+    about: Text
+    experiment: Text  # a YAML of a run
+    set: Lines = ()  # overrides of every run
+    # Overrides by name; an item that is the name of an earlier system stands for its overrides.
+    systems: Mapping[Name, Lines]
+    data: Mapping[Name, Lines] = {"all": ()}
+    baseline: Text  # the system that the others are compared with
+    stages: Mapping[Name, Stage]
+    output: Text | None = None  # null: docs/evidence/<name>.jsonl
+
+    @_model_validator(mode="after")
+    def _names_are_known(self) -> "Study":
+        _known("baseline", (self.baseline,), self.systems)
+        earlier: list[str] = []
+        for name, stage in self.stages.items():
+            where = f"stages.{name}"
+            _known(f"{where}.systems", stage.systems or (), self.systems)
+            _known(f"{where}.data", stage.data or (), self.data)
+            for key in ("tuned", "of"):
+                if getattr(stage, key) is not None:
+                    _known(f"{where}.{key}", (getattr(stage, key),), earlier)
+            if (stage.of is None) != (stage.best == 0):
+                raise ValueError(f"{where}: best and of go together")
+            if stage.best and stage.systems is None:
+                raise ValueError(f"{where}: best = {stage.best} needs systems, those beside them")
+            if stage.grid and stage.tuned is not None:
+                raise ValueError(f"{where}: grid and tuned; allowed: one of them")
+            earlier.append(name)
+        for name in self.systems:
+            self.overrides_of(name)
+        return self
+
+    def overrides_of(self, system: str) -> tuple[str, ...]:
+        """Return a system's overrides, those of the systems it names first."""
+        found: list[str] = []
+        for item in self.systems[system]:
+            if "=" in item:
+                found.append(item)
+                continue
+            before = list(self.systems)[: list(self.systems).index(system)]
+            _known(f"systems.{system}", (item,), before)
+            found += self.overrides_of(item)
+        return tuple(found)
+
+
+def load_study(name: str) -> tuple[str, Study]:
+    """Return a study's name and what it is; name: a shipped one's, or a YAML's path.
+
+    Raises UserError for one that is not there or cannot be read.
+    """
+    file = STUDIES / f"{name}.yaml"
+    if not file.is_file():
+        file = locate(name, (Path.cwd(), REPOSITORY)) if name.endswith(".yaml") else None
+    if file is None or not file.is_file():
+        shipped = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
+        raise UserError(f"unknown study {name!r}; allowed: {shipped}, or a YAML's path")
+    source = displayed(file)
+    document = parse_yaml(read_text(file), source)
+    try:
+        return file.stem, Study.model_validate(document.values)
+    except ValidationError as error:
+        line = document.lines
+
+        def place(key: str) -> str:
+            return f"{source}:{line[key]}" if key in line else source
+
+        raise UserError(complaint(error, Study, place)) from None
+
+
+def _known(where: str, names: tuple[str, ...], allowed) -> None:
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{where}: {name!r}; allowed: {', '.join(allowed) or 'none here'}")

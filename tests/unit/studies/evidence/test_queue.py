@@ -1,0 +1,106 @@
+"""A study run by real processes: lines as runs end, kill -9, models dropped, the same evidence."""
+
+import json
+import os
+import signal
+
+import psutil
+import pytest
+
+from ds_moe_mtl.config import dump_config
+from ds_moe_mtl.config.document import dump_yaml
+from ds_moe_mtl.studies.compare import compare_runs, find_runs
+from ds_moe_mtl.studies.evidence.lines import read_evidence
+from tests.support.commands import run_commands
+from tests.support.launch import LIMIT, start
+from tests.support.paths import ROOT
+from tests.support.tiny import tiny_config, write_tiny
+
+COMMAND = ROOT / "tests" / "support" / "one_command.py"
+
+
+def write_study(folder):
+    """Write a study of two systems with one seed over the tiny tasks; return its YAML."""
+    zero1 = str(ROOT / "ds_configs/deepspeed/zero1.json")
+    (folder / "base.yaml").write_text(dump_config(tiny_config(folder, deepspeed=zero1)))
+    study = {
+        "about": "two tiny systems",
+        "experiment": str(folder / "base.yaml"),
+        "set": ["train.steps=2"],
+        "baseline": "dense",
+        "systems": {"dense": ["model.kind=mt_dense"], "tag": ["model.kind=mt_tag"]},
+        "stages": {"screen": {"seeds": [0]}},
+    }
+    (folder / "tiny.yaml").write_text(dump_yaml(study))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A study whose queue was killed with -9 in its second run, and started again."""
+    folder = write_tiny(tmp_path_factory.mktemp("study"))
+    lines, runs = folder / "lines.jsonl", folder / "runs"
+    words = ["study", write_study(folder), "--output", lines, "--runs", runs, "--nice", "0"]
+
+    def in_second_run():
+        return lines.exists() and len(list((runs / "logs").glob("*tag*.log"))) == 1
+
+    with start([COMMAND, *words], 1, "python") as queue:
+        queue.wait_until(in_second_run)
+        (child,) = psutil.Process(queue.process.pid).children()
+        first = lines.read_text()
+        os.kill(queue.process.pid, signal.SIGKILL)
+        queue.process.wait()
+        psutil.wait_procs([child], LIMIT / 4)
+        orphans = child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    with start([COMMAND, *words], 1, "python") as queue:
+        again = queue.wait()
+    return {
+        "folder": folder,
+        "lines": lines,
+        "runs": runs,
+        "words": words,
+        "first": first,
+        "orphans": orphans,
+        "again": again,
+    }
+
+
+def test_a_killed_queue_leaves_no_run_behind_and_loses_only_the_one_in_flight(killed):
+    again = killed["again"]
+    assert again.returncode == 0, again.text
+    assert not killed["orphans"]
+    assert killed["lines"].read_text().startswith(killed["first"])
+    found = read_evidence(killed["lines"]).runs
+    assert [line["system"] for line in found] == ["dense", "tag"]
+    assert "screen: 1 of 2 runs left" in again.stdout and "runs an hour" in again.stdout
+
+
+def test_a_line_says_what_ran_where_and_what_came_out(killed):
+    line = read_evidence(killed["lines"]).runs[1]
+    assert (line["run"], line["seed"]) == ("screen/all/tag/default/seed0", 0)
+    assert line["steps"] == 2 and line["seconds"] > 0 and line["failure"] is None
+    assert line["overrides"] == ["train.steps=2", "model.kind=mt_tag", "run.seed=0"]
+    assert "torch" in line["versions"] and line["machine"]
+    (run,) = killed["runs"].glob("screen/all/tag/default/seed0-*")
+    results = json.loads((run / "results.json").read_text())
+    values = [task["value"] for task in results["tasks"].values()]
+    assert line["mean"] == pytest.approx(sum(values) / len(values))
+    assert not (run / "model").exists() and not (run / "checkpoints").exists()
+
+
+def test_lines_compare_as_the_run_folders_do(killed):
+    by_folder = [
+        find_runs(map(str, killed["runs"].glob(f"screen/all/{s}/*/seed0-*")))
+        for s in ("tag", "dense")
+    ]
+    by_line = [find_runs([f"{killed['lines']}:screen/all/{s}"]) for s in ("tag", "dense")]
+    one, other = compare_runs(*by_folder, draws=200), compare_runs(*by_line, draws=200)
+    assert one.to_dict() == other.to_dict() and len(one.tasks) == 3
+
+
+def test_a_finished_study_runs_nothing_and_lists_what_is_done(killed):
+    words = killed["words"]
+    again, listed = run_commands([words, [*words, "--list"]])
+    assert again.status == 0 and "runs left" not in again.stdout, again.text
+    assert "screen: 2 of 2 done" in listed.stdout and "left: 0.0 h" in listed.stdout
