@@ -8,6 +8,7 @@ from importlib import import_module
 from types import FunctionType
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.moe.version import check_deepspeed_version
 
 ZERO = "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer"
 
@@ -48,18 +49,17 @@ CONTRACT: dict[str, tuple[str, ...]] = {
 
 def check_contract() -> None:
     """Raise UserError, one line, where DeepSpeed's version or one of its names is not known."""
-    from ds_moe_mtl.moe.version import RANGE, check_deepspeed_version, found_version
-
     try:
         check_deepspeed_version()
     except RuntimeError as error:
         raise UserError(str(error)) from None
     for home, names in CONTRACT.items():
         for name in _missing(home, names):
+            package = import_module(home.partition(".")[0])
             raise UserError(
-                f"deepspeed {found_version()} (torch's for torch.*) has no {home}.{name}, which "
-                f"this package replaces or relies on (ds_moe_mtl.engine lists why); allowed: a "
-                f"deepspeed of {RANGE} that has it, 0.19.8 for one"
+                f"{package.__name__} {package.__version__} has no {home}.{name}, which this "
+                f"package replaces or relies on (ds_moe_mtl.engine says what for); allowed: "
+                f"deepspeed 0.19.8 with torch 2.13, or releases that have it"
             )
 
 

@@ -59,10 +59,11 @@ class TinyRun(Run):
         """Write nothing."""
 
 
-def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu") -> TinyRun:
+def build_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu") -> TinyRun:
     """Return a tiny run over what write_tiny left in `folder`; gates spread, experts different.
 
-    device is what the configuration is checked for: "cuda" lets fp16 pass.
+    It is not prepared, so its network is plain. device is what the configuration is checked for:
+    "cuda" lets fp16 pass.
     """
     ranks = rendezvous(os.environ)
     here = start_process_group(ranks)
@@ -73,7 +74,14 @@ def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu"
     spread_gates(run.network)
     differ_experts(run.network)
     unwatched = Watchdog(ranks, config.train.hang_timeout)  # not entered
-    run.prepare(Shared(resolved, here, ranks, NeverStopped(), unwatched, quiet))
+    run.shared = Shared(resolved, here, ranks, NeverStopped(), unwatched, quiet)
+    return run
+
+
+def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu") -> TinyRun:
+    """Return build_tiny's run, ready to step."""
+    run = build_tiny(folder, sections, deepspeed, device)
+    run.prepare(run.shared)
     run.watch_skipped(StepLines(Path(folder) / f"skipped{dist.get_rank()}.jsonl", -1))
     return run
 
