@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from ds_moe_mtl.benchmark.planning import GIB, RunOnPaper
@@ -32,7 +33,7 @@ def choose(plan: dict) -> dict:
 
 
 def write_job(
-    folder: Path, paper: RunOnPaper, plan: dict, config_name: str, overrides: list[str]
+    folder: Path, paper: RunOnPaper, plan: dict, config_name: str, overrides: Sequence[str]
 ) -> list[Path]:
     """Write deepspeed.json and run.sbatch into `folder` and return their paths.
 

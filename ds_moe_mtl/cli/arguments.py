@@ -3,8 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ds_moe_mtl.config import RunConfig, UserError, load_config
 
@@ -13,6 +14,11 @@ BAD_INPUT = 2
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C where there is nothing to keep, as a shell has it."""
+
+PROGRAM = (sys.executable, "-m", "ds_moe_mtl")
+"""The words before a subcommand that this command starts as a process of its own."""
+
+Request = TypeVar("Request")
 
 
 def count(text: str) -> int:
@@ -24,15 +30,23 @@ def count(text: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, status 2, and an example at the end of --help."""
+    """argparse with one-line errors, status 2, and an example at the end of --help.
+
+    An option is known by its whole name: a beginning of it may be another's tomorrow.
+    """
 
     def __init__(self, command: str, purpose: str, example: str) -> None:
         super().__init__(
-            prog=f"ds-moe-mtl {command}", description=purpose, epilog=f"example: {example}"
+            prog=f"ds-moe-mtl {command}",
+            description=purpose,
+            epilog=f"example: {example}",
+            allow_abbrev=False,
         )
+        self._takes_a_run = False
 
     def takes_a_run(self) -> None:
         """Add what tells which run is meant: a YAML, overrides, another encoder's shape."""
+        self._takes_a_run = True
         self.add_argument("config", nargs="?", help="a YAML; default: the embedded suite's")
         self.add_argument("overrides", nargs="*", help="section.key=value")
         self.add_argument(
@@ -41,13 +55,17 @@ class Parser(argparse.ArgumentParser):
             help="random weights of this shape in the encoder's place",
         )
 
-    def parse_run(self, arguments: list[str]) -> argparse.Namespace:
-        """Return the options of a parser that takes a run; the YAML may be left out."""
-        options = self.parse_intermixed_args(arguments)
-        if options.config is not None and "=" in options.config:
-            options.overrides.insert(0, options.config)
-            options.config = None
-        return options
+    def request(self, kind: Callable[..., Request], arguments: Sequence[str]) -> Request:
+        """Return the command line as a `kind`: a frozen dataclass with a field for each option.
+
+        Lists become tuples. A parser that takes a run finds that the YAML is left out where the
+        first word is an override.
+        """
+        values = vars(self.parse_intermixed_args(arguments))
+        if self._takes_a_run and values["config"] is not None and "=" in values["config"]:
+            values["overrides"].insert(0, values["config"])
+            values["config"] = None
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     def error(self, message: str) -> None:
         """Print one line and leave with status 2."""

@@ -1,6 +1,7 @@
 """ds-moe-mtl bench: throughput of our models, stock DeepSpeed and a plain Trainer."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
@@ -8,6 +9,22 @@ from ds_moe_mtl.config import UserError, load_config
 
 BENCHMARK = "throughput"
 """The one benchmark; its name may be left out."""
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What is timed. ranks: numbers as in "1,2,4"; only: contestants as in "mt_tag,trainer"."""
+
+    config: str | None
+    overrides: tuple[str, ...]
+    shape: str | None
+    rounds: int
+    clock: str
+    ranks: str
+    only: str | None
+    output: Path | None
+    plot: Path | None
+    json: bool
 
 
 def main(arguments: list[str]) -> int:
@@ -30,42 +47,41 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     if arguments and arguments[0] == BENCHMARK:
         arguments = arguments[1:]
-    options = parser.parse_run(arguments)
-    return answer(lambda: _bench(options))
+    asked = parser.request(_Bench, arguments)
+    return answer(lambda: _bench(asked))
 
 
-def _bench(options) -> int:
-    counts = _counts(options.ranks)
-    if options.rounds < 2:
-        raise UserError(f"--rounds = {options.rounds}; allowed: 2 or more")
-    config = load_config(options.config, options.overrides)
+def _bench(asked: _Bench) -> int:
+    counts = _counts(asked.ranks)
+    if asked.rounds < 2:
+        raise UserError(f"--rounds = {asked.rounds}; allowed: 2 or more")
+    config = load_config(asked.config, asked.overrides)
     from ds_moe_mtl.benchmark.chart import draw, show
     from ds_moe_mtl.benchmark.contestants import chosen
-    from ds_moe_mtl.ranks.local import on_ranks
+    from ds_moe_mtl.benchmark.worker import measure
 
-    names = chosen(options.only)
+    options = {
+        "contestants": chosen(asked.only),
+        "rounds": asked.rounds,
+        "clock": asked.clock,
+        "shape": asked.shape,
+    }
 
     def say(line: str) -> None:
-        if not options.json:
+        if not asked.json:
             print(line, flush=True)
 
     contests = []
     for count in counts:
-        request = {
-            "contestants": names,
-            "rounds": options.rounds,
-            "clock": options.clock,
-            "shape": options.shape,
-        }
-        contests.append(on_ranks("contest", config, request, count))
+        contests.append(measure("contest", config, options, count))
         show(contests[-1], say)
         say("")
-    if options.output is not None:
-        options.output.write_text(json.dumps(contests, indent=2) + "\n")
-    if options.plot is not None:
-        draw(contests, options.plot)
-        say(f"picture: {options.plot}")
-    if options.json:
+    if asked.output is not None:
+        asked.output.write_text(json.dumps(contests, indent=2) + "\n")
+    if asked.plot is not None:
+        draw(contests, asked.plot)
+        say(f"picture: {asked.plot}")
+    if asked.json:
         print(json.dumps(contests))
     return 0
 

@@ -1,9 +1,10 @@
 """ds-moe-mtl crossfit: task vectors, few-shot tuning, routes, the study of task-level experts."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer, run_config
+from ds_moe_mtl.cli.arguments import PROGRAM, Parser, answer, run_config
 from ds_moe_mtl.config import UserError
 
 USAGE = """usage: ds-moe-mtl crossfit vectors | tune | routes | study ... (each has --help)
@@ -31,6 +32,18 @@ def _unknown(part: str, parts) -> int:
     raise UserError(f"unknown part {part!r} of crossfit; allowed: {', '.join(parts)}")
 
 
+@dataclass(frozen=True)
+class _Vectors:
+    """Of which tasks vectors are made. more: tasks beside the run's; steps: of kind fisher."""
+
+    config: str
+    overrides: tuple[str, ...]
+    kind: str
+    more: tuple[str, ...]
+    steps: int
+    output: Path
+
+
 def _vectors(arguments: list[str]) -> int:
     parser = Parser(
         "crossfit vectors",
@@ -43,11 +56,11 @@ def _vectors(arguments: list[str]) -> int:
     parser.add_argument("--more", nargs="*", default=["gym_unseen"], help="further tasks")
     parser.add_argument("--steps", type=int, default=2500, help="fisher: steps a task (2500)")
     parser.add_argument("--output", type=Path, required=True, help="an .npz")
-    options = parser.parse_args(arguments)
-    return answer(lambda: _write_vectors(options))
+    asked = parser.request(_Vectors, arguments)
+    return answer(lambda: _write_vectors(asked))
 
 
-def _write_vectors(options) -> int:
+def _write_vectors(asked: _Vectors) -> int:
     import torch
 
     from ds_moe_mtl.config import load_config
@@ -58,24 +71,61 @@ def _write_vectors(options) -> int:
     from ds_moe_mtl.training.network import head_specs
     from ds_moe_mtl.training.plan import make_plan, task_specs
 
-    if options.steps < 1:
-        raise UserError(f"--steps: {options.steps}; allowed: at least 1")
-    config = load_config(options.config, options.overrides)
+    if asked.steps < 1:
+        raise UserError(f"--steps: {asked.steps}; allowed: at least 1")
+    config = load_config(asked.config, asked.overrides)
     device = torch.device(device_type())
     print(f"device: {device_name(device)}")
-    named = [get_task(name) for name in expand_tasks(options.more)]
+    named = [get_task(name) for name in expand_tasks(asked.more)]
     specs = list({spec.name: spec for spec in (*task_specs(config), *named)}.values())
     plan = make_plan(config, specs, lambda line: None)
-    if options.kind == "text":
+    if asked.kind == "text":
         vectors = task_vectors.text_vectors(plan.source, plan.train, device)
     else:
         seed = config.run.seed
         vectors = task_vectors.fisher_vectors(
-            plan.source, head_specs(specs), plan.train, options.steps, seed, print, device
+            plan.source, head_specs(specs), plan.train, asked.steps, seed, print, device
         )
-    task_vectors.save_vectors(options.output, specs, vectors)
-    print(f"{len(specs)} vectors of {vectors.shape[1]} numbers: {options.output}")
+    task_vectors.save_vectors(asked.output, specs, vectors)
+    print(f"{len(specs)} vectors of {vectors.shape[1]} numbers: {asked.output}")
     return 0
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """What is tuned, as it is typed; see studies.crossfit.tune.FewShot."""
+
+    upstream: str
+    output: Path
+    encoder: str
+    tasks: tuple[str, ...]
+    sample: int
+    seed: int
+    routes: str
+    steps: int
+    rates: tuple[float, ...]
+    batch_sizes: tuple[int, ...]
+    clip: float
+    precision: str
+    max_length: int | None
+    test_limit: int | None
+    data_root: str | None
+    cache: str | None
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a number out of its range."""
+        if self.steps < 1 or not self.rates or min(self.batch_sizes, default=0) < 1:
+            raise UserError(
+                "--steps, --rates, --batch-sizes: allowed: at least one, each at least 1"
+            )
+        if min(self.rates) <= 0:
+            raise UserError(f"--rates: {min(self.rates):g}; allowed: above 0")
+        least = {"clip": 0, "seed": 0, "test_limit": 1, "max_length": 8}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option}: {value:g}; allowed: at least {lowest}")
 
 
 def _tune(arguments: list[str]) -> int:
@@ -100,37 +150,46 @@ def _tune(arguments: list[str]) -> int:
     parser.add_argument("--test-limit", type=int, help="test examples a task; default: all")
     parser.add_argument("--data-root", help="default: the upstream run's own")
     parser.add_argument("--cache", help="of tokenised sets; default: the upstream run's own")
-    options = parser.parse_args(arguments)
-    return answer(lambda: _tune_all(options))
+    return answer(lambda: _tune_all(parser.request(_Tuning, arguments)))
 
 
-def _tune_all(options) -> int:
-    from ds_moe_mtl.studies.crossfit.tune import tune_tasks
+def _tune_all(asked: _Tuning) -> int:
+    from ds_moe_mtl.studies.crossfit.fewshot import Tuning
+    from ds_moe_mtl.studies.crossfit.tune import DIRECT, FewShot, tune_tasks
 
-    config = None if options.upstream == "direct" else run_config(Path(options.upstream))
-    root, cache = options.data_root, options.cache
-    if config is not None:
-        root = root or config.data.root
-        cache = cache or config.data.cache
-    if options.steps < 1 or not options.rates or min(options.batch_sizes, default=0) < 1:
-        raise UserError("--steps, --rates, --batch-sizes: allowed: at least one, each at least 1")
-    least = {"rates": None, "clip": 0, "seed": 0, "test_limit": 1, "max_length": 8}
-    for name, lowest in least.items():
-        value = min(options.rates) if name == "rates" else getattr(options, name)
-        if value is not None and (value <= 0 if lowest is None else value < lowest):
-            allowed = "above 0" if lowest is None else f"at least {lowest}"
-            raise UserError(f"--{name.replace('_', '-')}: {value:g}; allowed: {allowed}")
-    tune_tasks(
-        upstream=options.upstream,
-        encoder=options.encoder,
-        names=options.tasks,
-        root=root,
-        cache=cache,
-        vectors=config.router.vectors if config is not None else None,
-        options=options,
-        say=lambda line: print(line, flush=True),
+    run = None if asked.upstream == DIRECT else run_config(Path(asked.upstream))
+    tuning = Tuning(
+        steps=asked.steps,
+        rates=asked.rates,
+        batch_sizes=asked.batch_sizes,
+        clip=asked.clip,
+        routes=asked.routes,
+        precision=asked.precision,
     )
+    job = FewShot(
+        upstream=asked.upstream,
+        output=asked.output,
+        tasks=asked.tasks,
+        tuning=tuning,
+        root=asked.data_root or (run.data.root if run is not None else None),
+        encoder=asked.encoder,
+        cache=asked.cache or (run.data.cache if run is not None else None),
+        vectors=run.router.vectors if run is not None else None,
+        sample=asked.sample,
+        seed=asked.seed,
+        max_length=asked.max_length,
+        test_limit=asked.test_limit,
+    )
+    tune_tasks(job, lambda line: print(line, flush=True))
     return 0
+
+
+@dataclass(frozen=True)
+class _Routes:
+    """Whose routes are drawn."""
+
+    folder: Path
+    json: bool
 
 
 def _routes(arguments: list[str]) -> int:
@@ -141,13 +200,14 @@ def _routes(arguments: list[str]) -> int:
     )
     parser.add_argument("folder", type=Path, help="a run's folder or a model folder")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    options = parser.parse_args(arguments)
-    return answer(lambda: _draw_routes(options.folder, options.json))
+    asked = parser.request(_Routes, arguments)
+    return answer(lambda: _draw_routes(asked))
 
 
-def _draw_routes(folder: Path, as_json: bool) -> int:
+def _draw_routes(asked: _Routes) -> int:
+    folder = asked.folder
     numbers = write_task_routes(folder, folder)
-    if as_json:
+    if asked.json:
         print(json.dumps(numbers))
         return 0
     levels = ", ".join(f"{value:.2f}" for value in numbers["specialisation"])
@@ -171,7 +231,7 @@ def write_task_routes(folder: Path, output: Path) -> dict:
 
 
 def _study(arguments: list[str]) -> int:
-    from ds_moe_mtl.studies.crossfit.study import STEPS, SYSTEMS
+    from ds_moe_mtl.studies.crossfit.study import STEPS, SYSTEMS, Study
 
     parser = Parser(
         "crossfit study",
@@ -195,18 +255,18 @@ def _study(arguments: list[str]) -> int:
         help="rates that are tried on each task, the best by its dev rows is scored (1e-4)",
     )
     parser.add_argument("--test-limit", type=int, default=200, help="test examples a task (200)")
-    options = parser.parse_intermixed_args(arguments)
-    return answer(lambda: _run_study(options))
+    study = parser.request(Study, arguments)
+    return answer(lambda: _run_study(study))
 
 
-def _run_study(options) -> int:
+def _run_study(study) -> int:
     from ds_moe_mtl.studies.crossfit.report import write_report
     from ds_moe_mtl.studies.crossfit.study import run_study
 
-    status, layout = run_study(options, lambda line: print(line, flush=True))
+    status, layout = run_study(study, PROGRAM, lambda line: print(line, flush=True))
     if status:
         return status
     text = write_report(layout, write_task_routes)
     print(text)
-    print(f"report: {options.output / 'report.md'}")
+    print(f"report: {study.output / 'report.md'}")
     return 0

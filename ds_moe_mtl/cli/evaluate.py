@@ -1,9 +1,21 @@
 """ds-moe-mtl evaluate: score a trained model on its tasks' dev splits."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer, count, data_root
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is scored. task: names, None for all; limit: examples a task, None for all."""
+
+    folder: Path
+    task: tuple[str, ...] | None
+    data_root: str | None
+    limit: int | None
+    json: bool
 
 
 def main(arguments: list[str]) -> int:
@@ -18,18 +30,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data-root", help="a local data root; default: the run's own")
     parser.add_argument("--limit", type=count, help="at most so many examples a task")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
-    return answer(lambda: _evaluate(options))
+    asked = parser.request(_Evaluation, arguments)
+    return answer(lambda: _evaluate(asked))
 
 
-def _evaluate(options) -> int:
+def _evaluate(asked: _Evaluation) -> int:
     from ds_moe_mtl.evaluation import MultiTaskModel
 
-    model = MultiTaskModel.from_pretrained(options.folder)
-    root = data_root(options.data_root, options.folder)
-    names = [model.task(name).name for name in options.task or model.specs]
-    results = {name: model.evaluate(name, root, limit=options.limit) for name in names}
-    if options.json:
+    model = MultiTaskModel.from_pretrained(asked.folder)
+    root = data_root(asked.data_root, asked.folder)
+    names = [model.task(name).name for name in asked.task or model.specs]
+    results = {name: model.evaluate(name, root, limit=asked.limit) for name in names}
+    if asked.json:
         print(json.dumps(results))
         return 0
     for name, result in results.items():

@@ -1,10 +1,21 @@
 """ds-moe-mtl export: a checkpoint as a model folder, or as a run for another topology."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import UserError
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What is written. checkpoint: its name, None for the newest; to_topology: None for a model."""
+
+    run: Path
+    checkpoint: str | None
+    to_topology: str | None
+    output: Path
 
 
 def main(arguments: list[str]) -> int:
@@ -22,24 +33,25 @@ def main(arguments: list[str]) -> int:
         help="ranks=N,ep_size=N,zero_stage=N: what is to continue it (default 1, 1 and 1)",
     )
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
-    options = parser.parse_args(arguments)
-    return answer(lambda: _export(options))
+    asked = parser.request(_Export, arguments)
+    return answer(lambda: _export(asked))
 
 
-def _export(options) -> int:
-    if not options.run.is_dir():
-        raise UserError(f"{options.run}: no such folder; allowed: a run's folder")
+def _export(asked: _Export) -> int:
+    if not asked.run.is_dir():
+        raise UserError(f"{asked.run}: no such folder; allowed: a run's folder")
     from ds_moe_mtl.engine.engine import device_type
 
     os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
-    from ds_moe_mtl.training import export
+    from ds_moe_mtl.training.export import choose_checkpoint, export_model
+    from ds_moe_mtl.training.reshape import parse_topology, reshape
 
-    topology = export.parse_topology(options.to_topology) if options.to_topology else None
-    checkpoint = export.choose_checkpoint(options.run, options.checkpoint)
+    topology = parse_topology(asked.to_topology) if asked.to_topology else None
+    checkpoint = choose_checkpoint(asked.run, asked.checkpoint)
     if topology is None:
-        export.export_model(checkpoint, options.output)
-        print(f"model: {options.output}")
+        export_model(checkpoint, asked.output)
+        print(f"model: {asked.output}")
         return 0
-    export.start_reshape(checkpoint.absolute(), topology, options.output.absolute())
-    print(f"continue it with: train.py {options.output / 'config.yaml'} on {topology.ranks} ranks")
+    reshape(checkpoint.absolute(), topology, asked.output.absolute(), print)
+    print(f"continue it with: train.py {asked.output / 'config.yaml'} on {topology.ranks} ranks")
     return 0

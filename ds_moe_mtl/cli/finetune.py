@@ -1,14 +1,60 @@
 """ds-moe-mtl finetune: one task from a trained model; grids, seeds, a leaderboard."""
 
-import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer
+from ds_moe_mtl.cli.arguments import Parser, answer, count
 from ds_moe_mtl.config import UserError
+
+
+@dataclass(frozen=True)
+class _FineTune:
+    """What is fine-tuned, as it is typed; see studies.finetune.FineTuning.
+
+    rest: a YAML and overrides, in any order.
+    """
+
+    model: str
+    task: str
+    gate: str | None
+    head: str
+    seeds: int
+    grid: tuple[str, ...]
+    output: Path | None
+    keep: str
+    json: bool
+    rest: tuple[str, ...]
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The words that set a key."""
+        return tuple(word for word in self.rest if "=" in word)
+
+    def experiment(self, default: Path) -> Path:
+        """Return the YAML that is named, or the default. Raises UserError for two, or none such."""
+        from ds_moe_mtl.config.load import find_experiment
+
+        files = [word for word in self.rest if "=" not in word]
+        if len(files) > 1:
+            raise UserError(
+                f"command line: two YAML files, {files[0]} and {files[1]}; allowed: one"
+            )
+        return find_experiment(Path(files[0])) if files else default
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs lie: what is asked for, or a folder named by task and gate."""
+        if self.output is not None:
+            return self.output.absolute()
+        name = self.task if self.gate is None else f"{self.task}-{self.gate}"
+        model = Path(self.model)
+        if model.is_dir() and not (model / "tokenizer.json").is_file():
+            return (model / "finetune" / name).absolute()
+        return (Path("runs") / "finetune" / model.name / name).absolute()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         "on the few examples); default: own where the model has the task, else auto",
     )
     parser.add_argument("--head", choices=("auto", "keep", "new"), default="auto")
-    parser.add_argument("--seeds", type=_count, default=1, help="runs a point, seeds 0, 1, ... (1)")
+    parser.add_argument("--seeds", type=count, default=1, help="runs a point, seeds 0, 1, ... (1)")
     parser.add_argument(
         "--grid",
         action="append",
@@ -39,45 +85,42 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--keep", choices=("best", "all", "none"), default="best", help="models")
     parser.add_argument("--json", action="store_true", help="print the leaderboard as JSON")
     parser.add_argument("rest", nargs="*", metavar="CONFIG or key=value", help="finetune.yaml")
-    options = parser.parse_intermixed_args(arguments)
-    return answer(lambda: _finetune(options))
+    asked = parser.request(_FineTune, arguments)
+    return answer(lambda: _finetune(asked))
 
 
-def _finetune(options) -> int:
-    from ds_moe_mtl.config.load import find_experiment
+def _finetune(asked: _FineTune) -> int:
     from ds_moe_mtl.engine.engine import device_type, stop_process_group
 
     os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
     from ds_moe_mtl.ranks.rendezvous import rendezvous
     from ds_moe_mtl.studies.finetune import EXPERIMENT, FineTuning, finetune
 
-    files = [item for item in options.rest if "=" not in item]
-    if len(files) > 1:
-        raise UserError(f"command line: two YAML files, {files[0]} and {files[1]}; allowed: one")
+    experiment = asked.experiment(EXPERIMENT)
     ranks = rendezvous(os.environ)
     first = ranks.rank == 0
 
     def say(line: str) -> None:
         if first:
-            print(line, flush=True, file=sys.stderr if options.json else sys.stdout)
+            print(line, flush=True, file=sys.stderr if asked.json else sys.stdout)
 
     job = FineTuning(
-        model=options.model,
-        task=options.task,
-        folder=(options.output or _default_folder(options)).absolute(),
-        gate=options.gate,
-        head=options.head,
-        experiment=find_experiment(Path(files[0])) if files else EXPERIMENT,
-        overrides=tuple(item for item in options.rest if "=" in item),
-        grid=dict(parse_grid(item) for item in options.grid),
-        seeds=options.seeds,
-        keep=options.keep,
+        model=asked.model,
+        task=asked.task,
+        folder=asked.folder,
+        gate=asked.gate,
+        head=asked.head,
+        experiment=experiment,
+        overrides=asked.overrides,
+        grid=dict(parse_grid(item) for item in asked.grid),
+        seeds=asked.seeds,
+        keep=asked.keep,
     )
     try:
         status, rows = finetune(job, ranks, say)
     finally:
         stop_process_group()
-    if first and options.json:
+    if first and asked.json:
         print(json.dumps({"task": job.task, "rows": rows}))
     elif first:
         print_leaderboard(rows, say)
@@ -85,7 +128,7 @@ def _finetune(options) -> int:
     return status
 
 
-def print_leaderboard(rows: list[dict], say) -> None:
+def print_leaderboard(rows: list[dict], say: Callable[[str], None]) -> None:
     """Say the points of a grid, best first, with the maximum, the mean and the spread of seeds."""
     say("")
     say(f"{'max':>8}{'mean':>8}{'std':>7}{'seeds':>7}  point")
@@ -95,14 +138,6 @@ def print_leaderboard(rows: list[dict], say) -> None:
         say(f"{row['max']:>8.2f}{row['mean']:>8.2f}{spread:>7}{len(row['seeds']):>7}  {point}")
 
 
-def _default_folder(options) -> Path:
-    name = options.task if options.gate is None else f"{options.task}-{options.gate}"
-    model = Path(options.model)
-    if model.is_dir() and not (model / "tokenizer.json").is_file():
-        return model / "finetune" / name
-    return Path("runs") / "finetune" / model.name / name
-
-
 def parse_grid(item: str) -> tuple[str, list[str]]:
     """Return (key, values) of "section.key=A,B". Raises UserError for no values."""
     key, _, values = item.partition("=")
@@ -110,9 +145,3 @@ def parse_grid(item: str) -> tuple[str, list[str]]:
     if not found:
         raise UserError(f"--grid {item}: no values; allowed: section.key=value,value")
     return key, found
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed: a whole number above 0")
-    return int(text)

@@ -1,12 +1,54 @@
 """ds-moe-mtl plan: memory, traffic and step time of a run before it is queued."""
 
 import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
-from ds_moe_mtl.config import UserError, load_config
+from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RunConfig, UserError, load_config
+from ds_moe_mtl.config.files import REPOSITORY
 
 GIB = 2**30
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is planned, for what machine; units as in --help, None: what this machine has."""
+
+    config: str | None
+    overrides: tuple[str, ...]
+    shape: str | None
+    gpus: int | None
+    gpus_per_node: int
+    gpu_memory: float | None
+    tflops: float
+    memory_bandwidth: float
+    nvlink: float
+    network: float
+    latency: float
+    calibrate: float
+    measure: bool
+    clock: str
+    write: Path | None
+    json: bool
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a number out of its range, and for a job of random weights."""
+        above_zero = ("gpus", "gpus_per_node", "gpu_memory", "tflops", "memory_bandwidth")
+        for name in (*above_zero, "nvlink", "network"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} = {value:g}; allowed: above 0")
+        if self.calibrate < 0 or self.latency < 0:
+            raise UserError("--calibrate and --latency: allowed: 0 or more")
+        if self.write is not None and self.shape is not None:
+            raise UserError(
+                "--write with --shape: a job trains an encoder; allowed: model.encoder=..."
+            )
 
 
 def main(arguments: list[str]) -> int:
@@ -39,95 +81,80 @@ def main(arguments: list[str]) -> int:
         "--write", type=Path, metavar="FOLDER", help="write a DeepSpeed JSON and a Slurm script"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_run(arguments)
-    return answer(lambda: _plan(options))
+    return answer(lambda: _plan(parser.request(_Plan, arguments)))
 
 
-def _plan(options) -> int:
-    for name in ("gpus", "gpus_per_node", "gpu_memory", "tflops", "memory_bandwidth", "nvlink"):
-        _positive(name, getattr(options, name))
-    _positive("network", options.network)
-    if options.calibrate < 0 or options.latency < 0:
-        raise UserError("--calibrate and --latency: allowed: 0 or more")
-    if options.write is not None and options.shape is not None:
-        raise UserError("--write with --shape: a job trains an encoder; allowed: model.encoder=...")
-    config = load_config(options.config, options.overrides)
+def _plan(asked: _Plan) -> int:
+    config = load_config(asked.config, asked.overrides)
     if config.model.kind == "task_moe":
         raise UserError(
             "model.kind = task_moe: the planner does not count experts that are whole layers; "
             "allowed: single, mt_dense, mt_switch, mt_tag"
         )
-    import torch
-
     from ds_moe_mtl.benchmark.plan_table import show
     from ds_moe_mtl.benchmark.planning import on_paper, report
     from ds_moe_mtl.benchmark.workload import find_workload
-    from ds_moe_mtl.planner.cost import Machine
 
     def say(line: str) -> None:
-        if not options.json:
+        if not asked.json:
             print(line, flush=True)
 
-    local = torch.cuda.device_count()
-    gpus = options.gpus or max(1, local)
-    machine = Machine(
-        gpus,
-        min(gpus, options.gpus_per_node),
-        1e12 * options.tflops,
-        1e9 * options.memory_bandwidth,
-        1e9 * options.nvlink,
-        1e9 * options.network,
-        1e-6 * options.latency,
-    )
-    memory = None
-    if options.gpu_memory is not None:
-        memory = options.gpu_memory * GIB
-    elif local:
-        memory = torch.cuda.get_device_properties(0).total_memory
-    workload = find_workload(config, options.shape, say)
+    machine, memory = _machine(asked)
+    workload = find_workload(config, asked.shape, say)
     # Planned for GPUs where there are any, or their memory is given; else for this CPU.
     paper = on_paper(workload, machine, gpu=memory is not None)
-    calibrated = _calibrated(options, config, gpus, local, say)
-    plan = report(paper, memory, calibrated)
+    plan = report(paper, memory, _calibrated(asked, config, machine.gpus, say))
     show(plan, say)
-    if options.write is not None:
+    if asked.write is not None:
         from ds_moe_mtl.benchmark.job_files import write_job
 
-        name = options.config or "ds_configs/experiments/embedded_mttag_minilm.yaml"
-        for path in write_job(options.write, paper, plan, name, options.overrides):
+        name = asked.config or str(DEFAULT_EXPERIMENT.relative_to(REPOSITORY))
+        for path in write_job(asked.write, paper, plan, name, asked.overrides):
             say(f"written: {path}")
-    if options.json:
+    if asked.json:
         print(json.dumps(plan))
     return 0
 
 
-def _positive(name: str, value: float | None) -> None:
-    if value is not None and value <= 0:
-        raise UserError(f"--{name.replace('_', '-')} = {value:g}; allowed: above 0")
+def _machine(asked: _Plan):
+    """Return the machine of the cost model, and bytes of a GPU, None where there is none."""
+    import torch
+
+    from ds_moe_mtl.planner.cost import Machine
+
+    local = torch.cuda.device_count()
+    gpus = asked.gpus or max(1, local)
+    machine = Machine(
+        gpus,
+        min(gpus, asked.gpus_per_node),
+        1e12 * asked.tflops,
+        1e9 * asked.memory_bandwidth,
+        1e9 * asked.nvlink,
+        1e9 * asked.network,
+        1e-6 * asked.latency,
+    )
+    if asked.gpu_memory is not None:
+        return machine, asked.gpu_memory * GIB
+    return machine, torch.cuda.get_device_properties(0).total_memory if local else None
 
 
-def _calibrated(options, config, ranks: int, local_gpus: int, say) -> dict | None:
+def _calibrated(asked: _Plan, config: RunConfig, ranks: int, say: Say) -> dict | None:
     """Return what a calibration here found, or None where this machine cannot have the ranks."""
-    import os
-
-    if not options.calibrate:
+    if not asked.calibrate:
         return None
-    room = local_gpus or len(os.sched_getaffinity(0))
+    import torch
+
+    room = torch.cuda.device_count() or len(os.sched_getaffinity(0))
     if ranks > room:
         say(f"note: {ranks} ranks do not fit this machine ({room}): no step time is predicted here")
         return None
-    from ds_moe_mtl.ranks.local import on_ranks
+    from ds_moe_mtl.benchmark.worker import measure
 
-    say(f"calibrating {options.calibrate:g} s on {ranks} ranks ...")
-    found = on_ranks(
-        "calibrate",
-        config,
-        {
-            "seconds": options.calibrate,
-            "shape": options.shape,
-            "whole": options.measure,
-            "clock": options.clock,
-        },
-        ranks,
-    )
-    return found | {"clock": options.clock}
+    say(f"calibrating {asked.calibrate:g} s on {ranks} ranks ...")
+    options = {
+        "seconds": asked.calibrate,
+        "shape": asked.shape,
+        "whole": asked.measure,
+        "clock": asked.clock,
+    }
+    return measure("calibrate", config, options, ranks) | {"clock": asked.clock}

@@ -2,10 +2,21 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import UserError
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """What is labelled. input: a text file; None: standard input."""
+
+    folder: Path
+    task: str
+    input: Path | None
+    json: bool
 
 
 def main(arguments: list[str]) -> int:
@@ -20,23 +31,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--task", required=True, help="which of the model's tasks")
     parser.add_argument("--input", type=Path, help="a text file; default: standard input")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
-    options = parser.parse_args(arguments)
-    return answer(lambda: _predict(options))
+    asked = parser.request(_Prediction, arguments)
+    return answer(lambda: _predict(asked))
 
 
-def _predict(options) -> int:
+def _predict(asked: _Prediction) -> int:
     from ds_moe_mtl.evaluation import MultiTaskModel
 
-    model = MultiTaskModel.from_pretrained(options.folder)
-    spec = model.task(options.task)
-    if options.input is None:
+    model = MultiTaskModel.from_pretrained(asked.folder)
+    spec = model.task(asked.task)
+    if asked.input is None:
         rows = _rows(sys.stdin.buffer.read(), "standard input")
-    elif options.input.is_file():
-        rows = _rows(options.input.read_bytes(), f"--input: {options.input}")
+    elif asked.input.is_file():
+        rows = _rows(asked.input.read_bytes(), f"--input: {asked.input}")
     else:
-        raise UserError(f"--input: {options.input}: no such file")
-    answers = model.predict(options.task, [_example(spec, row) for row in rows])
-    if options.json:
+        raise UserError(f"--input: {asked.input}: no such file")
+    answers = model.predict(asked.task, [_example(spec, row) for row in rows])
+    if asked.json:
         print(json.dumps(answers))
         return 0
     for value in answers:

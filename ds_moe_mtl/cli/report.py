@@ -2,12 +2,22 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import UserError
 
 PICTURE = "report.png"
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Whose course is drawn. output: a PNG; None: in the run's folder."""
+
+    folder: Path
+    output: Path | None
+    json: bool
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,16 +30,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, help="a run's folder")
     parser.add_argument("--output", type=Path, help=f"a PNG file; default: {PICTURE} in the folder")
     parser.add_argument("--json", action="store_true", help="print the last numbers as JSON")
-    options = parser.parse_args(arguments)
-    return answer(lambda: _report(options))
+    asked = parser.request(_Report, arguments)
+    return answer(lambda: _report(asked))
 
 
-def _report(options) -> int:
+def _report(asked: _Report) -> int:
     from ds_moe_mtl.analysis.report import draw_report, read_course
     from ds_moe_mtl.training.metrics_log import read_metrics
     from ds_moe_mtl.training.run_folder import read_json
 
-    folder = options.folder
+    folder = asked.folder
     rows = read_metrics(folder / "metrics.jsonl")
     if not rows:
         parts = sorted(path.parent.name for path in folder.glob("*/metrics.jsonl"))
@@ -39,11 +49,11 @@ def _report(options) -> int:
     state = f"{rows[-1]['step']} steps" + ("" if results else ", not complete")
     kind = f", {results['model_kind']}" if results else ""
     course = read_course(rows, f"{folder.resolve().name}{kind}: {state}")
-    picture = options.output or folder / PICTURE
+    picture = asked.output or folder / PICTURE
     draw_report(course, picture)
     last = {key: values[-1] for key, (_, values) in course.series.items()}
     balance = course.balance()
-    if options.json:
+    if asked.json:
         print(json.dumps({"last": last, "balance": balance, "picture": str(picture)}))
         return 0
     for key, value in last.items():

@@ -4,10 +4,49 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer
+from ds_moe_mtl.cli.arguments import PROGRAM, Parser, answer
 from ds_moe_mtl.config import UserError
+
+
+@dataclass(frozen=True)
+class _Reproduction:
+    """What is run and printed. words: tables, and section.key=value for all runs, in any order."""
+
+    words: tuple[str, ...]
+    budget: str
+    output: Path
+    jobs: int
+    only: str | None
+    print_only: bool
+    json: bool
+
+    def __post_init__(self) -> None:
+        """Raise UserError for no table, and for what does not go together."""
+        if not self.tables:
+            raise UserError("no table is named; allowed: table1 to table8, one or several")
+        if self.jobs < 1:
+            raise UserError(f"--jobs: {self.jobs}; allowed: at least 1")
+        if self.only is not None and len(self.tables) > 1:
+            raise UserError(f"--only with {len(self.tables)} tables; allowed: one table")
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The tables' names, each once."""
+        return tuple(dict.fromkeys(word for word in self.words if "=" not in word))
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The words that set a key."""
+        return tuple(word for word in self.words if "=" in word)
+
+    def arguments(self, table: str, part: str) -> list[str]:
+        """Return this command's arguments for one part of a table."""
+        output = str(self.output.absolute())
+        asked = ["--budget", self.budget, "--output", output, "--only", part]
+        return ["reproduce", table, *asked, *self.overrides]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,74 +74,62 @@ def main(arguments: Sequence[str]) -> int:
         "--print", action="store_true", dest="print_only", help="run nothing, print what is done"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, a line a table")
-    options = parser.parse_intermixed_args(arguments)
-    return answer(lambda: _reproduce(options))
+    return answer(lambda: _reproduce(parser.request(_Reproduction, arguments)))
 
 
-def _reproduce(options) -> int:
+def _reproduce(asked: _Reproduction) -> int:
     from ds_moe_mtl.studies.tables.schema import load_budgets, load_mixtures, load_table
 
-    names = list(dict.fromkeys(word for word in options.words if "=" not in word))
-    overrides = [word for word in options.words if "=" in word]
-    if not names:
-        raise UserError("no table is named; allowed: table1 to table8, one or several")
-    tables = {name: load_table(name) for name in names}
+    tables = {name: load_table(name) for name in asked.tables}
     budgets = load_budgets()
-    if options.budget not in budgets:
-        raise UserError(f"--budget: {options.budget!r}; allowed: {', '.join(budgets)}")
-    if options.jobs < 1:
-        raise UserError(f"--jobs: {options.jobs}; allowed: at least 1")
-    if options.only is not None and len(tables) > 1:
-        raise UserError(f"--only with {len(tables)} tables; allowed: one table")
-    budget, mixtures = budgets[options.budget], load_mixtures()
+    if asked.budget not in budgets:
+        raise UserError(f"--budget: {asked.budget!r}; allowed: {', '.join(budgets)}")
+    budget, mixtures = budgets[asked.budget], load_mixtures()
     from ds_moe_mtl.engine.engine import device_type
 
     os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
     from ds_moe_mtl.ranks.rendezvous import rendezvous
-    from ds_moe_mtl.studies.tables.runs import part_of, plan_table, run_table
+    from ds_moe_mtl.studies.tables.runs import part_of, plan_table
 
     ranks = rendezvous(os.environ)
-    if options.jobs > 1 and ranks.world_size > 1:
-        raise UserError(f"--jobs {options.jobs} on {ranks.world_size} ranks; allowed: one process")
-    folder = options.output.absolute() / options.budget
+    if asked.jobs > 1 and ranks.world_size > 1:
+        raise UserError(f"--jobs {asked.jobs} on {ranks.world_size} ranks; allowed: one process")
+    folder = asked.output.absolute() / asked.budget
 
     def say(line: str) -> None:
         if ranks.rank == 0:
-            print(line, flush=True, file=sys.stderr if options.json else sys.stdout)
+            print(line, flush=True, file=sys.stderr if asked.json else sys.stdout)
 
     plans = {
-        name: plan_table(name, table, options.budget, budget, mixtures, folder, overrides)
+        name: plan_table(name, table, asked.budget, budget, mixtures, folder, asked.overrides)
         for name, table in tables.items()
     }
-    status = 0
-    if options.only is not None:
-        plans = {name: part_of(plan, options.only) for name, plan in plans.items()}
-    if not options.print_only:
-        if options.jobs > 1:
-            status = _run_jobs(options, plans, overrides, ranks, folder, say)
-        for plan in plans.values():
-            status = status or (run_table(plan, ranks, say) if options.jobs == 1 else 0)
-    if ranks.rank != 0 or options.only is not None:
+    if asked.only is not None:
+        plans = {name: part_of(plan, asked.only) for name, plan in plans.items()}
+    status = 0 if asked.print_only else _run(asked, plans, ranks, folder, say)
+    if ranks.rank != 0 or asked.only is not None:
         return status
     for name, plan in plans.items():
-        _compare(name, tables[name], budget, plan, folder, options)
+        _compare(name, tables[name], budget, plan, folder, asked)
     return status
 
 
-def _run_jobs(options, plans, overrides: list[str], ranks, folder: Path, say) -> int:
-    """Run what is left of the tables, a process a part; return 0 or 75."""
+def _run(asked: _Reproduction, plans, ranks, folder: Path, say) -> int:
+    """Run what is left of the tables, here or in a process a part; return 0 or 75."""
     from ds_moe_mtl.ranks.jobs import run_jobs
-    from ds_moe_mtl.studies.tables.runs import table_jobs
+    from ds_moe_mtl.studies.tables.runs import run_table, table_jobs
 
-    def command(table: str, part: str) -> list[str]:
-        output = str(options.output.absolute())
-        asked = ["--budget", options.budget, "--output", output, "--only", part]
-        return ["reproduce", table, *asked, *overrides]
+    if asked.jobs > 1:
+        jobs = table_jobs(plans, asked.arguments, ranks, say)
+        return run_jobs(jobs, PROGRAM, asked.jobs, folder / "logs", say)
+    for plan in plans.values():
+        status = run_table(plan, ranks, say)
+        if status:
+            return status
+    return 0
 
-    return run_jobs(table_jobs(plans, command, ranks, say), options.jobs, folder / "logs", say)
 
-
-def _compare(name: str, table, budget, plan, folder: Path, options) -> None:
+def _compare(name: str, table, budget, plan, folder: Path, asked: _Reproduction) -> None:
     """Write a table's comparison and its picture into its folder, and print it."""
     from ds_moe_mtl.studies.tables.chart import draw_comparison
     from ds_moe_mtl.studies.tables.compare import compare, render
@@ -110,10 +137,10 @@ def _compare(name: str, table, budget, plan, folder: Path, options) -> None:
     from ds_moe_mtl.training.run_folder import write_json
 
     scores = collect(plan)
-    text = render(table, budget, table.stand_in.get(options.budget), scores)
+    text = render(table, budget, table.stand_in.get(asked.budget), scores)
     facts = {
         "table": name,
-        "budget": options.budget,
+        "budget": asked.budget,
         "done": len(scores),
         "cells": len(plan.cells),
         "rows": compare(table, scores),
@@ -126,7 +153,7 @@ def _compare(name: str, table, budget, plan, folder: Path, options) -> None:
         (folder / f"{name}.md").write_text(text)
         write_json(folder / f"{name}.json", facts)
         draw_comparison(table, scores, folder / f"{name}.png")
-    if options.json:
+    if asked.json:
         print(json.dumps(facts))
     else:
         print(f"\n{text}")

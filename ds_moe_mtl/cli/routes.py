@@ -1,12 +1,23 @@
 """ds-moe-mtl routes: which expert each task's tokens take, as a picture and as numbers."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer, count, data_root
 
 PICTURE = "routes.png"
 NUMBERS = "routes.json"
+
+
+@dataclass(frozen=True)
+class _Routes:
+    """Whose routes are shown. limit: dev examples a task."""
+
+    folder: Path
+    data_root: str | None
+    limit: int
+    json: bool
 
 
 def main(arguments: list[str]) -> int:
@@ -20,17 +31,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data-root", help="a local data root; default: the run's own")
     parser.add_argument("--limit", type=count, default=200, help="dev examples a task (200)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    options = parser.parse_args(arguments)
-    return answer(lambda: _routes(options))
+    asked = parser.request(_Routes, arguments)
+    return answer(lambda: _routes(asked))
 
 
-def _routes(options) -> int:
-    root = data_root(options.data_root, options.folder)
-    numbers = write_routes(options.folder, root, None, options.limit)
-    if options.json:
+def _routes(asked: _Routes) -> int:
+    root = data_root(asked.data_root, asked.folder)
+    numbers = write_routes(asked.folder, root, None, asked.limit)
+    if asked.json:
         print(json.dumps(numbers))
     else:
-        print(f"routes: {options.folder / PICTURE}, {options.folder / NUMBERS}")
+        print(f"routes: {asked.folder / PICTURE}, {asked.folder / NUMBERS}")
     return 0
 
 

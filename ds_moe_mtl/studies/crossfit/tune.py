@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -31,62 +31,68 @@ DIRECT = "direct"
 DROPOUT = 0.1
 
 
-def tune_tasks(
-    upstream: str,
-    encoder: str,
-    names: Sequence[str],
-    root: str | None,
-    cache: str | None,
-    vectors: str | None,
-    options,
-    say: Callable[[str], None],
-) -> list[dict]:
-    """Tune each task and return all rows of options.output.
+@dataclass(frozen=True)
+class FewShot:
+    """Which tasks are tuned, from what, on which few examples.
 
-    upstream: a folder, or "direct" for the encoder alone. vectors: the upstream run's task
-    vectors. options: sample, seed, routes, steps, rates, batch_sizes, clip, precision, max_length,
-    test_limit, output. Raises UserError, one line, for what the user can mend.
+    upstream: a folder, or "direct" for `encoder` alone. output: a .jsonl. root and cache: of the
+    data. vectors: the upstream run's task vectors. sample: the seed of the few-shot sample. seed:
+    of heads, order and dropout. max_length: tokens, None for the task's own. test_limit: examples
+    a task, None for all.
     """
-    specs = [get_task(name) for name in expand_tasks(names)]
+
+    upstream: str
+    output: Path
+    tasks: tuple[str, ...]
+    tuning: Tuning
+    root: str | None
+    encoder: str = "minilm"
+    cache: str | None = None
+    vectors: str | None = None
+    sample: int = 13
+    seed: int = 0
+    max_length: int | None = None
+    test_limit: int | None = None
+
+
+def tune_tasks(job: FewShot, say: Callable[[str], None]) -> list[dict]:
+    """Tune each task and return all rows of job.output.
+
+    Raises UserError, one line, for what the user can mend.
+    """
+    tuning = job.tuning
+    specs = [get_task(name) for name in expand_tasks(job.tasks)]
     for spec in specs:
         if spec.kind != "options":
             raise UserError(
                 f"--tasks: {spec.name} has no answer options; an encoder scores options"
             )
-    if options.sample not in SEEDS:
-        raise UserError(f"--sample: {options.sample}; allowed: {', '.join(map(str, SEEDS))}")
-    tuning = Tuning(
-        steps=options.steps,
-        rates=tuple(options.rates),
-        batch_sizes=tuple(options.batch_sizes),
-        clip=options.clip,
-        routes=options.routes,
-        precision=options.precision,
-    )
+    if job.sample not in SEEDS:
+        raise UserError(f"--sample: {job.sample}; allowed: {', '.join(map(str, SEEDS))}")
     settings = {
-        "upstream": upstream,
-        "sample": options.sample,
-        "seed": options.seed,
-        "max_length": options.max_length,
-        "test_limit": options.test_limit,
+        "upstream": job.upstream,
+        "sample": job.sample,
+        "seed": job.seed,
+        "max_length": job.max_length,
+        "test_limit": job.test_limit,
         **{key: _plain(value) for key, value in asdict(tuning).items()},
     }
-    rows = read_rows(options.output, settings)
+    rows = read_rows(job.output, settings)
     done = {row["task"] for row in rows}
-    tokenizer = _tokenizer(upstream, encoder)
+    tokenizer = _tokenizer(job.upstream, job.encoder)
     device = torch.device(device_type())
     say(f"device: {device_name(device)}")
     for spec in specs:
         if spec.name in done:
             continue
         began = time.perf_counter()
-        splits = _splits(spec, tokenizer, root, cache, options)
-        network = _network(spec, upstream, encoder, vectors, tuning, options.seed).to(device)
-        result = tune_task(network, spec, splits, tuning, options.seed)
+        splits = _splits(spec, tokenizer, job)
+        network = _network(spec, job).to(device)
+        result = tune_task(network, spec, splits, tuning, job.seed)
         seconds = round(time.perf_counter() - began, 1)
         row = {"task": spec.name, **result, "seconds": seconds, "settings": settings}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with options.output.open("a") as file:
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        with job.output.open("a") as file:
             file.write(json.dumps(row) + "\n")
         rows.append(row)
         say(f"{spec.name}: {row['metric']} {row['value']:.1f} ({seconds:.0f} s)")
@@ -119,28 +125,28 @@ def read_rows(path: Path, settings: dict | None = None) -> list[dict]:
     return rows
 
 
-def _splits(spec: TaskSpec, tokenizer, root, cache, options):
+def _splits(spec: TaskSpec, tokenizer, job: FewShot):
     """Return train and dev of the sample, and the task's test rows."""
-    few = of_seed(spec, options.sample)
-    length = options.max_length
+    few = of_seed(spec, job.sample)
+    data = (tokenizer, job.root, job.cache, job.max_length)
     return (
-        encode_task(few, "train", tokenizer, root, cache, length),
-        encode_task(few, "dev", tokenizer, root, cache, length),
-        encode_task(on_test(few), "dev", tokenizer, root, cache, length, options.test_limit),
+        encode_task(few, "train", *data),
+        encode_task(few, "dev", *data),
+        encode_task(on_test(few), "dev", *data, job.test_limit),
     )
 
 
-def _network(spec: TaskSpec, upstream, encoder, vectors, tuning: Tuning, seed: int):
-    torch.manual_seed(seed)
+def _network(spec: TaskSpec, job: FewShot):
+    torch.manual_seed(job.seed)
     head = head_specs([spec])[0]
-    if upstream == DIRECT:
-        transformer = load_transformer(_source(encoder), DROPOUT, False)
+    if job.upstream == DIRECT:
+        transformer = load_transformer(_source(job.encoder), DROPOUT, False)
         return build_network(transformer, "mt_dense", [head], DROPOUT)
-    network, description = upstream_network(Path(upstream))
+    network, description = upstream_network(Path(job.upstream))
     seen = [task["name"] for task in description["tasks"]]
     if spec.name in seen:
-        raise UserError(f"--tasks: {spec.name} is an upstream task of {upstream}")
-    router = router_for(network.router, seen, spec.name, tuning.routes, vectors, seed)
+        raise UserError(f"--tasks: {spec.name} is an upstream task of {job.upstream}")
+    router = router_for(network.router, seen, spec.name, job.tuning.routes, job.vectors, job.seed)
     return for_new_task(network, head, router)
 
 

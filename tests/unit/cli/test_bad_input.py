@@ -91,6 +91,9 @@ def test_a_mistake_is_one_line_and_status_2(tiny, tmp_path, capsys, name):
         (["evaluate", "{tiny}", "--limit", "0"], "argument --limit: 0; allowed: a whole number"),
         (["evaluate", "{tiny}"], "is not a model folder"),
         (["routes"], "the following arguments are required: folder"),
+        (["evaluate", "{tiny}", "--data", "x"], "unrecognized arguments: --data x"),
+        (["bench", "--round", "3"], "unrecognized arguments: --round"),
+        (["crossfit", "tune", "direct", "--out", "x"], "arguments are required: --output"),
     ],
 )
 def test_commands_refuse_in_one_line(tiny, capsys, arguments, words):

@@ -8,7 +8,14 @@ import pytest
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import load_config
 from ds_moe_mtl.studies.crossfit.report import write_report
-from ds_moe_mtl.studies.crossfit.study import STAGE_1, SYSTEMS, Layout, study_jobs, system_overrides
+from ds_moe_mtl.studies.crossfit.study import (
+    STAGE_1,
+    SYSTEMS,
+    Layout,
+    Study,
+    study_jobs,
+    system_overrides,
+)
 
 YAML = "crossfit_router_minilm"
 TUNE = ["tune", "direct", "--output", "{}/o"]
@@ -110,16 +117,17 @@ def test_every_system_of_the_study_is_a_configuration_of_its_own(tmp_path):
 
 
 def test_a_study_is_a_list_of_commands_and_what_each_waits_for(tmp_path):
-    options = SimpleNamespace(
-        config=YAML,
-        overrides=["train.steps=2"],
+    study = Study(
+        YAML,
+        tmp_path,
+        overrides=("train.steps=2",),
         routes="nearest",
         tune_steps=7,
-        tune_lr=[1e-4, 3e-4],
+        tune_lr=(1e-4, 3e-4),
         test_limit=9,
     )
     layout = Layout(tmp_path, ("vanilla", "learned"), 2)
-    jobs = {job.name: job for job in study_jobs(load_config(YAML), options, layout)}
+    jobs = {job.name: job for job in study_jobs(load_config(YAML), study, layout)}
     assert len(jobs) == 1 + 2 * (1 + 1 + 2 * 2)  # vectors; direct, stage 1, two runs and tunings
     assert jobs["stage1, seed 1"].needs == ("vectors",)
     assert jobs["learned, seed 1"].needs == ("stage1, seed 1",)
@@ -129,7 +137,7 @@ def test_a_study_is_a_list_of_commands_and_what_each_waits_for(tmp_path):
     assert "--sample 21 --seed 1 --routes nearest --steps 7 --rates 0.0001 0.0003" in tuning
     assert "train.steps=2" in jobs["vanilla, seed 0"].arguments
     layout.vectors.write_bytes(b"")
-    assert "vectors" not in [job.name for job in study_jobs(load_config(YAML), options, layout)]
+    assert "vectors" not in [job.name for job in study_jobs(load_config(YAML), study, layout)]
 
 
 def test_the_report_has_gains_spread_and_negative_transfer(tmp_path):

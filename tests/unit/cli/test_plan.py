@@ -109,9 +109,19 @@ def test_a_calibration_predicts_what_the_whole_run_then_takes(tiny, capsys):
     assert measured["held"] < measured["peak"] < measured["resident"]
 
 
+def test_a_rank_that_is_killed_ends_the_calibration_with_one_line(tiny):
+    plan = ["-m", "ds_moe_mtl", "plan", tiny / "run.yaml", "--calibrate", "600", "--gpus", "2"]
+    with start(plan, 1, "python") as running:
+        running.wait_until(lambda: len(running.ranks()) == 2)
+        running.ranks()[1].kill()
+        ended = running.wait(60)
+    assert ended.returncode == 2 and not ended.timed_out, ended.text
+    errors = ended.stderr.strip().splitlines()
+    assert len(errors) == 1 and "rank 1 was ended by SIGKILL" in errors[0], ended.text
+
+
 def test_sigterm_leaves_no_worker_behind(tiny):
-    program = "import sys; from ds_moe_mtl.cli import main; sys.exit(main(sys.argv[1:]))"
-    plan = ["-c", program, "plan", tiny / "run.yaml", "--calibrate", "600"]
+    plan = ["-m", "ds_moe_mtl", "plan", tiny / "run.yaml", "--calibrate", "600"]
     with start(plan, 1, "python") as running:
         running.wait_until(lambda: len(running.processes()) > 1)
         running.process.send_signal(signal.SIGTERM)

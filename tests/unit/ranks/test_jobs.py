@@ -13,6 +13,7 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.ranks.jobs import Job, job_environment, run_jobs
 from tests.support.paths import ROOT
 
+PROGRAM = (sys.executable, "-m", "ds_moe_mtl")
 LISTS = ("tasks",)  # the quickest command there is
 FAILS = ("tasks", "--nonsense")
 
@@ -30,7 +31,7 @@ def handlers():
 def test_a_job_starts_after_those_it_needs_and_each_has_a_log(tmp_path):
     lines = []
     jobs = [Job("last", LISTS, ("first", "gone")), Job("first", LISTS), Job("a / b", LISTS)]
-    assert run_jobs(jobs, 2, tmp_path / "logs", lines.append) == 0
+    assert run_jobs(jobs, PROGRAM, 2, tmp_path / "logs", lines.append) == 0
     done = [line.split(": ")[1].split(" done")[0] for line in lines]
     assert sorted(done) == ["a / b", "first", "last"]
     assert done.index("first") < done.index("last") and "0 of 3 left" in lines[-1]
@@ -42,7 +43,7 @@ def test_a_job_starts_after_those_it_needs_and_each_has_a_log(tmp_path):
 def test_a_job_that_fails_is_told_with_its_last_line_and_ends_the_rest(tmp_path):
     jobs = [Job("bad", FAILS), Job("never", LISTS, ("bad",))]
     with pytest.raises(UserError) as error:
-        run_jobs(jobs, 1, tmp_path, lambda line: None)
+        run_jobs(jobs, PROGRAM, 1, tmp_path, lambda line: None)
     assert str(error.value).startswith("bad ended with status 2: error: unrecognized arguments")
     assert str(tmp_path / "bad.log") in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "never.log").exists()
@@ -67,7 +68,8 @@ def test_a_signal_is_passed_on_and_the_status_is_75(tmp_path):
     script = (
         "import sys; from pathlib import Path; from ds_moe_mtl.ranks.jobs import *; "
         "job = Job('waits', ('crossfit', 'tune', 'direct', '--output', sys.argv[1])); "
-        "sys.exit(run_jobs([job], 1, Path(sys.argv[2]), print))"
+        "program = (sys.executable, '-m', 'ds_moe_mtl'); "
+        "sys.exit(run_jobs([job], program, 1, Path(sys.argv[2]), print))"
     )
     command = [sys.executable, "-c", script, str(waits), str(tmp_path / "logs")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -14,9 +14,9 @@ from ds_moe_mtl.models.folder import describe_network
 from ds_moe_mtl.models.pretrained import find_encoder, load_transformer
 from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
-from ds_moe_mtl.studies.crossfit.fewshot import router_for
+from ds_moe_mtl.studies.crossfit.fewshot import Tuning, router_for
 from ds_moe_mtl.studies.crossfit.task_vectors import fisher_vectors, save_vectors, text_vectors
-from ds_moe_mtl.studies.crossfit.tune import read_rows, tune_tasks
+from ds_moe_mtl.studies.crossfit.tune import FewShot, read_rows, tune_tasks
 from ds_moe_mtl.tasks import get_task
 from ds_moe_mtl.training.network import head_specs
 from tests.support.gym import write_gym
@@ -55,34 +55,21 @@ def gym(tmp_path_factory):
     return SimpleNamespace(folder=folder, router=network.router, tokenizer=tokenizer)
 
 
-def settings(gym, **more):
-    values = {
-        "sample": 13,
-        "seed": 0,
-        "routes": "vector",
-        "steps": 3,
-        "rates": [1e-3, 1e-4],
-        "batch_sizes": [4],
-        "clip": 0.1,
-        "precision": "fp32",
-        "max_length": 32,
-        "test_limit": 6,
-        "output": gym.folder / "tuned.jsonl",
-    }
-    return SimpleNamespace(**{**values, **more})
-
-
-def tune(gym, upstream="direct", **more):
-    return tune_tasks(
+def tune(gym, upstream="direct", output="tuned.jsonl", **more):
+    tuning = Tuning(**{"steps": 3, "rates": (1e-3, 1e-4), "batch_sizes": (4,), **more})
+    job = FewShot(
         upstream,
-        str(gym.folder / "encoder"),
-        [NEW],
-        str(gym.folder),
-        str(gym.folder / "cache"),
-        str(gym.folder / "vectors.npz"),
-        settings(gym, **more),
-        quiet,
+        gym.folder / output,
+        (NEW,),
+        tuning,
+        root=str(gym.folder),
+        encoder=str(gym.folder / "encoder"),
+        cache=str(gym.folder / "cache"),
+        vectors=str(gym.folder / "vectors.npz"),
+        max_length=32,
+        test_limit=6,
     )
+    return tune_tasks(job, quiet)
 
 
 def test_tuning_scores_the_test_rows_and_done_tasks_are_not_done_again(gym):
