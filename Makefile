@@ -33,11 +33,12 @@ run: install
 test: install
 	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# For the minutes between two edits: what starts no run, and the kernels' references in plain PyTorch.
-FAST = tests/unit tests/kernels/test_arguments.py tests/kernels/test_plain_path.py
+# For the minutes between two edits: what trains no whole run, and the kernels against their references.
+FAST = tests/unit tests/kernels/test_arguments.py tests/kernels/test_plain_path.py \
+    tests/kernels/test_routing.py --ignore tests/unit/cli
 
 test-fast: install
-	$(OFFLINE) $(BIN)/python -m pytest $(FAST) --ignore tests/unit/cli -n $(JOBS) --dist loadfile $(ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest $(FAST) -n $(JOBS) --dist loadfile $(ARGS)
 
 # On a machine with a GPU; elsewhere each test says why it is skipped.
 test-gpu: install

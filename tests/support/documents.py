@@ -81,7 +81,7 @@ def _words(line: str) -> list[str]:
         words = shlex.split(line, comments=True)
     except ValueError:  # an apostrophe: prose
         return []
-    words = [re.sub(r"^\[|(?<!\w)\]$|^\[?(--.*?)\]$", r"\1", word) for word in words]
+    words = [word.strip("[]") for word in words]
     return list(itertools.dropwhile(re.compile(r"[A-Z][A-Z_]*=").match, words))
 
 

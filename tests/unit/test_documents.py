@@ -91,6 +91,7 @@ def test_a_line_with_train_py_names_flags_and_a_configuration_that_exist(command
         FLAG.findall(help_of("train"))
     )
     assert not unknown
+    assert "{" not in command.line, "a shell makes several files of it; train.py takes one"
     if asked:
         assert_config_exists(asked[0])
 

@@ -35,11 +35,11 @@ def test_features_that_tell_the_classes_apart_have_the_lower_loss():
     random = np.random.default_rng(0)
     labels = np.arange(60) % 2
     split, spec = split_with(labels), spec_of_size("task")
-    folds = np.array_split(random.permutation(60), 5)
+    folds = [np.arange(start, 60, 5) for start in range(5)]
     noise = random.normal(size=(60, 5))
     telling = noise + 3 * labels[:, None]
     assert held_out_loss(spec, telling, split, folds) < 0.2
-    assert 0.9 < held_out_loss(spec, noise, split, folds) < 1.3  # a constant reaches 1
+    assert 0.9 < held_out_loss(spec, noise, split, folds) < 1.2  # a constant reaches 1
 
 
 def test_two_examples_of_a_class_are_enough_and_one_is_too_few(model):
