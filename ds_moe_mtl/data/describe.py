@@ -53,7 +53,7 @@ def label_oddities(spec: TaskSpec, train: EncodedSplit) -> list[str]:
     total = train.num_examples
     if spec.kind == "regression":
         whole = int((train.labels == np.round(train.labels)).sum())
-        if not whole:
+        if 2 * whole < total:
             return []
         hint = " (kind: classification reads classes)" if whole == total else ""
         return [f"{whole:,} of {total:,} scores are whole numbers{hint}"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from ds_moe_mtl.config import OwnTask, UserError
 from ds_moe_mtl.data.faults import Faults
 from ds_moe_mtl.data.hub import HubSplit, hub_split
-from ds_moe_mtl.data.rows import check_text, label_name, not_a_score
+from ds_moe_mtl.data.rows import check_text, is_unicode, label_name, not_a_score
 from ds_moe_mtl.data.tables import Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, known_tasks, task_groups
 from ds_moe_mtl.tasks.metrics import TWO_CLASSES, metrics_of
@@ -135,6 +135,8 @@ def _check_labels(values: Sequence, label: str, kind: str, origin: str) -> None:
                 f"{where}: column {label!r} holds {value!r:.60}; "
                 "allowed: one label an example, text or a number",
             )
+        elif isinstance(value, str) and not is_unicode(value):
+            faults.add("surrogate", f"{where}: half a character in column {label!r}: {value!r:.60}")
         elif kind in ("options", "text"):
             continue  # an answer may be any text
         elif is_not_finite(value) or (kind == "regression" and number(value) is None):

@@ -26,7 +26,7 @@ def check_text(
                     (name, type(value)),
                     f"row {row} (from 0): column {name!r} holds {_shown(value)}, not text",
                 )
-            elif not _is_unicode(value):
+            elif not is_unicode(value):
                 faults.add(
                     (name, "surrogate"),
                     f"row {row} (from 0): column {name!r} holds half a character "
@@ -114,18 +114,18 @@ def not_a_score(column: str, value) -> str:
     return f"label {_shown(value)} in column {column!r} is not a finite number"
 
 
-def label_name(value) -> str:
-    """A label of a user's file as the class name it stands for."""
-    return value.strip() if isinstance(value, str) else str(value)
-
-
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether a text can be written down: JSON lets half of a surrogate pair through."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return True
+
+
+def label_name(value) -> str:
+    """A label of a user's file as the class name it stands for."""
+    return value.strip() if isinstance(value, str) else str(value)
 
 
 def _shown(value) -> str:

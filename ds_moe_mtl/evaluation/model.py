@@ -17,6 +17,7 @@ from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.pretrained import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks.numbers import is_whole
 
 TOKENS_PER_BATCH = 8192
 _TOKENIZER = Lock()
@@ -78,7 +79,9 @@ class MultiTaskModel:
         columns = columns_of(spec, self.inputs(task), examples)
         if not columns[spec.text[0]]:
             return []
-        if max_length is not None and (isinstance(max_length, bool) or not max_length > 0):
+        if max_length is not None and (
+            isinstance(max_length, str) or not is_whole(max_length) or max_length < 1
+        ):
             raise UserError(f"max_length: {max_length!r}; allowed: a whole number above 0, or None")
         with _TOKENIZER:
             split = encode_columns(

@@ -6,6 +6,7 @@ import torch
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
 from ds_moe_mtl.models.folder import describe_network
 from ds_moe_mtl.models.transfer import continued_state, donors
+from ds_moe_mtl.tasks import TaskSpec
 from tests.support.tiny import differ_experts, spread_gates
 
 SPECS = [HeadSpec("a", 2), HeadSpec("b", 3), HeadSpec("c", 1)]
@@ -88,6 +89,57 @@ def test_what_the_model_does_not_have_is_told(name, outputs, gate, head, words):
     _, description, state = trained()
     with pytest.raises(ValueError, match=words):
         continued_state(network_of([HeadSpec(name, outputs)]), description, state, gate, head)
+
+
+def rows_of(labels, kind="classification"):
+    """Task b as it was trained (classes x, y, z) and as it is here."""
+    there = TaskSpec("b", "classification", ("text",), labels=("x", "y", "z"))
+    here = TaskSpec("b", kind, ("text",), labels=labels)
+    return [there.to_dict()], [here]
+
+
+def test_a_heads_rows_follow_the_names_of_their_classes():
+    _, description, state = trained()
+    description["tasks"], here = rows_of(("z", "x", "y"))
+    network = network_of([HeadSpec("b", 3)], seed=9)
+    found = continued_state(network, description, state, "own", "auto", here)
+    for kind in ("weight", "bias"):
+        mine, theirs = found[f"heads.linears.0.{kind}"], state[f"heads.linears.1.{kind}"]
+        assert torch.equal(mine, theirs[[2, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "words"),
+    [
+        (("x", "y", "w"), "classification", "other classes in the model: 'z' there only, 'w' here"),
+        (
+            ("x", "y"),
+            "classification",
+            "other classes in the model: 'z' there only, none here",
+        ),
+        (("x", "y", "z"), "span", "'b' is a classification in the model and a span here"),
+        ((), "regression", "'b' is a classification in the model and a regression here"),
+    ],
+)
+def test_a_task_of_other_classes_is_refused_unless_its_head_is_new(labels, kind, words):
+    _, description, state = trained()
+    description["tasks"], here = rows_of(labels, kind)
+    network = network_of([HeadSpec("b", max(1, len(labels)), spans=kind == "span")], seed=9)
+    for head in ("auto", "keep"):
+        with pytest.raises(ValueError, match=f"{words}.*allowed: start.head=new"):
+            continued_state(network, description, state, "own", head, here)
+    drawn = network.state_dict()["heads.linears.0.weight"].clone()
+    found = continued_state(network, description, state, "own", "new", here)
+    assert torch.equal(found["heads.linears.0.weight"], drawn)
+
+
+def test_the_head_that_scores_options_goes_over_to_another_task_with_options():
+    specs = [HeadSpec("a", 2), HeadSpec("quiz", 1, shared="options")]
+    before = network_of(specs)
+    description = describe_network(before, "mt_tag", RoutingOptions(4, 2), [], {})
+    network = network_of([HeadSpec("other", 1, shared="options")], seed=9)
+    found = continued_state(network, description, before.state_dict(), "a", "auto")
+    assert torch.equal(found["heads.linears.0.weight"], before.heads.linears[1].weight)
 
 
 def test_a_switch_models_one_gate_goes_over_and_it_has_no_donors():

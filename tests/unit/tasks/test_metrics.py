@@ -5,8 +5,15 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from ds_moe_mtl.tasks import get_task
-from ds_moe_mtl.tasks.metrics import average_half_up, score
+from ds_moe_mtl.tasks import TaskSpec, get_task
+from ds_moe_mtl.tasks.metrics import (
+    METRIC_NOTES,
+    OWN_KINDS,
+    average_half_up,
+    metrics_of,
+    positive_class,
+    score,
+)
 
 
 def scored(task, outputs, labels, questions=None, parts=None):
@@ -70,6 +77,56 @@ def test_constant_outputs_give_a_correlation_of_zero(task, width):
 def test_outputs_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="rte.*not finite"):
         scored("rte", [[np.nan, 1.0]], [1])
+
+
+def test_labels_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="stsb.*the labels are not finite"):
+        scored("stsb", [[1.0], [2.0]], [np.inf, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind", "width", "words"),
+    [
+        ("f1", "classification", 3, "'f1' scores two classes, and there are 3; allowed: accuracy"),
+        ("f1a", "span", 4, "'f1a' scores two classes, and there are 4"),
+        ("spearman", "classification", 2, "'spearman' does not score a classification; allowed"),
+        ("f1", "regression", 1, "'f1' does not score a regression; allowed: spearman, pearson"),
+    ],
+)
+def test_a_metric_that_cannot_score_the_outputs_is_refused(metric, kind, width, words):
+    spec = TaskSpec("t", kind, ("text",), labels=tuple("abcd"[:width]), metric=metric)
+    outputs, labels = np.eye(4, width, dtype="f4"), np.zeros(4, "f4")
+    with pytest.raises(ValueError, match=words):
+        score(spec, outputs, labels, np.arange(4), np.zeros(4, "i1"))
+
+
+def test_f1_of_options_needs_two_of_them():
+    spec = TaskSpec("t", "options", ("text",), choices=("choices",), metric="f1")
+    with pytest.raises(ValueError, match="'f1' scores two classes, and there are 3"):
+        score(spec, np.zeros((3, 1)), np.eye(3)[0], np.zeros(3, int), np.zeros(3, "i1"))
+
+
+def test_f1_is_of_the_second_class_which_has_a_name():
+    spec = TaskSpec("t", "classification", ("text",), labels=("ham", "spam"), metric="f1")
+    truth, guess = np.array([1, 1, 0, 0, 0]), [1, 0, 0, 0, 1]
+    value = score(spec, np.eye(2)[guess], truth.astype("f4"), np.arange(5), np.zeros(5))
+    assert value == pytest.approx(100 * f1_score(truth, guess)) and positive_class(spec) == "spam"
+    assert positive_class(get_task("rte")) is None
+
+
+@pytest.mark.parametrize("size", [1.0, 3e38])
+def test_pearson_is_that_of_float64(size):
+    random = np.random.default_rng(0)
+    labels = (1000 + 1e-3 * random.normal(size=300)).astype("f4")
+    outputs = (size * (0.5 + 1e-4 * random.normal(size=300))).astype("f4")
+    spec = TaskSpec("t", "regression", ("text",), metric="pearson")
+    expected = np.corrcoef(labels.astype("f8"), outputs.astype("f8") / size)[0, 1]
+    value = score(spec, outputs[:, None], labels, np.arange(300), np.zeros(300))
+    assert value == pytest.approx(100 * expected, rel=1e-9)
+
+
+def test_every_metric_that_a_task_may_name_is_explained():
+    assert {name for kind in OWN_KINDS for name in metrics_of(kind)} <= METRIC_NOTES.keys()
 
 
 def test_averages_round_half_up():

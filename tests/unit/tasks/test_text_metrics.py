@@ -40,3 +40,15 @@ def test_pearson_reads_numbers_and_takes_other_text_for_their_mean():
 def test_a_metric_that_text_has_none_of_is_refused():
     with pytest.raises(ValueError, match="metric 'spearman'; allowed for text: exact_match"):
         score_text("spearman", ["1"], ["1"])
+
+
+@pytest.mark.parametrize("odd", ["inf", "-inf", "nan", "1e400", "1_0", "many"])
+def test_a_prediction_that_is_no_finite_number_counts_as_the_mean_of_the_others(odd):
+    answers = ["1", "2", "3", "4"]
+    found = score_text("pearson", ["1", "2", odd, "6"], answers)
+    assert found == pytest.approx(score_text("pearson", ["1", "2", "3", "6"], answers))
+
+
+def test_an_answer_that_is_no_number_has_no_correlation():
+    with pytest.raises(ValueError, match="answer 1 is no number: 'two'"):
+        score_text("pearson", ["1", "2"], ["1", "two"])

@@ -147,6 +147,16 @@ def test_capacity_drops_the_tokens_beyond_it_in_token_order():
     assert kept.tolist() == [True] * 9 + [False] * 26
 
 
+def test_out_of_training_capacity_drops_nothing_and_no_token_depends_on_its_neighbours():
+    _, layer = layer_of(num_gates=1, dispatch="capacity", capacity_factor=0.5, differ=0.3)
+    x, _ = inputs()
+    whole, _, counts = layer.eval()(x)
+    assert counts.sum() == x.shape[0] * x.shape[1]
+    alone = torch.cat([layer(row[None])[0] for row in x])
+    torch.testing.assert_close(whole, alone)
+    assert layer.train()(x)[2].sum() < counts.sum()
+
+
 def test_jitter_moves_routes_in_training_only():
     _, layer = layer_of(differ=0.3, jitter=0.9)
     x, ids = inputs()
