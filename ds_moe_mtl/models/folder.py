@@ -13,6 +13,8 @@ from ds_moe_mtl.models.description import (
     read_description,
     read_state,
 )
+from ds_moe_mtl.models.encoder_check import check_encoder
+from ds_moe_mtl.models.families import dropout_of, set_dropout
 from ds_moe_mtl.models.heads import HeadSpec
 from ds_moe_mtl.models.multitask import SPARSE_KINDS, MultiTaskNetwork, build_network
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
@@ -58,11 +60,12 @@ def load_folder(
     if description.get("family") == "bart":
         return _load_bart(description, state, folder, dtype), description
     transformer = described_transformer(description)
+    check_encoder(transformer, str(folder))
     network = build_network(
         transformer,
         description["kind"],
         [HeadSpec(**head) for head in description["heads"]],
-        transformer.config.hidden_dropout_prob,
+        dropout_of(transformer.config),
         RoutingOptions(**description["routing"]) if description["routing"] else None,
         gate_of_task=description["gate_of_task"],
         router=_router_options(description),
@@ -109,7 +112,7 @@ def described_transformer(description: Mapping, dropout: float | None = None) ->
     encoder = dict(description["encoder"])
     config = AutoConfig.for_model(encoder.pop("model_type"), **encoder)
     if dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+        set_dropout(config, dropout)
     transformer = AutoModel.from_config(config)
     if not description["pooler"] and hasattr(transformer, "pooler"):
         transformer.pooler = None

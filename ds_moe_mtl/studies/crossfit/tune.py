@@ -12,12 +12,16 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.engine.engine import device_type
 from ds_moe_mtl.models import build_network
-from ds_moe_mtl.models.pretrained import find_encoder, load_transformer
+from ds_moe_mtl.models.pretrained import (
+    find_encoder,
+    load_transformer,
+    source_limits,
+    trained_source,
+)
+from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.studies.crossfit.fewshot import (
     Tuning,
     for_new_task,
-    model_folder,
-    read_model,
     router_for,
     tune_task,
     upstream_network,
@@ -145,13 +149,11 @@ def _network(spec: TaskSpec, upstream, encoder, vectors, tuning: Tuning, seed: i
 
 
 def _tokenizer(upstream: str, encoder: str):
-    from transformers import AutoTokenizer
-
-    if upstream == DIRECT:
-        return AutoTokenizer.from_pretrained(_source(encoder).folder)
-    folder = model_folder(Path(upstream))
-    read_model(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        source = _source(encoder) if upstream == DIRECT else trained_source(Path(upstream))
+        return load_tokenizer(source.folder, source_limits(source))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _source(encoder: str):
