@@ -15,7 +15,7 @@ from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.description import model_folder
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
-from ds_moe_mtl.models.pretrained import load_tokenizer
+from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.numbers import is_whole
 
@@ -45,7 +45,7 @@ class MultiTaskModel:
         folder = model_folder(Path(folder))
         try:
             network, description = load_folder(folder)
-            tokenizer = load_tokenizer(folder)
+            tokenizer = load_tokenizer(folder, network.limits)
         except (ValueError, OSError) as error:
             raise UserError(str(error).strip().splitlines()[0]) from error
         if device is None:

@@ -11,24 +11,26 @@ from ds_moe_mtl.models.attention.choice import (
     register_packed_attention,
 )
 from ds_moe_mtl.models.dropout import replace_dropout
+from ds_moe_mtl.models.families import family_of
 
 
 class PackedEncoder(nn.Module):
-    """Runs a BERT-family `transformer` on T real tokens of many sequences at once.
+    """Runs a `transformer` of a known family on T real tokens of many sequences at once.
 
     attention: one of models.attention's names, to run that one; None: the fastest that can.
     """
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
+        family = family_of(transformer)
         register_packed_attention()
         replace_dropout(transformer)
         self.transformer = transformer
         self.attention: str | None = None
-        embeddings = transformer.embeddings
-        padding = embeddings.position_embeddings.padding_idx
-        self.first_position = 0 if padding is None else padding + 1  # RoBERTa counts from pad + 1
-        self.token_types = transformer.config.type_vocab_size
+        self.first_position = family.first_position(transformer)
+        self.token_types = family.token_types(transformer)
+        self.max_length = family.max_length(transformer)  # tokens of a sequence
+        self._head_size = family.head_size(transformer)
 
     @property
     def hidden_size(self) -> int:
@@ -38,18 +40,11 @@ class PackedEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the hidden states."""
-        return self.transformer.embeddings.word_embeddings.weight.dtype
-
-    @property
-    def max_length(self) -> int:
-        """Longest sequence in tokens that the position embeddings carry."""
-        return self.transformer.embeddings.position_embeddings.num_embeddings - self.first_position
+        return family_of(self.transformer).word_embeddings(self.transformer).weight.dtype
 
     def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
         """Return the name of the attention that runs there."""
-        config = self.transformer.config
-        head_size = config.hidden_size // config.num_attention_heads
-        return self.attention or packed_attention(device, dtype, head_size)
+        return self.attention or packed_attention(device, dtype, self._head_size)
 
     def forward(
         self,
@@ -74,13 +69,15 @@ class PackedEncoder(nn.Module):
             self.transformer.set_attn_implementation(name)
         if lengths is None:
             lengths = cu_seqlens.diff().tolist()
-        if self.token_types < 2:
-            token_type_ids_T = torch.zeros_like(token_type_ids_T)
+        types = {}
+        if self.token_types:
+            types_T = token_type_ids_T if self.token_types > 1 else token_type_ids_T * 0
+            types["token_type_ids"] = types_T[None]
         out = self.transformer(
             input_ids=input_ids_T[None],
-            token_type_ids=token_type_ids_T[None],
             position_ids=position_ids_T[None] + self.first_position,
             packing=attention_plan(name, lengths, groups, device, self.dtype, cu_seqlens),
+            **types,
         )
         return out.last_hidden_state[0]
 

@@ -14,6 +14,8 @@ from ds_moe_mtl.models.description import (
     read_description,
     read_state,
 )
+from ds_moe_mtl.models.encoder_check import check_encoder
+from ds_moe_mtl.models.families import dropout_of, set_dropout
 from ds_moe_mtl.models.multitask import SPARSE_KINDS, MultiTaskNetwork, build_network
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
@@ -55,7 +57,7 @@ def load_folder(
     folder = Path(folder)
     description = read_description(folder)
     state = read_state(folder)
-    network = described_network(description)
+    network = described_network(description, str(folder))
     network.to(dtype or next(iter(state.values())).dtype)
     try:
         _load_state(network, state)
@@ -64,16 +66,21 @@ def load_folder(
     return network.eval(), description
 
 
-def described_network(description: Mapping) -> MultiTaskNetwork | RoutedBart:
-    """Return the network that a description speaks of, in the plain form and newly drawn."""
+def described_network(description: Mapping, name: str) -> MultiTaskNetwork | RoutedBart:
+    """Return the network that a description speaks of, in the plain form and newly drawn.
+
+    name: what a message calls it. Raises ValueError, one line, for an encoder that does not run
+    packed as it runs alone.
+    """
     if description.get("family") == "bart":
         return _described_bart(description)
     transformer = described_transformer(description)
+    check_encoder(transformer, name)
     return build_network(
         transformer,
         description["kind"],
         head_specs_of(description),
-        transformer.config.hidden_dropout_prob,
+        dropout_of(transformer.config),
         RoutingOptions(**description["routing"]) if description["routing"] else None,
         gate_of_task=description["gate_of_task"],
         router=_router_options(description),
@@ -118,7 +125,7 @@ def described_transformer(description: Mapping, dropout: float | None = None) ->
     encoder = dict(description["encoder"])
     config = AutoConfig.for_model(encoder.pop("model_type"), **encoder)
     if dropout is not None:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+        set_dropout(config, dropout)
     transformer = AutoModel.from_config(config)
     if not description["pooler"] and hasattr(transformer, "pooler"):
         transformer.pooler = None

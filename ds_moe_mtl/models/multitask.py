@@ -12,6 +12,7 @@ from torch import nn
 import moe_kernels
 from ds_moe_mtl.models.calls import CallScope
 from ds_moe_mtl.models.encoder import PackedEncoder
+from ds_moe_mtl.models.families import family_of
 from ds_moe_mtl.models.heads import HeadSpec, TaskHeads, word_states
 from ds_moe_mtl.models.network import Outputs
 from ds_moe_mtl.models.task_level.routed_layers import RouteCall, route_layers
@@ -20,6 +21,7 @@ from ds_moe_mtl.models.token_level.context import GateCall
 from ds_moe_mtl.models.token_level.direct_calls import call_scope
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.upcycle import upcycle
+from ds_moe_mtl.models.tokenizer import EncoderLimits, limits_of
 
 SPARSE_KINDS = ("mt_switch", "mt_tag")
 KINDS = ("single", "mt_dense", *SPARSE_KINDS, "task_moe")
@@ -54,6 +56,11 @@ class MultiTaskNetwork(nn.Module):
         self.register_buffer("num_outputs", outputs, persistent=False)
         options = torch.tensor([bool(spec.shared) for spec in heads])
         self.register_buffer("scores_options", options, persistent=False)
+
+    @property
+    def limits(self) -> EncoderLimits:
+        """What its encoder takes."""
+        return limits_of(self.encoder.transformer)
 
     @property
     def has_options(self) -> bool:
@@ -201,9 +208,10 @@ def build_network(
     gates = None
     if kind == "task_moe":
         scope: CallScope[RouteCall] = CallScope()
-        layers = router.layers or tuple(range(len(transformer.encoder.layer)))
+        depths = family_of(transformer).layers(transformer)
+        layers = router.layers or tuple(range(len(depths)))
         router = replace(router, layers=layers)
-        route_layers(transformer.encoder.layer, layers, router.experts, scope, expert_noise)
+        route_layers(depths, layers, router.experts, scope, expert_noise)
         task_router = TaskRouter(router, len(heads), vectors)
         return MultiTaskNetwork(transformer, heads, dropout, None, task_router, scope)
     if kind in SPARSE_KINDS:

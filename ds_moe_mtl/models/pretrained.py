@@ -11,6 +11,10 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.models.description import model_folder, read_description
+from ds_moe_mtl.models.encoder_check import check_encoder
+from ds_moe_mtl.models.encoder_files import check_files, load_pretrained, quiet, reason
+from ds_moe_mtl.models.families import set_dropout
+from ds_moe_mtl.models.tokenizer import EncoderLimits, limits_by
 
 MINILM_HUB_ID = "nreimers/MiniLMv2-L6-H384-distilled-from-BERT-Large"
 """The encoder of "Sparsely Activated MoE are Robust Multi-Task Learners", sec. 4.3."""
@@ -30,7 +34,8 @@ class EncoderSource:
     """Where an encoder comes from.
 
     name: what was asked for; resolved: what it is; folder: where its files are; note: what a
-    reader of its results must know, "" if nothing; seen_tasks: tasks its weights were trained on.
+    reader of its results must know, "" if nothing; seen_tasks: tasks its weights were trained on;
+    trained: the folder is a model of ours, not a pretrained encoder.
     """
 
     name: str
@@ -38,6 +43,7 @@ class EncoderSource:
     folder: str
     note: str = ""
     seen_tasks: tuple[str, ...] = ()
+    trained: bool = False
 
 
 def find_encoder(name: str) -> EncoderSource:
@@ -77,6 +83,7 @@ def trained_source(folder: Path) -> EncoderSource:
         resolved,
         str(inner),
         seen_tasks=_CONTAMINATED if resolved == MINILM_PACKAGED else (),
+        trained=True,
     )
 
 
@@ -114,52 +121,72 @@ def _hub_folder(hub_id: str) -> str | None:
         return None
 
 
-def load_transformer(source: EncoderSource, dropout: float, pooler: bool) -> nn.Module:
+def load_transformer(
+    source: EncoderSource, dropout: float, pooler: bool, kind: str = "mt_dense"
+) -> nn.Module:
     """Return the pretrained encoder in float32, with `dropout` everywhere and its pooler if asked.
 
-    Raises ValueError, in one line, for a folder that holds no BERT-family encoder.
+    kind: the model.kind that it is for. Raises ValueError, in one line, for a folder that holds no
+    whole encoder of a known family, or one that does not run packed, or routed, as it should.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    config = encoder_config(source)
+    set_dropout(config, dropout)
+    with quiet():
+        model = load_pretrained(AutoModel, config, source.folder, source.name, pooler)
+    if pooler and getattr(model, "pooler", None) is None:
+        raise ValueError(
+            f"model.pooler: {source.name} ({type(model).__name__}) has no pooler; use false"
+        )
+    if not pooler and hasattr(model, "pooler"):
+        model.pooler = None
+    for place, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p != dropout:
+            raise ValueError(
+                f"model.dropout: {dropout:g} does not reach {place} of {source.name} "
+                f"({type(model).__name__}); allowed: {module.p:g}"
+            )
+    check_encoder(model, source.name, kind)
+    return model
+
+
+def encoder_config(source: EncoderSource):
+    """Return transformers' configuration of a source's encoder.
+
+    Raises ValueError, in one line, for a folder without a configuration that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    if source.trained:
+        values = dict(read_description(Path(source.folder))["encoder"])
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    check_files(source.folder)
     try:
-        config = AutoConfig.from_pretrained(source.folder)
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-        model = AutoModel.from_pretrained(source.folder, config=config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.encoder: {source.name} cannot be loaded: {reason}") from error
-    return checked_encoder(model, source.name, pooler)
-
-
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-"""Files of which a tokenizer has at least one."""
-
-
-def load_tokenizer(folder: str | Path):
-    """Return the tokenizer of a folder. Raises ValueError, one line, where there is none."""
-    from transformers import AutoTokenizer
-
-    if not any(found for name in _VOCABULARIES for found in Path(folder).glob(name)):
-        # transformers would make one that knows its special tokens only.
-        raise ValueError(f"{folder}: no tokenizer ({', '.join(_VOCABULARIES)})")
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder}: no tokenizer can be loaded: {reason:.160}") from error
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+    except Exception as error:  # whatever a foreign configuration leads to
+        raise ValueError(
+            f"model.encoder: {source.name} cannot be loaded: {reason(error)}"
+        ) from error
 
 
 def generates(source: EncoderSource) -> bool:
     """Return whether the model is a sequence-to-sequence one. Raises ValueError for no model."""
-    from transformers import AutoConfig
+    return bool(encoder_config(source).is_encoder_decoder)
 
+
+def source_limits(source: EncoderSource) -> EncoderLimits:
+    """Return what the source's encoder takes.
+
+    Raises ValueError, in one line, for one that is no encoder of a known family and no BART.
+    """
+    config = encoder_config(source)
     try:
-        return bool(AutoConfig.from_pretrained(source.folder).is_encoder_decoder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.encoder: {source.name} cannot be loaded: {reason}") from error
+        return limits_by(config)
+    except Exception as error:  # whatever a foreign configuration leads to
+        raise ValueError(f"model.encoder: {source.name}: {reason(error)}") from error
 
 
 def load_generator(source: EncoderSource, dropout: float) -> nn.Module:
@@ -167,12 +194,11 @@ def load_generator(source: EncoderSource, dropout: float) -> nn.Module:
 
     Raises ValueError, in one line, for another kind of sequence-to-sequence model.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(source.folder)
+    config = encoder_config(source)
     if config.model_type != "bart":
         raise ValueError(
             f"model.encoder: {source.name} is a {config.model_type} model; allowed: BART, or an "
@@ -180,21 +206,8 @@ def load_generator(source: EncoderSource, dropout: float) -> nn.Module:
         )
     config.dropout = dropout
     config.encoder_layerdrop = config.decoder_layerdrop = 0.0
-    return AutoModelForSeq2SeqLM.from_pretrained(source.folder, config=config, dtype=torch.float32)
-
-
-def checked_encoder(model: nn.Module, name: str, pooler: bool) -> nn.Module:
-    """Return `model` if it is an encoder we can pack, its pooler dropped unless asked for."""
-    if not hasattr(getattr(model, "embeddings", None), "position_embeddings"):
-        raise ValueError(
-            f"model.encoder: {name} ({type(model).__name__}) is not a BERT-family encoder with "
-            f"absolute positions; allowed: BERT, MiniLM, RoBERTa, XLM-R, ELECTRA and their like"
-        )
-    if pooler and getattr(model, "pooler", None) is None:
-        raise ValueError(f"model.pooler: {name} ({type(model).__name__}) has no pooler; use false")
-    if not pooler and hasattr(model, "pooler"):
-        model.pooler = None
-    return model
+    with quiet():
+        return load_pretrained(AutoModelForSeq2SeqLM, config, source.folder, source.name)
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -40,7 +40,7 @@ def export_model(checkpoint: Path, output: Path) -> None:
     if files is None:
         network, files = _from_run(checkpoint.parent.parent)
     else:
-        network = described_network(files.description)
+        network = described_network(files.description, str(checkpoint))
     StoredTraining(checkpoint, read_manifest(checkpoint)).fill(network)
     about = {"checkpoint": checkpoint.name, **files.description["about"]}
     description = {**files.description, "about": about}

@@ -8,6 +8,7 @@ from torch import nn
 from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
 from ds_moe_mtl.models.description import model_folder, read_description, read_state
+from ds_moe_mtl.models.encoder_check import check_encoder
 from ds_moe_mtl.models.folder import describe_network, described_transformer
 from ds_moe_mtl.models.pretrained import (
     load_generator,
@@ -59,7 +60,8 @@ def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
             vectors = load_vectors(config.router.vectors, names)
         if plan.generates:
             return _new_generator(plan, router_options(config) if routed else None, vectors)
-        transformer = load_transformer(plan.source, config.model.dropout, config.model.pooler)
+        model = config.model
+        transformer = load_transformer(plan.source, model.dropout, model.pooler, model.kind)
         sha256 = weights_hash(transformer)
         expert_noise = config.router.expert_noise if routed else config.moe.expert_noise
         network = network_around(transformer, plan, expert_noise, vectors)
@@ -104,7 +106,9 @@ def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
     folder = model_folder(Path(config.start.model))
     description, state = read_description(folder), read_state(folder)
     _check_form(config, description)
-    network = network_around(described_transformer(description, config.model.dropout), plan)
+    transformer = described_transformer(description, config.model.dropout)
+    check_encoder(transformer, config.start.model, description["kind"])
+    network = network_around(transformer, plan)
     network.load_state_dict(
         continued_state(
             network, description, state, config.start.gate, config.start.head, plan.specs

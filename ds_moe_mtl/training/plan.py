@@ -13,10 +13,11 @@ from ds_moe_mtl.models.pretrained import (
     EncoderSource,
     find_encoder,
     generates,
-    load_tokenizer,
+    source_limits,
     trained_source,
 )
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
+from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 from ds_moe_mtl.tasks.text2text import as_text
 from ds_moe_mtl.training.run_folder import task_folder
@@ -103,9 +104,10 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         if source.note:
             say(f"note: {source.note}")
         specs = _fitting(specs, config.start.model is None and generates(source), config)
-        tokenizer = load_tokenizer(source.folder)
+        tokenizer = load_tokenizer(source.folder, source_limits(source))
     except (ValueError, OSError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
+    _check_lengths(config, specs, tokenizer.model_max_length, say)
     sample = (config.data.sample, config.data.sample_seed) if config.data.sample else None
     train, dev = [], []
     for spec in specs:
@@ -131,6 +133,25 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         say(f"data: {describe(spec, *splits)}")
     steps = _total_steps(config, train, specs)
     return RunPlan(config, specs, source, tokenizer, train, dev, steps)
+
+
+def _check_lengths(config: RunConfig, specs: list[TaskSpec], longest: int, say: Say) -> None:
+    """Say where a task's own default is cut to the encoder's positions.
+
+    Raises UserError for a length that was asked for and is more than they are.
+    """
+    asked = {task.name: task.max_length for task in config.tasks if isinstance(task, OwnTask)}
+    if config.train.max_length is not None:
+        asked = dict.fromkeys((spec.name for spec in specs), config.train.max_length)
+    key = "max_length" if config.train.max_length is None else "train.max_length"
+    for name, length in asked.items():
+        if length is not None and length > longest:
+            raise UserError(
+                f"tasks: {name!r}: {key} = {length} tokens; the encoder takes at most {longest}"
+            )
+    cut = [spec.name for spec in specs if not asked.get(spec.name) and spec.max_length > longest]
+    if cut:
+        say(f"note: texts of {', '.join(cut)} are cut at {longest} tokens, the encoder's positions")
 
 
 def _fitting(specs: list[TaskSpec], generate: bool, config: RunConfig) -> list[TaskSpec]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ds_moe_mtl.models.attention.padded import refuse_window
+
 FORWARD, BACKWARD = "_flash_attention_forward", "_flash_attention_backward"
 LARGEST_HEAD = 256
 OLDEST = (8, 0)
@@ -59,6 +61,7 @@ def why_not_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> s
 
 def flash(module, query, key, value, attention_mask, *, scaling, packing, dropout=0.0, **kwargs):
     """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d]."""
+    refuse_window(kwargs)
     assert query.shape[2] == packing.tokens, "tokens in no sequence: none exist on a GPU"
     q_THd, k_THd, v_THd = (x.transpose(1, 2)[0].contiguous() for x in (query, key, value))
     return _Flash.apply(q_THd, k_THd, v_THd, packing, dropout, scaling)[None], None

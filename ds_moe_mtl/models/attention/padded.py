@@ -3,6 +3,7 @@
 T real tokens, H heads, d head size; a group has n sequences padded to its longest, L tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -124,6 +125,13 @@ def sdpa(query, key, value, bias, scaling, dropout):
     )
 
 
+def refuse_window(options: Mapping) -> None:
+    """Raise ValueError for a layer that wants to attend within a window: ours see the sequence."""
+    window = options.get("sliding_window")
+    if window is not None:
+        raise ValueError(f"packed attention has no sliding_window, got {window}; allowed: none")
+
+
 def padded(attend):
     """Return transformers' attention function that runs `attend` on each group of a plan."""
 
@@ -131,6 +139,7 @@ def padded(attend):
         module, query, key, value, attention_mask, *, scaling, dropout=0.0, packing, **kwargs
     ):
         """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d]."""
+        refuse_window(kwargs)
         _, heads, tokens, size = query.shape
         beyond = tokens - (packing[-1].stop if packing else 0)
         sizes = [group.stop - group.start for group in packing] + [beyond]

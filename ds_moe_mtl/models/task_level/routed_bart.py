@@ -19,6 +19,7 @@ from ds_moe_mtl.models.description import FORMAT
 from ds_moe_mtl.models.network import Outputs
 from ds_moe_mtl.models.task_level.routed_layers import RouteCall, route_layers
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
+from ds_moe_mtl.models.tokenizer import EncoderLimits, limits_of
 
 IGNORED = NO_TARGET
 MAX_ANSWER = 64
@@ -79,6 +80,11 @@ class RoutedBart(nn.Module):
         """Say which training step this is; a task router's temperature depends on it."""
         if self.router is not None:
             self.router.set_step(step)
+
+    @property
+    def limits(self) -> EncoderLimits:
+        """What the transformer takes."""
+        return limits_of(self.transformer)
 
     def forward(
         self,

@@ -32,6 +32,11 @@ def activation_of(hidden_act: str) -> str:
     return _FROM_TRANSFORMERS[hidden_act]
 
 
+def gelu(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return the activation of that name (`activation_of`) of x."""
+    return nn.functional.gelu(x, approximate=_APPROXIMATE[activation])
+
+
 class FeedForward(nn.Module):
     """A BERT FFN: fc2(gelu(fc1(x))), both with bias; in training `dropout` between the two."""
 
@@ -51,7 +56,7 @@ class FeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = nn.functional.gelu(self.fc1(x), approximate=_APPROXIMATE[self.activation])
+        h = gelu(self.fc1(x), self.activation)
         return self.fc2(dropout(h, self.dropout, self.training))
 
 

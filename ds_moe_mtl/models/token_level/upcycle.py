@@ -3,15 +3,14 @@
 Source: "Sparsely Activated MoE are Robust Multi-Task Learners", sec. 4.3; footnote 2 for noise.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
 from ds_moe_mtl.models.calls import CallScope
+from ds_moe_mtl.models.families import FFN, Family, ffn_layers
 from ds_moe_mtl.models.token_level.context import GateCall, RoutedFFN
 from ds_moe_mtl.models.token_level.direct_calls import DirectCalls, routed_ffns
-from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of
+from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of, gelu
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
 
@@ -28,48 +27,62 @@ def upcycle(
 ) -> nn.Module:
     """Return `model` with an MoELayer of copied experts in place of every FFN.
 
-    Takes any transformers model whose layers have BERT's shape (`intermediate.dense`,
-    `output.dense`): BERT, MiniLM, RoBERTa, XLM-R, CamemBERT, ELECTRA. The model then takes
+    Takes any transformers model whose layers have the FFN of a family (models.families), BERT's:
+    `intermediate.dense`, `output.dense`. The model then takes
     `gate_ids` ([batch] or [batch, seq]) as a further keyword; its 2-D attention_mask keeps pads
     from being routed. `options` replaces the three short arguments. `expert_noise`: standard
     deviation of noise added to each copy; `expert_dropout`: between its two layers, in training.
-    Raises ValueError for a model without such layers.
+    Raises ValueError for a model without such layers, or with one whose FFN holds or does more
+    than two linear maps and a GELU; the model is then as it was.
     """
     if options is None:
         options = RoutingOptions(
             num_experts=num_experts, num_gates=num_gates, gate_scale=gate_scale
         )
-    layers = list(ffn_layers(model))
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no layer of BERT's shape (intermediate.dense and "
-            f"output.dense); allowed: BERT-family encoders"
-        )
     if routed_ffns(model):
         raise ValueError(f"{type(model).__name__} is upcycled already")
+    family, layers = ffn_layers(model)
+    parts = [_checked_ffn(family, layer, model.config) for layer in layers]
     scope: CallScope[GateCall] = CallScope()
-    for layer in layers:
-        expert = _copied_ffn(layer, activation_of(model.config.hidden_act), expert_dropout)
+    for layer, ffn in zip(layers, parts, strict=True):
+        expert = _copied_ffn(ffn, expert_dropout)
         moe = MoELayer(expert.fc1.in_features, expert, options).to(expert.fc1.weight)
         for copy in moe.experts if expert_noise > 0 else ():
             for parameter in copy.parameters():
                 parameter.data.add_(torch.randn_like(parameter), alpha=expert_noise)
-        layer.intermediate = RoutedFFN(moe, scope)
-        layer.output.dense = nn.Identity()
+        family.put_ffn(layer, RoutedFFN(moe, scope))
     blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     DirectCalls(scope, blocks).attach(model)
     return model
 
 
-def ffn_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the transformer layers of BERT's shape, dense or upcycled, in order of depth."""
-    for module in model.modules():
-        if hasattr(module, "intermediate") and hasattr(getattr(module, "output", None), "dense"):
-            yield module
+@torch.no_grad()
+def _checked_ffn(family: Family, layer: nn.Module, config) -> FFN:
+    """Return a layer's FFN. Raises ValueError where an expert made of it would do something else.
+
+    Its structure is the family's to judge; two tokens tell whether it does what it looks like.
+    """
+    ffn = family.ffn(layer, config)
+    activation, weight = activation_of(ffn.hidden_act), ffn.first.weight
+    generator = torch.Generator().manual_seed(0)
+    x_TD = torch.randn(2, ffn.first.in_features, generator=generator).to(weight)
+    expected_TD = family.run_ffn(layer, x_TD)
+    found_TD = ffn.second(gelu(ffn.first(x_TD), activation))
+    # Products of these weights are as large as their widths; the type rounds each to its eps.
+    tolerance = 8 * torch.finfo(weight.dtype).eps * float(expected_TD.abs().max().clamp(min=1))
+    difference = float((found_TD - expected_TD).abs().max())
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{type(layer).__name__} cannot be upcycled: its FFN differs by {difference:.2g} from "
+            f"its two linear maps with {ffn.hidden_act} between them"
+        )
+    return ffn
 
 
-def _copied_ffn(layer: nn.Module, activation: str, dropout: float) -> FeedForward:
-    first, second = layer.intermediate.dense, layer.output.dense
+def _copied_ffn(ffn: FFN, dropout: float) -> FeedForward:
+    """Return an expert with a copy of the FFN's weights."""
+    first, second, hidden_act = ffn
+    activation = activation_of(hidden_act)
     expert = FeedForward(first.in_features, first.out_features, activation, dropout)
     expert = expert.to(first.weight)
     expert.fc1.load_state_dict(first.state_dict())

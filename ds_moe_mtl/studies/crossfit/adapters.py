@@ -6,7 +6,7 @@ Sizes: public code CrossTaskMoE (width 8, two an encoder layer).
 import torch
 from torch import nn
 
-from ds_moe_mtl.models.token_level.upcycle import ffn_layers
+from ds_moe_mtl.models.families import ffn_layers
 
 WIDTH = 8
 
@@ -32,8 +32,9 @@ def add_adapters(transformer: nn.Module) -> list[nn.Parameter]:
     """
     size = transformer.config.hidden_size
     parameters = []
-    for layer in ffn_layers(transformer):
-        for output in (layer.attention.output, layer.output):
+    family, layers = ffn_layers(transformer)
+    for layer in layers:
+        for output in family.before_residuals(layer):
             adapter = Adapter(size)
             output.dense = nn.Sequential(output.dense, adapter)
             parameters += adapter.parameters()

@@ -12,13 +12,17 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.engine.engine import device_type
 from ds_moe_mtl.models import build_network
-from ds_moe_mtl.models.description import model_folder
-from ds_moe_mtl.models.pretrained import find_encoder, load_transformer
+from ds_moe_mtl.models.pretrained import (
+    find_encoder,
+    load_transformer,
+    source_limits,
+    trained_source,
+)
+from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.ranks.machine import device_name
 from ds_moe_mtl.studies.crossfit.fewshot import (
     Tuning,
     for_new_task,
-    read_model,
     router_for,
     tune_task,
     upstream_network,
@@ -151,13 +155,11 @@ def _network(spec: TaskSpec, job: FewShot):
 
 
 def _tokenizer(upstream: str, encoder: str):
-    from transformers import AutoTokenizer
-
-    if upstream == DIRECT:
-        return AutoTokenizer.from_pretrained(_source(encoder).folder)
-    folder = model_folder(Path(upstream))
-    read_model(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        source = _source(encoder) if upstream == DIRECT else trained_source(Path(upstream))
+        return load_tokenizer(source.folder, source_limits(source))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _source(encoder: str):

@@ -1,12 +1,15 @@
 """What train.py and ds-moe-mtl say to a mistake: one line on stderr, status 2, nothing written."""
 
 import csv
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.cli.train import main as train
 from ds_moe_mtl.config import dump_config
+from tests.support.encoders import tiny_encoder
 from tests.support.tiny import tiny_config, write_tiny
 
 
@@ -24,7 +27,21 @@ def tiny(tmp_path_factory):
     }.items():
         with (bad / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *rows])
+    write_bad_encoders(folder)
     return folder
+
+
+def write_bad_encoders(folder):
+    names = ("megatron", "prefix", "pointer", "small")
+    for name in names:
+        shutil.copytree(folder / "encoder", folder / name)
+    tiny_encoder("megatron-bert").save_pretrained(folder / "megatron")
+    tiny_encoder("bert", vocab_size=20).save_pretrained(folder / "small")
+    weights = folder / "prefix" / "model.safetensors"
+    state = {f"module.{name}": value for name, value in load_file(weights).items()}
+    save_file(state, weights, {"format": "pt"})
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (folder / "pointer" / "model.safetensors").write_text(pointer)
 
 
 def task(folder, train_file, dev="null"):
@@ -37,6 +54,26 @@ CASES = {
     "unknown task": (lambda f: ["tasks=[rtee]"], ["rtee", "rte"]),
     "an encoder that is none": (lambda f: ["model.encoder=no/such"], ["model.encoder", "no/such"]),
     "a folder that is no encoder": (lambda f: [f"model.encoder={f}/bad"], ["no config.json"]),
+    "an encoder that attends to neighbours": (
+        lambda f: [f"model.encoder={f}/megatron"],
+        ["model.encoder", "MegatronBertModel", "packed sequences differ by"],
+    ),
+    "weights behind a prefix": (
+        lambda f: [f"model.encoder={f}/prefix"],
+        ["lack its weights", "module.embeddings"],
+    ),
+    "a pointer in place of weights": (
+        lambda f: [f"model.encoder={f}/pointer"],
+        ["git-lfs pointer"],
+    ),
+    "a tokenizer larger than the encoder": (
+        lambda f: [f"model.encoder={f}/small"],
+        ["tokenizer", "embedding 20 rows"],
+    ),
+    "a task's own length": (
+        lambda f: [task(f, "labels").replace("label}", "label, max_length: 65}")],
+        ["'own'", "max_length = 65", "64"],
+    ),
     "a pooler that is not there": (
         lambda f: ["model.pooler=true", "train.max_length=900"],
         ["train.max_length", "900"],

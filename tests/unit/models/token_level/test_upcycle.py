@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.utils import prune
 from transformers import (
     BertConfig,
     BertModel,
@@ -19,6 +20,7 @@ from transformers import (
 
 from ds_moe_mtl.models import MoELayer, routed_ffns, upcycle
 from ds_moe_mtl.models.encoder import PackedEncoder
+from tests.support.encoders import tiny_encoder
 from tests.support.tiny import BERT
 
 FAMILY = {
@@ -121,14 +123,49 @@ def test_noise_makes_the_experts_differ_and_no_noise_leaves_copies():
         assert torch.equal(first, second) is equal
 
 
+def changed(change):
+    """A BERT whose second FFN is not what upcycling takes it for."""
+    model = encoder_of("bert")
+    change(model.encoder.layer[1].intermediate)
+    return model
+
+
+def wrapped(ffn):
+    ffn.dense = torch.nn.Sequential(ffn.dense)
+
+
+def other_activation(ffn):
+    ffn.intermediate_act_fn = torch.nn.Tanh()
+
+
+def test_a_norm_that_stands_before_the_ffn_stays():
+    dense = tiny_encoder("megatron-bert")
+    sparse = upcycle(copy.deepcopy(dense), num_gates=1, gate_scale="preserve").eval()
+    ids = torch.randint(5, 290, (2, 9))
+    found, expected = sparse(ids).last_hidden_state, dense(ids).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: GPT2Model(GPT2Config(n_layer=1, n_embd=16, n_head=2)), "no layer of BERT's shape"),
         (lambda: upcycle(encoder_of("bert")), "upcycled already"),
         (lambda: encoder_of("bert", hidden_act="relu"), "hidden_act 'relu'"),
+        (lambda: tiny_encoder("roberta-prelayernorm"), "the FFN holds LayerNorm"),
+        (lambda: tiny_encoder("mobilebert"), "several FFNs"),
+        (lambda: encoder_of("bert", is_decoder=True), "it has is_decoder = True"),
+        (lambda: encoder_of("bert", chunk_size_feed_forward=4), "chunk_size_feed_forward = 4"),
+        (lambda: changed(lambda ffn: wrapped(ffn)), "intermediate.dense is a Sequential"),
+        (lambda: changed(lambda ffn: prune.l1_unstructured(ffn.dense, "weight", 0.5)), "_orig"),
+        (lambda: changed(lambda ffn: ffn.register_forward_hook(lambda *call: None)), "has hooks"),
+        (lambda: changed(other_activation), "FFN differs by .* from its two linear maps"),
     ],
 )
-def test_models_that_cannot_be_upcycled_are_refused(make, words):
-    with pytest.raises(ValueError, match=words):
-        upcycle(make())
+def test_models_that_cannot_be_upcycled_are_refused_and_left_as_they_were(make, words):
+    model = make()
+    names = [type(module).__name__ for module in model.modules()]
+    with pytest.raises(ValueError, match=words) as refusal:
+        upcycle(model)
+    assert "\n" not in str(refusal.value)
+    assert [type(module).__name__ for module in model.modules()] == names
