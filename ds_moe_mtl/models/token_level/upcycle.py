@@ -18,9 +18,9 @@ from ds_moe_mtl.models.token_level.moe_layer import MoELayer
 
 def upcycle(
     model: nn.Module,
-    num_experts: int = 4,
+    num_experts: int = RoutingOptions.num_experts,
     num_gates: int = 8,
-    gate_scale: str = "paper",
+    gate_scale: str = RoutingOptions.gate_scale,
     *,
     options: RoutingOptions | None = None,
     expert_noise: float = 0.0,
