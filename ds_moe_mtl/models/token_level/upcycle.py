@@ -14,6 +14,7 @@ from ds_moe_mtl.models.token_level.direct_calls import DirectCalls, routed_ffns
 from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.models.token_level.plain_saving import refuse_plain_saving
 
 
 def upcycle(
@@ -33,6 +34,8 @@ def upcycle(
     `gate_ids` ([batch] or [batch, seq]) as a further keyword; its 2-D attention_mask keeps pads
     from being routed. `options` replaces the three short arguments. `expert_noise`: standard
     deviation of noise added to each copy; `expert_dropout`: between its two layers, in training.
+    Auxiliary losses are in the loss that transformers computes (`auxiliary_loss` gives them by
+    themselves); the model is saved by `save_upcycled`, and by `save_pretrained` no more.
     Raises ValueError for a model without such layers.
     """
     if options is None:
@@ -54,10 +57,11 @@ def upcycle(
         for copy in moe.experts if expert_noise > 0 else ():
             for parameter in copy.parameters():
                 parameter.data.add_(torch.randn_like(parameter), alpha=expert_noise)
-        layer.intermediate = RoutedFFN(moe, scope)
+        layer.intermediate = RoutedFFN(moe, scope).train(layer.training)
         layer.output.dense = nn.Identity()
     blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     DirectCalls(scope, blocks).attach(model)
+    refuse_plain_saving()
     return model
 
 
