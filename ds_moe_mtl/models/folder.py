@@ -1,48 +1,21 @@
-"""From a network to its description, and from a model folder to its network."""
+"""From a model folder to its network."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from ds_moe_mtl.models.description import (
     CONFIG,
-    FORMAT,
     WEIGHTS,
     read_description,
     read_state,
 )
 from ds_moe_mtl.models.heads import HeadSpec
-from ds_moe_mtl.models.multitask import SPARSE_KINDS, MultiTaskNetwork, build_network
+from ds_moe_mtl.models.multitask import MultiTaskNetwork, build_network
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
-
-
-def describe_network(
-    network: MultiTaskNetwork,
-    kind: str,
-    routing: RoutingOptions | None,
-    tasks: list[dict],
-    about: Mapping,
-) -> dict:
-    """Return what config.json says of a network, enough to build it again."""
-    transformer = network.encoder.transformer
-    router = network.router
-    return {
-        "format": FORMAT,
-        "kind": kind,
-        "encoder": transformer.config.to_dict(),
-        "encoder_class": type(transformer).__name__,
-        "pooler": getattr(transformer, "pooler", None) is not None,
-        "heads": [asdict(spec) for spec in network.heads.specs],
-        "routing": asdict(routing) if kind in SPARSE_KINDS else None,
-        "gate_of_task": network.gate_of_task.tolist(),
-        **({"router": router.values()} if router is not None else {}),
-        "tasks": tasks,
-        "about": dict(about),
-    }
 
 
 def load_folder(

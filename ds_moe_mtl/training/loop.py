@@ -14,7 +14,7 @@ from torch.profiler import record_function
 
 from ds_moe_mtl.data import MultiTaskBatch, SuperBatches
 from ds_moe_mtl.engine.engine import optimizer_step, set_learning_rate
-from ds_moe_mtl.models.losses import batch_losses, network_inputs, task_sums
+from ds_moe_mtl.models.losses import network_inputs, task_sums
 from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
 from ds_moe_mtl.ranks.stop import StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
@@ -137,7 +137,7 @@ class TrainingLoop:
             with record_function(FORWARD):
                 outputs = self.engine(**network_inputs(batch))
                 scaling = self.train.loss_scaling
-                losses_B = batch_losses(self.engine.module, outputs, batch, scaling)
+                losses_B = self.engine.module.losses(outputs, batch, scaling)
                 loss = (losses_B * batch.weights_B).sum() * (divided_by / num_examples)
             with record_function(BACKWARD):
                 self.engine.backward(loss + outputs.aux_loss)

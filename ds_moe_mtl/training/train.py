@@ -298,10 +298,6 @@ def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks:
     config = plan.config
     sparse = config.model.kind in SPARSE_KINDS
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if plan.generates:
-        attention = network.transformer.config._attn_implementation
-    else:
-        attention = network.encoder.attention_on(device, dtype[config.train.precision])
     return {
         "encoder": plan.source.resolved,
         "weights": sum(parameter.numel() for parameter in network.parameters()),
@@ -313,7 +309,7 @@ def _about(network, plan: RunPlan, deepspeed: dict, device: torch.device, ranks:
         "dispatch": config.moe.dispatch if sparse else None,
         "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
         "gate_scale": config.moe.gate_scale if sparse else None,
-        "attention": attention,
+        "attention": network.attention_on(device, dtype[config.train.precision]),
         "routes": _routes_in_words(config) if config.model.kind == "task_moe" else None,
     }
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from ds_moe_mtl.data import EncodedSplit
 from ds_moe_mtl.data.batch import collate
-from ds_moe_mtl.models import HeadSpec, build_network
+from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
 from ds_moe_mtl.models.encoder import PackedEncoder
-from ds_moe_mtl.models.losses import batch_losses, network_inputs
+from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.pretrained import EncoderSource, load_transformer
 from ds_moe_mtl.studies.crossfit.adapters import add_adapters
 from ds_moe_mtl.tasks import TaskSpec
@@ -121,12 +121,12 @@ def _fisher(network: nn.Module, adapters: list[nn.Parameter], split: EncodedSpli
     return torch.cat([part.flatten() for part in total]).cpu().numpy() / split.num_examples
 
 
-def _loss(network: nn.Module, split: EncodedSplit, examples: Sequence[int]) -> torch.Tensor:
+def _loss(network: MultiTaskNetwork, split: EncodedSplit, examples: Sequence[int]) -> torch.Tensor:
     """Return the mean loss of some examples of task 0."""
     sequences = np.flatnonzero(np.isin(split.questions, list(examples)))
     device = next(network.parameters()).device
     batch = collate([(0, int(n)) for n in sequences], [split]).to(device)
-    losses_B = batch_losses(network, network(**network_inputs(batch)), batch)
+    losses_B = network.losses(network(**network_inputs(batch)), batch)
     return (losses_B * batch.weights_B).sum() / len(examples)
 
 

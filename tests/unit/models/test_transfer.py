@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
-from ds_moe_mtl.models.folder import describe_network
 from ds_moe_mtl.models.transfer import continued_state, donors
 from tests.support.tiny import differ_experts, spread_gates
 
@@ -33,7 +32,7 @@ def trained(embedding=0, kind="mt_tag"):
         spread_gates(network)
     differ_experts(network)
     options = RoutingOptions(4, 3 if kind == "mt_tag" else 1, gate_embedding=embedding)
-    description = describe_network(network, kind, options, [], {})
+    description = network.description(kind, options, [], {})
     return network, description, network.state_dict()
 
 
