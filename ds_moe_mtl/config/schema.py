@@ -151,7 +151,7 @@ class MoeSection(Section):
     """The sparse layer: experts, gates, and how tokens reach them."""
 
     num_experts: Count = 4  # paper, section 4.4
-    gate_scale: Literal["paper", "preserve"] = "paper"
+    gate_scale: Literal["paper", "preserve"] = "preserve"
     dispatch: Literal["dropless", "capacity"] = "dropless"
     ep_size: Count = 1  # ranks that share one set of experts
     capacity_factor: Positive = 1.25  # read by dispatch: capacity only

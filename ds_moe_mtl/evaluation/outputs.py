@@ -5,24 +5,21 @@ import torch
 
 from ds_moe_mtl.config import Diverged, UserError
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch
-from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.text_metrics import score_text
 
 
 @torch.no_grad()
 def batch_outputs(
-    network: torch.nn.Module, batch: MultiTaskBatch, num_outputs: int, device: torch.device
+    network: Network, batch: MultiTaskBatch, num_outputs: int, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows [B] of the task's split, float32 outputs [B, num_outputs]) of one batch.
 
     A network that generates gives its answers' tokens instead, int64 [B, longest].
     """
-    if hasattr(network, "generate"):
-        tokens = network.generate(**network_inputs(batch.to(device)))
-        return batch.example_ids_B.numpy(), tokens.cpu().numpy()
-    logits_BC = network(**network_inputs(batch.to(device))).logits_BC
-    return batch.example_ids_B.numpy(), logits_BC[:, :num_outputs].float().cpu().numpy()
+    answers = network.answers(batch.to(device), num_outputs)
+    return batch.example_ids_B.numpy(), answers.cpu().numpy()
 
 
 def assemble(

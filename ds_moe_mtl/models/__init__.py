@@ -7,6 +7,7 @@ from ds_moe_mtl.models.token_level.direct_calls import auxiliary_loss, call_scop
 from ds_moe_mtl.models.token_level.experts import FeedForward
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.models.token_level.saving import load_upcycled, save_upcycled
 from ds_moe_mtl.models.token_level.upcycle import upcycle
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "auxiliary_loss",
     "build_network",
     "call_scope",
+    "load_upcycled",
     "routed_ffns",
+    "save_upcycled",
     "upcycle",
 ]

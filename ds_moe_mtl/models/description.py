@@ -89,3 +89,11 @@ def model_folder(folder: Path) -> Path:
     """Return the model/ of a run's folder, or the folder itself where it is a model's."""
     inner = Path(folder) / "model"
     return inner if (inner / CONFIG).is_file() else Path(folder)
+
+
+def encoder_config_of(description: Mapping):
+    """Return transformers' configuration of the encoder, or of BART, that a description names."""
+    from transformers import AutoConfig
+
+    values = dict(description["encoder"])
+    return AutoConfig.for_model(values.pop("model_type"), **values)

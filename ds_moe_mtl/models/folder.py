@@ -1,50 +1,24 @@
-"""From a network to its description, and from a model folder to its network."""
+"""From a model folder to its network."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from ds_moe_mtl.models.description import (
     CONFIG,
-    FORMAT,
     WEIGHTS,
+    encoder_config_of,
     head_specs_of,
     read_description,
     read_state,
 )
 from ds_moe_mtl.models.encoder_check import check_encoder
 from ds_moe_mtl.models.families import dropout_of, set_dropout
-from ds_moe_mtl.models.multitask import SPARSE_KINDS, MultiTaskNetwork, build_network
+from ds_moe_mtl.models.multitask import MultiTaskNetwork, build_network
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
-
-
-def describe_network(
-    network: MultiTaskNetwork,
-    kind: str,
-    routing: RoutingOptions | None,
-    tasks: list[dict],
-    about: Mapping,
-) -> dict:
-    """Return what config.json says of a network, enough to build it again."""
-    transformer = network.encoder.transformer
-    router = network.router
-    return {
-        "format": FORMAT,
-        "kind": kind,
-        "encoder": transformer.config.to_dict(),
-        "encoder_class": type(transformer).__name__,
-        "pooler": getattr(transformer, "pooler", None) is not None,
-        "heads": [asdict(spec) for spec in network.heads.specs],
-        "routing": asdict(routing) if kind in SPARSE_KINDS else None,
-        "gate_of_task": network.gate_of_task.tolist(),
-        **({"router": router.values()} if router is not None else {}),
-        "tasks": tasks,
-        "about": dict(about),
-    }
 
 
 def load_folder(
@@ -88,12 +62,10 @@ def described_network(description: Mapping, name: str) -> MultiTaskNetwork | Rou
 
 
 def _described_bart(description: Mapping) -> RoutedBart:
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForSeq2SeqLM
 
-    values = dict(description["encoder"])
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
     return RoutedBart(
-        AutoModelForSeq2SeqLM.from_config(config),
+        AutoModelForSeq2SeqLM.from_config(encoder_config_of(description)),
         len(description["tasks"]),
         _router_options(description),
         num_beams=description["num_beams"],
@@ -120,10 +92,9 @@ def _router_options(description: dict) -> RouterOptions | None:
 
 def described_transformer(description: Mapping, dropout: float | None = None) -> torch.nn.Module:
     """Return the dense encoder that a description speaks of, newly drawn; dropout None: its own."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    encoder = dict(description["encoder"])
-    config = AutoConfig.for_model(encoder.pop("model_type"), **encoder)
+    config = encoder_config_of(description)
     if dropout is not None:
         set_dropout(config, dropout)
     transformer = AutoModel.from_config(config)

@@ -36,12 +36,10 @@ def network_inputs(batch: MultiTaskBatch) -> dict:
 def batch_losses(
     network: torch.nn.Module, outputs, batch: MultiTaskBatch, scaling: bool = True
 ) -> torch.Tensor:
-    """Return each sequence's loss [B], float32; weighted and summed it is that of the examples.
+    """Return each sequence's loss [B] by its head, float32; `MultiTaskNetwork.losses`.
 
     scaling: as in sequence_losses.
     """
-    if outputs.losses_B is not None:
-        return outputs.losses_B
     num_outputs_B = network.num_outputs[batch.task_ids_B]
     losses_B = sequence_losses(outputs.logits_BC, batch.labels_B, num_outputs_B, scaling)
     if not network.has_options:

@@ -3,17 +3,20 @@
 T tokens, B sequences, C outputs of the widest task.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
 
 import moe_kernels
+from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.models.calls import CallScope
+from ds_moe_mtl.models.description import FORMAT
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.families import family_of
 from ds_moe_mtl.models.heads import HeadSpec, TaskHeads, word_states
+from ds_moe_mtl.models.losses import batch_losses, network_inputs
 from ds_moe_mtl.models.network import Outputs
 from ds_moe_mtl.models.task_level.routed_layers import RouteCall, route_layers
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
@@ -101,6 +104,37 @@ class MultiTaskNetwork(nn.Module):
         logits_BC = self.heads(hidden_TD, cls_BD, starts_B, task_ids_B, spans_B22, longest_word)
         aux_loss = sum(call.aux_losses, start=logits_BC.new_zeros(()))
         return Outputs(logits_BC, aux_loss, call.counts, call.routes)
+
+    def losses(self, outputs: Outputs, batch: MultiTaskBatch, scaling: bool = True) -> torch.Tensor:
+        """Return each sequence's loss [B]; see Network."""
+        return batch_losses(self, outputs, batch, scaling)
+
+    def answers(self, batch: MultiTaskBatch, num_outputs: int) -> torch.Tensor:
+        """Return each sequence's outputs, float32 [B, num_outputs]; see Network."""
+        return self(**network_inputs(batch)).logits_BC[:, :num_outputs].float()
+
+    def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return the name of the attention that runs there."""
+        return self.encoder.attention_on(device, dtype)
+
+    def description(
+        self, kind: str, routing: RoutingOptions | None, tasks: Sequence[dict], about: Mapping
+    ) -> dict:
+        """Return what config.json says of the network, enough to build it again."""
+        transformer = self.encoder.transformer
+        return {
+            "format": FORMAT,
+            "kind": kind,
+            "encoder": transformer.config.to_dict(),
+            "encoder_class": type(transformer).__name__,
+            "pooler": getattr(transformer, "pooler", None) is not None,
+            "heads": [asdict(spec) for spec in self.heads.specs],
+            "routing": asdict(routing) if kind in SPARSE_KINDS else None,
+            "gate_of_task": self.gate_of_task.tolist(),
+            **({"router": self.router.values()} if self.router is not None else {}),
+            "tasks": list(tasks),
+            "about": dict(about),
+        }
 
     def features(
         self,

@@ -1,14 +1,16 @@
-"""What every network of many tasks gives back.
+"""What every network of many tasks can do, and what it gives back.
 
 B sequences, C outputs of the widest task.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.models.token_level.context import LayerRoute
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
 
 
 class Outputs(NamedTuple):
@@ -24,3 +26,35 @@ class Outputs(NamedTuple):
     counts: Sequence[torch.Tensor] = ()
     routes: Sequence[LayerRoute] = ()
     losses_B: torch.Tensor | None = None
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A network of many tasks, with heads (MultiTaskNetwork) or with generated text (RoutedBart).
+
+    A torch module besides; its forward takes network_inputs(batch) as keywords.
+    """
+
+    def __call__(self, **inputs) -> Outputs:
+        """Return the outputs of a batch."""
+
+    def losses(self, outputs: Outputs, batch: MultiTaskBatch, scaling: bool = True) -> torch.Tensor:
+        """Return each sequence's loss [B], float32; weighted and summed it is the examples'.
+
+        scaling: a head's loss over its number of classes is divided by its logarithm.
+        """
+
+    def answers(self, batch: MultiTaskBatch, num_outputs: int) -> torch.Tensor:
+        """Return each sequence's answer: float32 outputs [B, num_outputs] of its task's head, or
+        the tokens of a text, int64 [B, longest]."""
+
+    def description(
+        self, kind: str, routing: RoutingOptions | None, tasks: Sequence[dict], about: Mapping
+    ) -> dict:
+        """Return what config.json says of the network, enough to build it again."""
+
+    def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return the name of the attention that runs there."""
+
+    def set_step(self, step: int) -> None:
+        """Say which training step this is."""

@@ -13,6 +13,7 @@ from torch import nn
 from ds_moe_mtl.models.token_level.context import LayerRoute, keep_route
 from ds_moe_mtl.models.token_level.gating import RoutingOptions, gate_matrix
 from ds_moe_mtl.models.token_level.moe_layer import LayerResult, run_layer
+from ds_moe_mtl.moe.arguments import StockArguments
 from ds_moe_mtl.moe.dispatch import remote_experts
 from ds_moe_mtl.moe.gate import TaskGate
 from ds_moe_mtl.moe.version import check_deepspeed_version
@@ -21,29 +22,59 @@ from ds_moe_mtl.moe.version import check_deepspeed_version
 class TaskMoE(MoE):
     """A DeepSpeed MoE layer whose gate is chosen by the task of each example or token.
 
-    expert: the module to copy num_experts times. num_gates: one a task; 1 is MT-Switch.
-    ep_size: ranks that share one set of experts. Further keywords are RoutingOptions' fields
-    (gate_scale, dispatch, capacity_factor, load_balance_loss, router_z_loss, jitter, impl).
-    Raises ValueError for options outside what is allowed.
+    It stands wherever a MoE does: the arguments up to top2_2nd_expert_sampling are MoE's, in its
+    order. Unlike it, it drops nothing unless drop_tokens=True or dispatch="capacity" says so, and
+    then what does not fit is dropped in token order; its auxiliary loss is 0 unless asked for.
+
+    expert: the module to copy num_experts times. ep_size: ranks that share one set of experts.
+    num_gates: one a task; 1 is MT-Switch. Further keywords are RoutingOptions' fields (gate_scale,
+    dispatch, load_balance_loss, router_z_loss, jitter, impl, gate_embedding). Raises ValueError for
+    options outside what is allowed and for those of MoE that this layer does not have (k = 2,
+    Tutel, tensor-parallel experts, RSample noise, another capacity in evaluation).
     """
 
     def __init__(
         self,
         hidden_size: int,
         expert: nn.Module,
-        num_experts: int = 4,
-        num_gates: int = 8,
+        num_experts: int = RoutingOptions.num_experts,
         ep_size: int = 1,
+        k: int = 1,
+        capacity_factor: float | None = None,
+        eval_capacity_factor: float | None = None,
+        min_capacity: int | None = None,
+        use_residual: bool = False,
+        noisy_gate_policy: str | None = None,
+        drop_tokens: bool | None = None,
+        use_rts: bool | None = None,
+        use_tutel: bool = False,
+        enable_expert_tensor_parallelism: bool = False,
+        top2_2nd_expert_sampling: bool = True,
+        *,
+        num_gates: int = 8,
         **options,
     ) -> None:
         check_deepspeed_version()
-        routing = RoutingOptions(num_experts=num_experts, num_gates=num_gates, **options)
+        stock = StockArguments(
+            k,
+            capacity_factor,
+            eval_capacity_factor,
+            min_capacity,
+            noisy_gate_policy,
+            drop_tokens,
+            use_rts,
+            use_tutel,
+            enable_expert_tensor_parallelism,
+        )
+        routing = RoutingOptions(
+            num_experts=num_experts, num_gates=num_gates, **stock.routing(options)
+        )
         if ep_size < 1 or num_experts % ep_size:
             raise ValueError(f"ep_size must divide num_experts = {num_experts}, got {ep_size}")
         nn.Module.__init__(self)
         self.hidden_size = hidden_size
         self.options = routing
-        self.use_residual = False
+        self.use_residual = use_residual
         self.enable_expert_tensor_parallelism = False
         self.ep_size = ep_size
         self.expert_group_name = f"ep_size_{ep_size}"
@@ -56,6 +87,9 @@ class TaskMoE(MoE):
             ep_size,
             self.num_local_experts,
         )
+        if use_residual:
+            self.mlp = expert
+            self.coefficient = nn.Linear(hidden_size, 2)
 
     def forward(
         self,
@@ -66,11 +100,25 @@ class TaskMoE(MoE):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (output [batch, seq, hidden], auxiliary loss, this rank's tokens an expert [E]).
 
-        gate_ids [batch] or [batch, seq], optional for one gate. used_token [batch, seq], 1 = real;
-        other tokens are neither routed nor counted and get 0.
+        gate_ids [batch] or [batch, seq], optional for one gate. used_token [batch, seq], or flat
+        as stock MoE's, 1 = real; other tokens are neither routed nor counted and get 0.
         """
+        tokens = hidden_states.shape[:-1]
+        if used_token is not None and used_token.dim() == 1 and len(used_token) == tokens.numel():
+            used_token = used_token.view(tokens)
         result = self.deepspeed_moe(hidden_states, used_token, gate_ids)
-        return result.y, result.aux_loss, result.counts_E
+        y = self._beside_mlp(hidden_states, result.y) if self.use_residual else result.y
+        return y, result.aux_loss, result.counts_E
+
+    def _beside_mlp(self, hidden_states: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the experts' output and a dense one's, weighted by a learned share of each token.
+
+        Source: DeepSpeed-MoE (arXiv 2201.05596), sec. 4.1.2; deepspeed.moe.layer.MoE.
+        """
+        dense = self.mlp(hidden_states)
+        dense = dense[0] if isinstance(dense, tuple) else dense
+        share = torch.softmax(self.coefficient(hidden_states), dim=-1)
+        return y * share[..., 0:1] + dense * share[..., 1:]
 
 
 class TaskMOELayer(MOELayer):

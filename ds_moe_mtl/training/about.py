@@ -9,10 +9,11 @@ import moe_kernels
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.config.deepspeed import updates_in_one_pass
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
+from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.training.plan import RunPlan
 
 
-def about_run(network, plan: RunPlan, deepspeed: dict, device: torch.device) -> dict:
+def about_run(network: Network, plan: RunPlan, deepspeed: dict, device: torch.device) -> dict:
     """Return what is in use, by name, None where it does not apply; nothing falls back.
 
     network: as it is before DeepSpeed shares its experts out.
@@ -20,10 +21,6 @@ def about_run(network, plan: RunPlan, deepspeed: dict, device: torch.device) -> 
     config = plan.config
     sparse = config.model.kind in SPARSE_KINDS
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if plan.generates:
-        attention = network.transformer.config._attn_implementation
-    else:
-        attention = network.encoder.attention_on(device, dtype[config.train.precision])
     return {
         "encoder": plan.source.resolved,
         "weights": sum(parameter.numel() for parameter in network.parameters()),
@@ -35,7 +32,7 @@ def about_run(network, plan: RunPlan, deepspeed: dict, device: torch.device) -> 
         "dispatch": config.moe.dispatch if sparse else None,
         "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
         "gate_scale": config.moe.gate_scale if sparse else None,
-        "attention": attention,
+        "attention": network.attention_on(device, dtype[config.train.precision]),
         "routes": _routes_in_words(config) if config.model.kind == "task_moe" else None,
     }
 

@@ -9,7 +9,8 @@ from torch import distributed as dist
 
 from ds_moe_mtl.data import evaluation_batches
 from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, task_result
-from ds_moe_mtl.models.losses import batch_losses, network_inputs
+from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.training.plan import RunPlan
 
 TOKENS_PER_BATCH = 8192
@@ -83,7 +84,7 @@ def _evaluate_task(
 
 
 @torch.no_grad()
-def _loss_sum(network: torch.nn.Module, batch) -> float:
+def _loss_sum(network: Network, batch) -> float:
     """Return the sum of a batch's examples' losses."""
-    losses_B = batch_losses(network, network(**network_inputs(batch)), batch)
+    losses_B = network.losses(network(**network_inputs(batch)), batch)
     return float((losses_B * batch.weights_B).sum())

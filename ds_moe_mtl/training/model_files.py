@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.models.pretrained import load_tokenizer
+from ds_moe_mtl.models.description import encoder_config_of
+from ds_moe_mtl.models.tokenizer import limits_by, load_tokenizer
 from ds_moe_mtl.training.network import described
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.results import data_notes, encoder_facts
@@ -49,6 +50,7 @@ def read_model_files(checkpoint: Path) -> ModelFiles | None:
     if description is None:
         return None
     try:
-        return ModelFiles(description, load_tokenizer(checkpoint / TOKENIZER))
+        limits = limits_by(encoder_config_of(description))
+        return ModelFiles(description, load_tokenizer(checkpoint / TOKENIZER, limits))
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -9,14 +9,15 @@ from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
 from ds_moe_mtl.models.description import model_folder, read_description, read_state
 from ds_moe_mtl.models.encoder_check import check_encoder
-from ds_moe_mtl.models.folder import describe_network, described_transformer
+from ds_moe_mtl.models.folder import described_transformer
+from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.models.pretrained import (
     load_generator,
     load_transformer,
     state_hash,
     weights_hash,
 )
-from ds_moe_mtl.models.task_level.routed_bart import RoutedBart, bart_description
+from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
 from ds_moe_mtl.models.transfer import continued_state
 from ds_moe_mtl.tasks import TaskSpec
@@ -92,12 +93,10 @@ def _new_generator(plan: RunPlan, router, vectors) -> tuple[RoutedBart, str]:
     return network, sha256
 
 
-def described(network, plan: RunPlan, about: dict) -> dict:
+def described(network: Network, plan: RunPlan, about: dict) -> dict:
     """Return what the config.json of the run's model folder says."""
     tasks, kind = [spec.to_dict() for spec in plan.specs], plan.config.model.kind
-    if plan.generates:
-        return bart_description(network, kind, tasks, about)
-    return describe_network(network, kind, routing_options(plan.config, len(tasks)), tasks, about)
+    return network.description(kind, routing_options(plan.config, len(tasks)), tasks, about)
 
 
 def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:

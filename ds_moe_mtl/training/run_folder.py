@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, differing_keys, dump_config, load_config
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
 
 # What may differ between the start of a run and its continuation: none of it changes a number
 # (the topology beyond rounding and dropout's draws: its checkpoints are reshaped).
@@ -83,6 +84,7 @@ class RunFolder:
                 self._put_aside()
             else:
                 self._check_config()
+        self._check_checkpoint()
 
     def release(self) -> None:
         """Let another process have the folder."""
@@ -108,15 +110,32 @@ class RunFolder:
 
     def _check_config(self) -> None:
         before = load_config(self.path / "config.yaml", check_files=False)
+        free_keys = _FREE_KEYS if self.config.model.kind in SPARSE_KINDS else (*_FREE_KEYS, "moe")
         keys = [
             key
             for key in differing_keys(before, self.config)
-            if not any(key == free or key.startswith(free + ".") for free in _FREE_KEYS)
+            if not any(key == free or key.startswith(free + ".") for free in free_keys)
         ]
         if keys:
             raise UserError(
                 f"run.dir: {self.path} holds a run with another configuration; "
                 f"different: {', '.join(keys)}; set another run.dir"
+            )
+
+    def _check_checkpoint(self) -> None:
+        """Raise UserError where the run that run.resume names scales its experts otherwise.
+
+        The default was another once, and the weights do not show it.
+        """
+        resume, kind = self.config.run.resume, self.config.model.kind
+        its_config = Path(resume).parent.parent / "config.yaml"
+        if resume in ("auto", "never") or kind not in SPARSE_KINDS or not its_config.is_file():
+            return
+        scale, there = self.config.moe.gate_scale, load_config(its_config, check_files=False).moe
+        if scale != there.gate_scale:
+            raise UserError(
+                f"run.resume: moe.gate_scale is {there.gate_scale} in {resume} and {scale} here; "
+                f"make them agree"
             )
 
 

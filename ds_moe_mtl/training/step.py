@@ -14,7 +14,7 @@ from torch.profiler import record_function
 
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import Update, optimizer_step, set_learning_rate
-from ds_moe_mtl.models.losses import batch_losses, network_inputs
+from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
@@ -49,7 +49,7 @@ def training_loss(
     The scalar is the examples' sum times `share`, with the layers' auxiliary losses. scaling: as
     in losses.sequence_losses.
     """
-    losses_B = batch_losses(network, outputs, batch, scaling)
+    losses_B = network.losses(outputs, batch, scaling)
     return losses_B, (losses_B * batch.weights_B).sum() * share + outputs.aux_loss
 
 

@@ -5,7 +5,7 @@ The public code of Ye, Zha and Ren reads the plain layers in its decoder; here t
 routed layers run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,12 +13,14 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 
-from ds_moe_mtl.data.batch import NO_TARGET
+from ds_moe_mtl.data.batch import NO_TARGET, MultiTaskBatch
 from ds_moe_mtl.models.calls import CallScope
 from ds_moe_mtl.models.description import FORMAT
+from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.network import Outputs
 from ds_moe_mtl.models.task_level.routed_layers import RouteCall, route_layers
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.tokenizer import EncoderLimits, limits_of
 
 IGNORED = NO_TARGET
@@ -121,6 +123,35 @@ class RoutedBart(nn.Module):
         no_logits = losses_B.new_zeros((len(losses_B), 1))
         return Outputs(no_logits, losses_B.new_zeros(()), losses_B=losses_B)
 
+    def losses(self, outputs: Outputs, batch: MultiTaskBatch, scaling: bool = True) -> torch.Tensor:
+        """Return each sequence's loss [B], which forward has computed; see Network."""
+        return outputs.losses_B
+
+    def answers(self, batch: MultiTaskBatch, num_outputs: int) -> torch.Tensor:
+        """Return each sequence's generated tokens, int64 [B, MAX_ANSWER]; see Network."""
+        return self.generate(**network_inputs(batch))
+
+    def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return the name of the attention that runs: transformers' own, wherever it is."""
+        return self.transformer.config._attn_implementation
+
+    def description(
+        self, kind: str, routing: RoutingOptions | None, tasks: Sequence[dict], about: Mapping
+    ) -> dict:
+        """Return what config.json says of the network, enough to build it again."""
+        return {
+            "format": FORMAT,
+            "family": "bart",
+            "kind": kind,
+            "encoder": self.transformer.config.to_dict(),
+            "encoder_class": type(self.transformer).__name__,
+            "heads": [],
+            "num_beams": self.num_beams,
+            "tasks": list(tasks),
+            "about": dict(about),
+            **({"router": self.router.values()} if self.router is not None else {}),
+        }
+
     @torch.no_grad()
     def generate(
         self,
@@ -180,19 +211,3 @@ class RoutedBart(nn.Module):
         task = one.new_zeros(1)
         out = self.forward(one, ends, task, one[None], task)
         return Outputs(out.logits_BC[:0], out.aux_loss, losses_B=out.losses_B[:0])
-
-
-def bart_description(network: RoutedBart, kind: str, tasks: Sequence[dict], about: dict) -> dict:
-    """Return what config.json says of a network, enough to build it again."""
-    return {
-        "format": FORMAT,
-        "family": "bart",
-        "kind": kind,
-        "encoder": network.transformer.config.to_dict(),
-        "encoder_class": type(network.transformer).__name__,
-        "heads": [],
-        "num_beams": network.num_beams,
-        "tasks": list(tasks),
-        "about": about,
-        **({"router": network.router.values()} if network.router is not None else {}),
-    }

@@ -33,7 +33,7 @@ class RoutingOptions:
 
     num_experts: int = 4
     num_gates: int = 1
-    gate_scale: str = "paper"
+    gate_scale: str = "preserve"
     dispatch: str = "dropless"
     capacity_factor: float = 1.25
     load_balance_loss: float = 0.0

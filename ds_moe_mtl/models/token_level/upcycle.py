@@ -13,13 +13,14 @@ from ds_moe_mtl.models.token_level.direct_calls import DirectCalls, routed_ffns
 from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of, gelu
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.models.token_level.plain_saving import refuse_plain_saving
 
 
 def upcycle(
     model: nn.Module,
-    num_experts: int = 4,
+    num_experts: int = RoutingOptions.num_experts,
     num_gates: int = 8,
-    gate_scale: str = "paper",
+    gate_scale: str = RoutingOptions.gate_scale,
     *,
     options: RoutingOptions | None = None,
     expert_noise: float = 0.0,
@@ -32,6 +33,8 @@ def upcycle(
     `gate_ids` ([batch] or [batch, seq]) as a further keyword; its 2-D attention_mask keeps pads
     from being routed. `options` replaces the three short arguments. `expert_noise`: standard
     deviation of noise added to each copy; `expert_dropout`: between its two layers, in training.
+    Auxiliary losses are in the loss that transformers computes (`auxiliary_loss` gives them by
+    themselves); the model is saved by `save_upcycled`, and by `save_pretrained` no more.
     Raises ValueError for a model without such layers, or with one whose FFN holds or does more
     than two linear maps and a GELU; the model is then as it was.
     """
@@ -50,9 +53,10 @@ def upcycle(
         for copy in moe.experts if expert_noise > 0 else ():
             for parameter in copy.parameters():
                 parameter.data.add_(torch.randn_like(parameter), alpha=expert_noise)
-        family.put_ffn(layer, RoutedFFN(moe, scope))
+        family.put_ffn(layer, RoutedFFN(moe, scope).train(layer.training))
     blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     DirectCalls(scope, blocks).attach(model)
+    refuse_plain_saving()
     return model
 
 

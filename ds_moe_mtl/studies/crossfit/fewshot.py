@@ -23,7 +23,7 @@ from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork
 from ds_moe_mtl.models.description import model_folder, read_description
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.heads import TaskHeads
-from ds_moe_mtl.models.losses import batch_losses, network_inputs
+from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.task_level.stored_routes import load_vectors
 from ds_moe_mtl.models.task_level.task_router import TaskRouter
 from ds_moe_mtl.tasks import TaskSpec
@@ -128,7 +128,7 @@ def example_loss(
     firsts = np.searchsorted(split.questions, np.arange(split.num_examples + 1))
     rows = [(0, n) for e in examples for n in range(firsts[e], firsts[e + 1])]
     batch = collate(rows, [split]).to(network_device(network))
-    losses_B = batch_losses(network, network(**network_inputs(batch)), batch)
+    losses_B = network.losses(network(**network_inputs(batch)), batch)
     return (losses_B * batch.weights_B).sum() / len(examples)
 
 

@@ -9,7 +9,6 @@ from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.models.description import save_folder
-from ds_moe_mtl.models.folder import describe_network
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, routing_options, task_specs
 from tests.support.steps import quiet
@@ -26,8 +25,8 @@ def written(tmp_path_factory):
     spread_gates(network)
     differ_experts(network)
     tasks = [spec.to_dict() for spec in plan.specs]
-    description = describe_network(
-        network, "mt_tag", routing_options(config, len(tasks)), tasks, {"note": "untrained"}
+    description = network.description(
+        "mt_tag", routing_options(config, len(tasks)), tasks, {"note": "untrained"}
     )
     save_folder(folder / "model", description, network.state_dict(), plan.tokenizer)
     return folder, plan, network.eval()

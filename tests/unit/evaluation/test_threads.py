@@ -9,7 +9,6 @@ import torch
 
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.models.description import save_folder
-from ds_moe_mtl.models.folder import describe_network
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from ds_moe_mtl.training.network import new_network
@@ -43,7 +42,7 @@ def written(folder, kind: str, **sections) -> MultiTaskModel:
     for parameter in network.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     tasks = [spec.to_dict() for spec in plan.specs]
-    description = describe_network(network, kind, routing_options(config, len(tasks)), tasks, {})
+    description = network.description(kind, routing_options(config, len(tasks)), tasks, {})
     save_folder(folder / kind, description, network.state_dict(), plan.tokenizer)
     return MultiTaskModel.from_pretrained(folder / kind, "cpu")
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
-from ds_moe_mtl.models.folder import describe_network
 from ds_moe_mtl.models.transfer import continued_state, donors
 from ds_moe_mtl.tasks import TaskSpec
 from tests.support.tiny import differ_experts, spread_gates
@@ -34,7 +33,7 @@ def trained(embedding=0, kind="mt_tag"):
         spread_gates(network)
     differ_experts(network)
     options = RoutingOptions(4, 3 if kind == "mt_tag" else 1, gate_embedding=embedding)
-    description = describe_network(network, kind, options, [], {})
+    description = network.description(kind, options, [], {})
     return network, description, network.state_dict()
 
 
@@ -136,7 +135,7 @@ def test_a_task_of_other_classes_is_refused_unless_its_head_is_new(labels, kind,
 def test_the_head_that_scores_options_goes_over_to_another_task_with_options():
     specs = [HeadSpec("a", 2), HeadSpec("quiz", 1, shared="options")]
     before = network_of(specs)
-    description = describe_network(before, "mt_tag", RoutingOptions(4, 2), [], {})
+    description = before.description("mt_tag", RoutingOptions(4, 2), [], {})
     network = network_of([HeadSpec("other", 1, shared="options")], seed=9)
     found = continued_state(network, description, before.state_dict(), "a", "auto")
     assert torch.equal(found["heads.linears.0.weight"], before.heads.linears[1].weight)

@@ -1,6 +1,7 @@
 """A run's folder: nothing in it is lost, and it belongs to one configuration."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -54,6 +55,31 @@ def test_what_changes_no_number_may_change(config):
     train = config.train.model_copy(update={"log_every": 7, "save_every": 1, "threads": 2})
     other = RunFolder(config.model_copy(update={"train": train}), quiet)
     assert other.finished() == {"steps": 4}
+
+
+def test_the_sparse_layers_keys_belong_to_a_sparse_run_alone(config):
+    for kind, same in (("mt_dense", True), ("mt_tag", False)):
+        model = config.model.model_copy(update={"kind": kind})
+        before = config.moe.model_copy(update={"gate_scale": "paper"})
+        first = config.model_copy(update={"model": model, "moe": before})
+        finished_run(first)
+        again = RunFolder(first.model_copy(update={"moe": config.moe}), quiet)
+        if same:
+            assert again.finished() == {"steps": 4}
+        else:
+            with pytest.raises(UserError, match="different: moe.gate_scale"):
+                again.finished()
+        shutil.rmtree(config.run.dir)
+
+
+def test_a_checkpoint_of_a_run_with_another_gate_scale_is_refused(config, tmp_path):
+    finished_run(config)
+    checkpoint = f"{config.run.dir}/checkpoints/step_00000001"
+    run = config.run.model_copy(update={"dir": str(tmp_path / "other"), "resume": checkpoint})
+    moe = config.moe.model_copy(update={"gate_scale": "paper"})
+    RunFolder(config.model_copy(update={"run": run}), quiet).claim()
+    with pytest.raises(UserError, match="moe.gate_scale is preserve in .* and paper here"):
+        RunFolder(config.model_copy(update={"run": run, "moe": moe}), quiet).claim()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):

@@ -9,7 +9,7 @@ from ds_moe_mtl.data.encode import EncodedSplit
 from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
-from ds_moe_mtl.models.task_level.routed_bart import MAX_ANSWER, RoutedBart, bart_description
+from ds_moe_mtl.models.task_level.routed_bart import MAX_ANSWER, RoutedBart
 from ds_moe_mtl.models.task_level.routed_layers import RoutedLayer
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from tests.support.bart import write_bart
@@ -145,7 +145,7 @@ def test_a_model_folder_gives_the_same_losses_and_answers(folder, tmp_path):
     network = routed(folder, differ=0.2, selection="straight_through", layers=(1, 2)).eval()
     network.set_step(500)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    description = bart_description(network, "task_moe", [{"name": f"t{i}"} for i in range(3)], {})
+    description = network.description("task_moe", None, [{"name": f"t{i}"} for i in range(3)], {})
     save_folder(tmp_path / "model", description, network.state_dict(), tokenizer)
     loaded, about = load_folder(tmp_path / "model")
     batch = batch_of()

@@ -10,7 +10,6 @@ import torch
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.models import build_network
 from ds_moe_mtl.models.description import save_folder
-from ds_moe_mtl.models.folder import describe_network
 from ds_moe_mtl.models.pretrained import find_encoder, load_transformer
 from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
@@ -47,9 +46,7 @@ def gym(tmp_path_factory):
         vectors=load_vectors(folder / "vectors.npz", SEEN),
     )
     network.set_step(7)
-    description = describe_network(
-        network, "task_moe", None, [spec.to_dict() for spec in specs], {}
-    )
+    description = network.description("task_moe", None, [spec.to_dict() for spec in specs], {})
     tokenizer = AutoTokenizer.from_pretrained(folder / "encoder")
     save_folder(folder / "upstream", description, network.state_dict(), tokenizer)
     return SimpleNamespace(folder=folder, router=network.router, tokenizer=tokenizer)
