@@ -122,7 +122,7 @@ def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[
         f"- Run on: {', '.join(machines)}; {hours:.1f} h of runs; sources {', '.join(commits)}.",
     ]
     if failed:
-        text.append(f"- Diverged: {failed} runs, counted in no mean.")
+        text.append(f"- Diverged: {failed} of {len(lines)} runs, counted in no mean.")
     if older:
         text.append(f"- Left out: {older} older lines of runs that were made again.")
     return [*text, ""]
