@@ -16,7 +16,7 @@ export DS_BUILD_OPS = 0
 OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-fast test-gpu install lint format bench bench-gpu help
+.PHONY: run test test-fast test-gpu install lint format bench bench-gpu gpu-evidence help
 
 run: install
 	@export PATH="$(abspath $(BIN)):$$PATH"; \
@@ -75,6 +75,15 @@ bench-gpu: install
 	$(BIN)/python kernels/benchmarks/bench_top1.py --device cuda --others --goals \
 	    --out runs/bench_top1 $(ARGS)
 
+# The finals first, where earlier lines have tuned and screened the systems; then what else is left.
+gpu-evidence: install
+	@jobs=$$($(BIN)/python -c "import os, torch; \
+	print(16 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))") || exit 1; \
+	$(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" || \
+	    echo "no GPU: $$jobs runs at a time on this CPU, about half an hour of a core each"; \
+	study="$(BIN)/ds-moe-mtl study small --jobs $$jobs $(ARGS)"; \
+	$$study --only final && $$study
+
 help:
 	@echo "run        train MT-TaG on the embedded tasks (ARGS: another YAML, section.key=value)"
 	@echo "test       ruff, the import contracts and every test"
@@ -85,3 +94,4 @@ help:
 	@echo "format     let ruff rewrite what it can"
 	@echo "bench      whole model against the dense one of equal FLOPs"
 	@echo "bench-gpu  the kernels on a GPU"
+	@echo "gpu-evidence  the study 'small' on a GPU: sparse against dense over paired seeds (ARGS: data.root=...)"

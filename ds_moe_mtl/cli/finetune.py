@@ -129,13 +129,13 @@ def _finetune(asked: _FineTune) -> int:
 
 
 def print_leaderboard(rows: list[dict], say: Callable[[str], None]) -> None:
-    """Say the points of a grid, best first, with the maximum, the mean and the spread of seeds."""
+    """Say the points of a grid, the best mean first, with deviation, seeds and the best seed."""
     say("")
-    say(f"{'max':>8}{'mean':>8}{'std':>7}{'seeds':>7}  point")
+    say(f"{'mean':>8}{'std':>7}{'seeds':>7}{'max':>8}  point")
     for row in rows:
         spread = "-" if row["std"] is None else f"{row['std']:.2f}"
         point = " ".join(row["point"]) or "-"
-        say(f"{row['max']:>8.2f}{row['mean']:>8.2f}{spread:>7}{len(row['seeds']):>7}  {point}")
+        say(f"{row['mean']:>8.2f}{spread:>7}{row['n']:>7}{row['max']:>8.2f}  {point}")
 
 
 def parse_grid(item: str) -> tuple[str, list[str]]:

@@ -27,7 +27,7 @@ Started again with the same configuration it continues where it was.
 
   --seeds N                 N runs, seeds 0 to N - 1, in folders below run.dir
   --grid section.key=A,B    runs with each value; several: with all combinations
-Both leave run.dir/leaderboard.json: the best first, with maximum, mean and deviation over seeds.
+Both leave run.dir/leaderboard.json: the best mean over seeds first, with deviation and maximum.
 
 example: python train.py ds_configs/experiments/glue_small_mttag_minilm.yaml data.root=DATA
 exit status: 0 complete, 2 a mistake to mend, 70 hung, 75 stopped on request after a checkpoint,

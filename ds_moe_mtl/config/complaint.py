@@ -122,7 +122,8 @@ def _node(path: tuple[str | int, ...], schema: Mapping[str, Any]) -> Mapping[str
         if isinstance(part, int):
             node = _list_item(node, part)
         else:
-            node = _keys(node, schema).get(part, {})
+            by_name = next(iter(node.get("patternProperties", {}).values()), {})
+            node = _keys(node, schema).get(part, by_name)
     return node
 
 

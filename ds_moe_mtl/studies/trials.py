@@ -72,7 +72,7 @@ def run_trials(
 ) -> int:
     """Run or resume every trial and return the last one's status: 0, or 75 when stopped.
 
-    keep: whose model/ stays, "all", "best" (of the leaderboard's first row) or "none". The
+    keep: whose model/ stays, "all", "best" (the best single run's) or "none". The
     leaderboard is written after each trial. All runs share this process and its process group,
     which stays open: the caller ends it.
     """
@@ -90,10 +90,10 @@ def run_trials(
 
 
 def leaderboard(trials: Sequence[Trial]) -> list[dict]:
-    """Return a row a point that is done in part or whole, the best maximum over seeds first.
+    """Return a row per point that is done in part or whole, the best mean over seeds first.
 
-    A row: {"point", "seeds": [{"seed", "value", "steps", "best_step", "run"}], "max", "mean",
-    "std" (of a sample; None for one seed)}; values are means over the run's tasks.
+    A row: {"point", "seeds": [{"seed", "value", "steps", "best_step", "run"}], "n" (seeds),
+    "mean", "std" (of a sample; None for one seed), "max"}; values are means over the run's tasks.
     """
     rows = []
     for point in dict.fromkeys(trial.point for trial in trials):
@@ -116,12 +116,22 @@ def leaderboard(trials: Sequence[Trial]) -> list[dict]:
                 {
                     "point": list(point),
                     "seeds": seeds,
-                    "max": max(values),
+                    "n": len(values),
                     "mean": math.fsum(values) / len(values),
                     "std": statistics.stdev(values) if len(values) > 1 else None,
+                    "max": max(values),
                 }
             )
-    return sorted(rows, key=lambda row: (-row["max"], -row["mean"]))
+    return sorted(rows, key=lambda row: (-row["mean"], -row["max"]))
+
+
+def best_run(rows: Sequence[Mapping]) -> tuple[Mapping, Mapping]:
+    """Return (row, seed) of a leaderboard's best single run: the maximum that the paper reports.
+
+    Source: "Sparsely Activated MoE are Robust Multi-Task Learners", sec. 4.4 and appendix A.3.2.
+    """
+    row = max(rows, key=lambda row: (row["max"], row["mean"]))
+    return row, max(row["seeds"], key=lambda seed: seed["value"])
 
 
 def drop_models(trials: Sequence[Trial], keep: str) -> None:
@@ -130,8 +140,7 @@ def drop_models(trials: Sequence[Trial], keep: str) -> None:
         return
     best = None
     if keep == "best":
-        first = leaderboard(trials)[0]["seeds"]
-        best = Path(max(first, key=lambda row: row["value"])["run"])
+        best = Path(best_run(leaderboard(trials))[1]["run"])
     for trial in trials:
         if trial.folder != best:
             for model in (trial.folder / "model", *trial.folder.glob("*/model")):

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -113,9 +114,9 @@ def _read(file: Path) -> dict[str, TaskPredictions]:
                 )
                 for name, task in about["tasks"].items()
             }
-    except (ValueError, KeyError, OSError, zlib.error) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (ValueError, KeyError, EOFError, OSError, BadZipFile, zlib.error) as error:
         raise UserError(f"{file}: damaged or no file of predictions ({error})") from None
 
 

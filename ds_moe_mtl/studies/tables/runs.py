@@ -16,7 +16,7 @@ from ds_moe_mtl.ranks.jobs import Job
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.finetune import EXPERIMENT, GATES, FineTuning, finetune, plan_trials
 from ds_moe_mtl.studies.tables.schema import Budget, Column, Mixture, Row, Table
-from ds_moe_mtl.studies.trials import LEADERBOARD, point_name
+from ds_moe_mtl.studies.trials import LEADERBOARD, best_run, point_name
 from ds_moe_mtl.tasks import get_task, is_small
 from ds_moe_mtl.training.plan import task_specs
 from ds_moe_mtl.training.run_folder import RunFolder, read_json
@@ -154,7 +154,7 @@ def _is_done(job: FineTuning, ranks: Ranks, say: Say) -> bool:
 
 
 def collect(plan: Reproduction) -> dict[tuple[str, str], dict]:
-    """Return what is done by (row, column): the leaderboard's first row and its best run's facts.
+    """Return what is done by (row, column): the best single run's row and facts.
 
     {"max", "mean", "std", "seeds", "point", "metric", "examples", "device", "notes", "gate",
     "donor_losses", "steps"}.
@@ -164,8 +164,7 @@ def collect(plan: Reproduction) -> dict[tuple[str, str], dict]:
         board = read_json(cell.job.folder / LEADERBOARD)
         if board is None or not board["rows"]:
             continue
-        first = board["rows"][0]
-        best = max(first["seeds"], key=lambda seed: seed["value"])
+        first, best = best_run(board["rows"])
         # Not by the path that the leaderboard has: the folder may have been moved since.
         run = cell.job.folder / point_name(first["point"]) / f"seed{best['seed']}"
         results = read_json(run / "results.json")

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from ds_moe_mtl.config import dump_config
+from ds_moe_mtl.training.predictions import read_predictions
 from tests.support.commands import run_commands
 from tests.support.launch import ROOT, launch
+from tests.support.predictions import score_predictions
 from tests.support.tiny import tiny_config, write_tiny
 
 FAST = ["train.batch_size=6", "train.precision=fp32", "model.dropout=0", "train.threads=1"]
@@ -87,6 +89,9 @@ def test_every_point_and_seed_is_a_run_that_keeps_its_best_epoch(tuned):
             assert dev[found["best_step"]] == max(dev.values())
             assert found["start"]["model"] == str(folder / "mix") and found["seed"] == seed
             assert not (run / "checkpoints").exists() and not (run / "best").exists()
+            # The predictions are the kept model's, too, not the last step's.
+            kept = score_predictions(read_predictions(run)["colour"])
+            assert kept == pytest.approx(found["tasks"]["colour"]["value"])
 
 
 def test_stage_one_has_grids_and_seeds_too(tuned):
@@ -105,9 +110,10 @@ def test_the_leaderboard_ranks_points_and_the_best_runs_model_stays(tuned):
     folder, answers = tuned
     rows = json.loads(answers["again"].stdout)["rows"]
     assert "step 7" not in answers["again"].stderr  # nothing is trained twice
-    assert len(rows) == 2 and rows[0]["max"] >= rows[1]["max"]
+    assert len(rows) == 2 and rows[0]["mean"] >= rows[1]["mean"] and rows[0]["n"] == 2
     assert rows == json.loads((folder / "mix/finetune/colour/leaderboard.json").read_text())["rows"]
-    best = max(rows[0]["seeds"], key=lambda seed: seed["value"])["run"]
+    seeds = [seed for row in sorted(rows, key=lambda row: -row["max"]) for seed in row["seeds"]]
+    best = max(seeds, key=lambda seed: seed["value"])["run"]
     models = list((folder / "mix/finetune/colour").glob("*/*/model"))
     assert [str(model.parent) for model in models] == [best]
 

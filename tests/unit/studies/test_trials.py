@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from ds_moe_mtl.studies.trials import Trial, drop_models, leaderboard, make_trials, point_name
+from ds_moe_mtl.studies.trials import (
+    Trial,
+    best_run,
+    drop_models,
+    leaderboard,
+    make_trials,
+    point_name,
+)
 from tests.support.tiny import tiny_config, write_tiny
 
 
@@ -44,16 +51,19 @@ def test_values_with_a_point_in_them_have_folders_of_their_own():
     assert point_name(["train.clip=0.5"]) != point_name(["train.clip=1.5"])
 
 
-def test_points_are_ranked_by_the_best_seed_with_mean_and_spread(tmp_path):
+def test_points_are_ranked_by_the_mean_with_seeds_deviation_and_maximum(tmp_path):
     low, high = ("train.lr=1",), ("train.lr=2",)
     trials = [
         *(done(tmp_path, low, seed, value) for seed, value in enumerate([70.0, 72.0, 74.0])),
         *(done(tmp_path, high, seed, value) for seed, value in enumerate([60.0, 75.0])),
     ]
     rows = leaderboard(trials)
-    assert [row["point"] for row in rows] == [list(high), list(low)]
-    assert rows[1]["max"] == 74.0 and rows[1]["mean"] == 72.0 and rows[1]["std"] == 2.0
-    assert rows[0]["seeds"][1]["value"] == 75.0 and rows[0]["seeds"][0]["best_step"] == 5
+    assert [row["point"] for row in rows] == [list(low), list(high)]
+    assert rows[0]["max"] == 74.0 and rows[0]["mean"] == 72.0 and rows[0]["std"] == 2.0
+    assert (rows[0]["n"], rows[1]["n"]) == (3, 2)
+    assert rows[1]["seeds"][1]["value"] == 75.0 and rows[1]["seeds"][0]["best_step"] == 5
+    row, seed = best_run(rows)  # the paper's: the maximum over all, not of the first row
+    assert row["point"] == list(high) and seed["value"] == 75.0
 
 
 def test_one_seed_has_no_spread_and_a_run_that_is_not_done_no_row(tmp_path):

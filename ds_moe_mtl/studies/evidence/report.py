@@ -1,0 +1,251 @@
+"""What a study's lines say, as Markdown and pictures; made from the lines and nothing else.
+
+NAME.md, NAME_differences.png and NAME_scores.png beside NAME.jsonl.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.studies.bootstrap import Interval
+from ds_moe_mtl.studies.compare import Comparison, compare_runs, mean_interval, runs_of_lines
+from ds_moe_mtl.studies.evidence.lines import Evidence, read_evidence
+from ds_moe_mtl.studies.evidence.runs import newest
+from ds_moe_mtl.studies.forest import Mark, draw_forest
+from ds_moe_mtl.studies.trials import point_name
+
+
+@dataclass(frozen=True)
+class System:
+    """One system on one data variant of a stage: a point, its lines, and what they come to.
+
+    comparison: against the baseline; None for the baseline and where no seed pairs.
+    """
+
+    name: str
+    point: str
+    lines: tuple[Mapping, ...]
+    failures: tuple[Mapping, ...]
+    mean: Interval | None
+    comparison: Comparison | None
+
+    @property
+    def values(self) -> list[float]:
+        """The mean score of each seed."""
+        return [line["mean"] for line in self.lines]
+
+
+def write_report(path: Path) -> list[Path]:
+    """Write a study's page and pictures beside its lines and return their paths.
+
+    Raises UserError for a file without lines.
+    """
+    evidence = read_evidence(path)
+    lines = newest(evidence.runs)
+    if not lines:
+        raise UserError(f"{path}: no lines of finished runs")
+    baseline = lines[-1]["baseline"]
+    groups = _groups(lines)
+    grids = [key for key in groups if len(_points(groups[key])) > 1]
+    scored = {key: _systems(evidence, groups[key], baseline) for key in groups if key not in grids}
+    page = path.with_suffix(".md")
+    pictures = _draw(path, scored, baseline)
+    text = [f"# {lines[-1]['study']}: what {len(lines)} runs say", ""]
+    text += _about(lines, evidence, baseline)
+    for picture in pictures:
+        text += [f"![{picture.stem}]({picture.name})", ""]
+    for (stage, data), systems in scored.items():
+        text += [f"## {stage}, {data}", "", *_score_table(systems), ""]
+        text += _difference_table(systems, baseline)
+    for key in grids:
+        text += [f"## {key[0]}, {key[1]}: the grid", "", *_grid_table(groups[key]), ""]
+    page.write_text("\n".join(text).rstrip() + "\n")
+    return [page, *pictures]
+
+
+def _groups(lines: Sequence[Mapping]) -> dict[tuple[str, str], list[Mapping]]:
+    """Return lines by stage and data variant; the last stage first, as it says the most."""
+    groups: dict[tuple[str, str], list[Mapping]] = {}
+    for line in lines:
+        groups.setdefault((line["stage"], line["data"]), []).append(line)
+    stages = list(dict.fromkeys(stage for stage, _ in groups))
+    return {key: groups[key] for stage in reversed(stages) for key in groups if key[0] == stage}
+
+
+def _points(lines: Sequence[Mapping]) -> list[tuple[str, ...]]:
+    """Return the points that any one system was run at, most of them."""
+    by_system: dict[str, dict] = {}
+    for line in lines:
+        by_system.setdefault(line["system"], {})[tuple(line["point"])] = True
+    return list(max(by_system.values(), key=len))
+
+
+def _systems(evidence: Evidence, lines: Sequence[Mapping], baseline: str) -> list[System]:
+    """Return a stage's systems on one data variant, the best mean first, failures last."""
+    by_name: dict[str, list[Mapping]] = {}
+    for line in lines:
+        by_name.setdefault(line["system"], []).append(line)
+    runs = {name: runs_of_lines(evidence, own) for name, own in by_name.items()}
+    found = []
+    for name, own in by_name.items():
+        comparison = None
+        seeds = {run.seed for run in runs[name]} & {run.seed for run in runs.get(baseline, [])}
+        if name != baseline and seeds:
+            comparison = compare_runs(runs[name], runs[baseline], (name, baseline))
+        found.append(
+            System(
+                name,
+                point_name(own[-1]["point"]),
+                tuple(line for line in own if line["failure"] is None),
+                tuple(line for line in own if line["failure"] is not None),
+                mean_interval(runs[name]) if runs[name] else None,
+                comparison,
+            )
+        )
+    return sorted(found, key=lambda one: -one.mean.value if one.mean else float("inf"))
+
+
+def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[str]:
+    machines = dict.fromkeys(line["machine"] for line in lines if line["machine"])
+    commits = dict.fromkeys(line["commit"] for line in lines if line["commit"])
+    encoders = dict.fromkeys(line["encoder"]["name"] for line in lines if line["encoder"])
+    hours = sum(line["seconds"] or 0 for line in lines) / 3600
+    failed = sum(line["failure"] is not None for line in lines)
+    older = len(evidence.runs) - len(lines)
+    text = [
+        f"Scores are means over tasks of dev scores, in percent. Differences are to {baseline}, "
+        "over paired seeds. Intervals are of 95%, over seeds and dev rows ([how](README.md)).",
+        "",
+        f"- Encoder: {', '.join(encoders)}.",
+        f"- Run on: {', '.join(machines)}; {hours:.1f} h of runs; sources {', '.join(commits)}.",
+    ]
+    if failed:
+        text.append(f"- Diverged: {failed} of {len(lines)} runs, counted in no mean.")
+    if older:
+        text.append(f"- Left out: {older} older lines of runs that were made again.")
+    return [*text, ""]
+
+
+def _score_table(systems: Sequence[System]) -> list[str]:
+    tasks = next((list(one.lines[0]["tasks"]) for one in systems if one.lines), [])
+    lines = [
+        "| system | at | seeds | steps | mean | interval | deviation | max | "
+        + " | ".join(tasks)
+        + " |",
+        "|---|---|---:|---:|---:|---|---:|---:|" + "---:|" * len(tasks),
+    ]
+    for one in systems:
+        if not one.lines:
+            lines.append(f"| {one.name} | {one.point} | 0 | " + "- | " * (5 + len(tasks)))
+            continue
+        values = one.values
+        spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+        by_task = [statistics.fmean(line["tasks"][t]["value"] for line in one.lines) for t in tasks]
+        steps = ", ".join(map(str, dict.fromkeys(line["steps"] for line in one.lines)))
+        lines.append(
+            f"| {one.name} | {one.point} | {len(values)} | {steps} | {one.mean.value:.2f} | "
+            f"{one.mean.low:.1f} to {one.mean.high:.1f} | {spread} | {max(values):.2f} | "
+            + " | ".join(f"{value:.1f}" for value in by_task)
+            + " |"
+        )
+    failed = [(one, line) for one in systems for line in one.failures]
+    return [
+        *lines,
+        *([""] if failed else []),
+        *(f"- {one.name}, seed {line['seed']}: {line['failure']}" for one, line in failed),
+    ]
+
+
+def _difference_table(systems: Sequence[System], baseline: str) -> list[str]:
+    compared = [one for one in systems if one.comparison is not None]
+    if not compared:
+        return []
+    tasks = [row.name for row in compared[0].comparison.tasks]
+    lines = [
+        f"Less {baseline}:",
+        "",
+        "| system | seeds | mean | what it shows | " + " | ".join(tasks) + " |",
+        "|---|---:|---|---|" + "---|" * len(tasks),
+    ]
+    notes = {}
+    for one in compared:
+        rows = {row.name: row.difference for row in one.comparison.tasks}
+        mean = one.comparison.mean.difference
+        shows = ("better" if mean.value > 0 else "worse") if mean.excludes_zero else None
+        lines.append(
+            f"| {one.name} | {len(one.comparison.seeds)} | {_shown(mean)} | "
+            f"{shows or 'no difference shown'} | "
+            + " | ".join(_shown(rows[task]) for task in tasks)
+            + " |"
+        )
+        notes |= dict.fromkeys(f"{one.name}: {note}" for note in one.comparison.notes)
+    return [*lines, "", *(f"- {note}" for note in notes), *([""] if notes else [])]
+
+
+def _grid_table(lines: Sequence[Mapping]) -> list[str]:
+    """Return the mean score of each system at each point; the best is bold, at an end marked."""
+    points = _points(lines)
+    text = [
+        "| system | " + " | ".join(map(point_name, points)) + " |",
+        "|---|" + "---:|" * len(points),
+    ]
+    ends = False
+    for system in dict.fromkeys(line["system"] for line in lines):
+        means = {}
+        for point in points:
+            values = [
+                line["mean"] if line["mean"] is not None else float("-inf")
+                for line in lines
+                if (line["system"], tuple(line["point"])) == (system, point)
+            ]
+            if values:
+                means[point] = statistics.fmean(values)
+        best = max(means, key=means.get)
+        at_end = len(points) > 2 and best in (points[0], points[-1])
+        ends = ends or at_end
+        shown = {
+            point: "diverged" if value == float("-inf") else f"{value:.2f}"
+            for point, value in means.items()
+        }
+        shown[best] = f"**{shown[best]}**{' (end)' * at_end}"
+        text.append(f"| {system} | " + " | ".join(shown.get(p, "-") for p in points) + " |")
+    return [*text, *(["", "(end): the best rate is at an end of the grid."] if ends else [])]
+
+
+def _draw(path: Path, scored: Mapping, baseline: str) -> list[Path]:
+    """Draw differences and scores, a panel per stage and data variant; return the paths."""
+    differences, scores = {}, {}
+    for (stage, data), systems in scored.items():
+        title = f"{stage}, {data}"
+        compared = [one for one in systems if one.comparison is not None]
+        if compared:
+            differences[title] = [
+                Mark(
+                    f"{one.name} ({len(one.comparison.seeds)})",
+                    one.comparison.mean.difference,
+                    one.comparison.mean.difference.excludes_zero,
+                )
+                for one in compared
+            ]
+        scores[title] = [
+            Mark(f"{one.name} ({len(one.values)})", one.mean, one.name == baseline)
+            for one in systems
+            if one.mean is not None
+        ]
+    pictures = []
+    for name, panels, axis, zero in (
+        ("differences", differences, f"mean dev score less {baseline}'s, points", True),
+        ("scores", {k: v for k, v in scores.items() if v}, "mean dev score, percent", False),
+    ):
+        if panels:
+            pictures.append(path.with_name(f"{path.stem}_{name}.png"))
+            what = f"{axis}; 95% intervals; in brackets: seeds"
+            draw_forest(panels, pictures[-1], what, zero)
+    return pictures
+
+
+def _shown(gap: Interval) -> str:
+    text = f"{gap.value:+.2f} ({gap.low:+.2f}, {gap.high:+.2f})"
+    return f"**{text}**" if gap.excludes_zero else text

@@ -1,0 +1,103 @@
+"""A study's page and pictures, made from its lines alone."""
+
+import numpy as np
+import pytest
+
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.studies.evidence.lines import append_run
+from ds_moe_mtl.studies.evidence.report import write_report
+from tests.support.units import make_run, make_units
+
+ROWS = 120
+
+
+def append(path, stage, system, seed, point, skill, failure=None):
+    draw = np.random.default_rng([seed, int(1000 * skill)])
+    truth = np.arange(ROWS) % 2
+    units = {}
+    for task in ("one", "two"):
+        wrong = draw.random(ROWS) > skill
+        units[task] = make_units(truth, np.where(wrong, 1 - truth, truth))
+    run = make_run(seed, units)
+    tasks = {
+        name: {"metric": "accuracy", "value": value, "examples": ROWS}
+        for name, value in run.values.items()
+    }
+    line = {
+        "run": f"{stage}/x1/{system}/lr/seed{seed}" + (f"/{point}" if stage == "tune" else ""),
+        "study": "made_up",
+        "stage": stage,
+        "data": "x1",
+        "system": system,
+        "point": [f"train.lr={point}"],
+        "seed": seed,
+        "baseline": "dense",
+        "machine": "a machine",
+        "commit": "abc",
+        "seconds": 36.0,
+        "encoder": {"name": "minilm", "sha256": "e"} if failure is None else None,
+        "steps": 226,
+        "failure": failure,
+        "mean": None if failure else sum(run.values.values()) / 2,
+        "tasks": {} if failure else tasks,
+    }
+    append_run(path, line, {} if failure else units)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("evidence") / "made_up.jsonl"
+    for system in ("dense", "tag"):
+        for point, skill in (("5e-5", 0.6), ("1e-4", 0.7), ("3e-4", 0.8)):
+            append(path, "tune", system, 100, point, skill)
+    for seed in range(3):
+        append(path, "screen", "dense", seed, "3e-4", 0.62)
+        append(path, "screen", "tag", seed, "3e-4", 0.86)
+        append(path, "screen", "wild", seed, "3e-4", 0.6, "diverged" if seed == 1 else None)
+    append(path, "screen", "dense", 2, "3e-4", 0.62)  # made again
+    written = write_report(path)
+    return path, written, written[0].read_text()
+
+
+def test_the_page_has_every_system_with_seeds_interval_and_maximum(page):
+    path, written, text = page
+    assert [file.name for file in written] == [
+        *("made_up.md", "made_up_differences.png", "made_up_scores.png"),
+    ]
+    assert all(file.stat().st_size > 200 for file in written)
+    scores = text.partition("## screen, x1")[2].partition("Less dense")[0]
+    rows = [line.split("|")[1:5] for line in scores.splitlines() if line.startswith("| ")][1:]
+    assert [(row[0].strip(), row[2].strip()) for row in rows] == [
+        *(("tag", "3"), ("dense", "3"), ("wild", "2")),
+    ]
+    assert "- wild, seed 1: diverged" in scores
+    assert "Diverged: 1 of 15 runs" in text and "Left out: 1 older lines" in text
+    assert "sources abc" in text and "minilm" in text and "0.1 h of runs" in text
+
+
+def test_what_is_shown_and_what_is_not_is_said_in_words(page):
+    differences = page[2].partition("Less dense:")[2].partition("## tune")[0]
+    tag, wild = (
+        next(line for line in differences.splitlines() if line.startswith(f"| {name} |"))
+        for name in ("tag", "wild")
+    )
+    assert "| better |" in tag and tag.count("**") == 6
+    assert "| no difference shown |" in wild and "| 2 |" in wild
+    assert "- wild: not paired: dense, seed 1" in differences
+
+
+def test_the_grid_says_which_rate_was_best_and_that_it_is_at_an_end(page):
+    grid = page[2].partition("## tune, x1: the grid")[2]
+    assert "| system | lr=5e-5 | lr=1e-4 | lr=3e-4 |" in grid
+    assert grid.count("(end) |") == 2 and "at an end of the grid" in grid
+
+
+def test_the_same_lines_make_the_same_page(page):
+    path, _, text = page
+    write_report(path)
+    assert path.with_suffix(".md").read_text() == text
+
+
+def test_no_lines_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no lines of finished runs"):
+        write_report(tmp_path / "none.jsonl")

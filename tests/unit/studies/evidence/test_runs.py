@@ -1,0 +1,168 @@
+"""A study's YAML and its runs: what is planned when, what tuning chooses, when two are the same."""
+
+import json
+
+import pytest
+
+from ds_moe_mtl.config import UserError, load_config
+from ds_moe_mtl.config.document import dump_yaml
+from ds_moe_mtl.studies.evidence.runs import (
+    StudyRun,
+    chosen_point,
+    config_hash,
+    overrides_of,
+    run_config,
+    stage_runs,
+)
+from ds_moe_mtl.studies.evidence.schema import STUDIES, Study, load_study
+from tests.support.paths import ROOT
+
+RATES = ["1e-4", "3e-4"]
+VALUES = {
+    "about": "three systems",
+    "experiment": "ds_configs/studies/base/own_six.yaml",
+    "set": ["train.epochs=2"],
+    "baseline": "dense",
+    "systems": {
+        "dense": ["model.kind=mt_dense"],
+        "tag": ["model.kind=mt_tag", "moe.gate_scale=preserve"],
+        "tag_more": ["tag", "moe.num_experts=8"],
+    },
+    "stages": {
+        "tune": {"seeds": [9], "grid": {"train.lr": RATES}},
+        "screen": {"seeds": [0, 1], "tuned": "tune"},
+        "final": {"seeds": [5], "tuned": "tune", "systems": ["dense"], "best": 1, "of": "screen"},
+    },
+}
+STUDY = Study.model_validate(VALUES)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data root with the files that own_six names, empty."""
+    for name in ("reviews.csv", "tickets.csv", "duplicates.tsv", "nli_train.jsonl"):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / "own" / name).touch()
+    for name in ("nli_dev.jsonl", "topics_wide.jsonl"):
+        (tmp_path / "own" / name).touch()
+    return tmp_path
+
+
+def line(run, mean):
+    return {"run": run.name, "mean": mean}
+
+
+def tuned(system, scores, data="all"):
+    """Lines of a system's tuning: its mean score at each rate."""
+    return [
+        line(StudyRun("tune", data, system, (f"train.lr={rate}",), 9), score)
+        for rate, score in zip(RATES, scores, strict=True)
+    ]
+
+
+def test_a_system_takes_the_overrides_of_those_it_names():
+    run = StudyRun("screen", "all", "tag_more", ("train.lr=3e-4",), 1)
+    assert overrides_of(STUDY, run) == [
+        *("train.epochs=2", "model.kind=mt_tag", "moe.gate_scale=preserve", "moe.num_experts=8"),
+        *("train.lr=3e-4", "run.seed=1"),
+    ]
+    assert StudyRun.from_json(run.to_json()) == run
+
+
+def test_a_grid_is_planned_at_once_and_tuned_stages_when_their_system_is_tuned():
+    runs, waiting = stage_runs(STUDY, "tune", [])
+    assert len(runs) == 6 and not waiting and runs[0].name == "tune/all/dense/lr=1e-4/seed9"
+    assert stage_runs(STUDY, "screen", []) == (
+        [],
+        [f"screen/all/{name}: waits for tune" for name in ("dense", "tag", "tag_more")],
+    )
+    runs, waiting = stage_runs(STUDY, "screen", tuned("tag", [50.0, 60.0]))
+    assert [run.name for run in runs] == [f"screen/all/tag/lr=3e-4/seed{seed}" for seed in (0, 1)]
+    assert len(waiting) == 2
+
+
+def test_the_best_rate_is_chosen_once_all_are_done_and_a_diverged_one_is_the_last():
+    lines = tuned("tag", [50.0, 60.0])
+    assert chosen_point(STUDY, "tune", "all", "tag", lines[:1]) is None
+    assert chosen_point(STUDY, "tune", "all", "tag", lines) == ("train.lr=3e-4",)
+    lines = tuned("tag", [50.0, None])
+    assert chosen_point(STUDY, "tune", "all", "tag", lines) == ("train.lr=1e-4",)
+
+
+def test_the_finals_have_the_named_systems_and_the_best_of_the_others():
+    lines = [line for system in STUDY.systems for line in tuned(system, [50.0, 60.0])]
+    screened = stage_runs(STUDY, "screen", lines)[0]
+    means = {"dense": 70.0, "tag": 60.0, "tag_more": 65.0}
+    lines += [line(run, means[run.system]) for run in screened]
+    assert {run.system for run in stage_runs(STUDY, "final", lines)[0]} == {"dense", "tag_more"}
+    runs, waiting = stage_runs(STUDY, "final", lines[:-1])
+    assert not runs and waiting == ["final/all: the best 1 wait for screen"]
+
+
+def test_a_run_is_the_same_on_another_machine_and_another_with_another_key(data, tmp_path):
+    run = StudyRun("tune", "all", "tag", ("train.lr=1e-4",), 9)
+    root = f"data.root={data}"
+    here = config_hash(run_config(STUDY, run, [root], tmp_path / "here"))
+    (tmp_path / "moved").mkdir()
+    (data / "own").rename(tmp_path / "moved" / "own")
+    moved = f"data.root={tmp_path / 'moved'}"
+    there = run_config(STUDY, run, [moved, "train.threads=1"], tmp_path / "there")
+    assert config_hash(there) == here and there.run.dir.endswith(here[:8])
+    others = [
+        ["train.epochs=3"],
+        ["moe.gate_scale=paper"],
+        ["deepspeed=ds_configs/deepspeed/zero2.json"],
+    ]
+    hashes = {config_hash(run_config(STUDY, run, [moved, *own], tmp_path)) for own in others}
+    assert len(hashes | {here}) == 4
+
+
+def test_own_files_are_found_below_the_data_root_after_all_other_places(
+    data, tmp_path, monkeypatch
+):
+    base = ROOT / "ds_configs/studies/base/own_six.yaml"
+    found = load_config(base, [f"data.root={data}"])
+    assert found.tasks[0].train == str(data / "own" / "reviews.csv")
+    here = tmp_path / "here"
+    (here / "own").mkdir(parents=True)
+    (here / "own" / "reviews.csv").touch()
+    monkeypatch.chdir(here)
+    nearer = load_config(base, [f"data.root={data}"])
+    assert nearer.tasks[0].train == str(here / "own" / "reviews.csv")
+    with pytest.raises(UserError, match="no such file"):
+        load_config(base, ["data.root=embedded"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.yaml")))
+def test_a_shipped_study_loads_and_every_system_of_it_is_a_run(name, data, tmp_path):
+    found, study = load_study(name)
+    own = [] if name == "embedded" else [f"data.root={data}"]
+    kinds = set()
+    for variant in study.data:
+        for system in study.systems:
+            config = run_config(study, StudyRun("tune", variant, system, (), 0), own, tmp_path)
+            kinds.add((variant, config.model.kind, config.moe.gate_scale, config_hash(config)))
+    assert found == name and len(kinds) == len(study.data) * len(study.systems)
+    used = {seed for stage in study.stages.values() for seed in stage.seeds}
+    assert len(used) == sum(len(stage.seeds) for stage in study.stages.values())  # none twice
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"baseline": "dens"}, "baseline: 'dens'; allowed: dense, tag, tag_more"),
+        ({"systems": {"dense": ["tagg"]}, "stages": {}}, "systems.dense: 'tagg'; allowed: none"),
+        ({"stages": {"a": {"seeds": [1], "tuned": "b"}}}, "stages.a.tuned: 'b'; allowed: none"),
+        ({"stages": {"a": {"seeds": []}}}, "stages.a.seeds = (); allowed: a list of 1 or more"),
+        ({"stages": {"a": {"seeds": [1], "best": 1}}}, "best and of go together"),
+        ({"sytems": {}}, "unknown key sytems; nearest known key: systems"),
+    ],
+)
+def test_a_mistake_in_a_study_is_one_line(tmp_path, change, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(dump_yaml(json.loads(json.dumps({**VALUES, **change}))))
+    with pytest.raises(UserError) as error:
+        load_study(str(path))
+    assert words in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="unknown study 'nothing'; allowed: .*own_six"):
+        load_study("nothing")
