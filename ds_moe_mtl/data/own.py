@@ -160,12 +160,12 @@ def _metric(task: OwnTask, kind: str, labels: Sequence[str], rows: Columns) -> s
         others = ", ".join(name for name in allowed if name not in TWO_CLASSES)
         reason = f"scores two classes, and there are {len(labels)}; allowed: {others}"
     elif kind == "options" and task.metric != allowed[0]:
-        lists = [tuple(options or ()) for options in rows[task.options]]
-        if len(set(lists)) > 1:
+        first = rows[task.options][0]
+        if any(options != first for options in rows[task.options]):
             reason = f"needs the same options in every row; allowed: {allowed[0]}"
-        elif task.metric in TWO_CLASSES and len(lists[0]) > 2:
+        elif task.metric in TWO_CLASSES and isinstance(first, list) and len(first) > 2:
             others = ", ".join(name for name in allowed if name not in TWO_CLASSES)
-            reason = f"scores two options, and there are {len(lists[0])}; allowed: {others}"
+            reason = f"scores two options, and there are {len(first)}; allowed: {others}"
     elif kind == "text" and task.metric == "pearson":
         texts = [value for value in rows[task.label] if number(value) is None]
         if texts:
@@ -182,7 +182,7 @@ def _classes(values: Sequence, label: str, origin: str) -> tuple[str, ...]:
     if len(names) > len(values) / 2 and len(values) > 8:
         words = [row for row, value in enumerate(values) if number(value) is None]
         stray = ""
-        if len(words) <= len(values) / 2:
+        if words and len(words) <= len(values) / 2:
             stray = (
                 f"; {len(words):,} of them are no numbers: {label_name(values[words[0]])!r:.40}, "
                 f"row {words[0]} (from 0), is the first"

@@ -46,7 +46,8 @@ def encoder_facts(plan: RunPlan, sha256: str) -> dict:
 def gather_results(parts: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
     """Return one results.json for single-task runs, from theirs by task name."""
     scores = {name: part["tasks"][name] for name, part in parts.items()}
-    first = next(iter(parts.values()))
+    first = dict(next(iter(parts.values())))
+    first.pop("data", None)
     return {
         **first,
         "tasks": scores,

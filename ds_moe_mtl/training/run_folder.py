@@ -27,6 +27,7 @@ _FREE_KEYS = (
     "moe.ep_size",
     "deepspeed",
 )
+_ASIDE = re.compile(r"previous-[0-9]+")
 _TAKEN = re.compile(r"model|checkpoints|best|tensorboard|lock|finetune|previous-.*", re.IGNORECASE)
 """What a run's folder has, or may be given, that a task's folder below it must not be taken for."""
 
@@ -100,11 +101,12 @@ class RunFolder:
 
     def _put_aside(self) -> None:
         """Move an earlier run's files into previous-<n>/, so that nothing is lost."""
-        taken = [int(folder.name.split("-")[1]) for folder in self.path.glob("previous-*")]
+        earlier = {item for item in self.path.iterdir() if _ASIDE.fullmatch(item.name)}
+        taken = [int(item.name.partition("-")[2]) for item in earlier]
         aside = self.path / f"previous-{max(taken, default=0) + 1}"
         aside.mkdir()
         for item in self.path.iterdir():
-            if item.name != "lock" and not item.name.startswith("previous-"):
+            if item.name != "lock" and item not in {aside, *earlier}:
                 item.rename(aside / item.name)
         self._say(f"run.resume is never: the earlier run is now in {aside}")
 

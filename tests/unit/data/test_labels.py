@@ -133,6 +133,14 @@ def test_a_stray_word_among_scores_is_told_where_it_stands(tmp_path):
         own(write(tmp_path / "a.jsonl", labels))
 
 
+@pytest.mark.parametrize("labels", [list(range(30)), [f"{i}_" for i in range(30)]])
+def test_labels_that_all_differ_are_no_classes(tmp_path, labels):
+    with pytest.raises(
+        UserError, match=r"these are no classes \(kind: regression takes numbers\)$"
+    ):
+        own(write(tmp_path / "a.jsonl", labels))
+
+
 def test_plain_labels_are_told_plainly(tmp_path):
     line = line_of(write(tmp_path / "a.jsonl", ["x", "y"] * 10), tmp_path)
     assert line == "t: 18 train, 2 dev; x 50%, y 50%"
