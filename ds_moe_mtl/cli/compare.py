@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(
         "compare",
         "Pairs runs by seed and prints the mean difference of their dev scores, left less right, "
-        "with a 95%% interval over seeds and dev rows, by task and for the mean.",
+        "with a 95% interval over seeds and dev rows, by task and for the mean.",
         "ds-moe-mtl compare runs/mttag/seed* -- runs/dense/seed* --plot difference.png",
     )
     parser.add_argument(

@@ -1,5 +1,6 @@
 """ds-moe-mtl study: a queue of runs, a line of evidence each, and what the lines say."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -35,8 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--runs", type=Path, help="the run folders; runs/studies/NAME")
     parser.add_argument("--nice", type=int, default=19, help="of the runs; 19: the least priority")
     parser.add_argument("--keep-models", action="store_true", help="do not drop trained models")
-    parser.add_argument("--run", metavar="JSON", help="one run, for a queue that was started so")
-    parser.add_argument("--parent", type=int, help="with --run: end with this process")
+    # What a queue starts its own runs with: one run, that ends with the process named.
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(arguments)
     return answer(lambda: _study(options))
 
@@ -56,7 +58,6 @@ def _study(options) -> int:
         for path in write_report(output):
             print(path)
         return 0
-    _settle_accelerator()
     from ds_moe_mtl.studies.evidence.queue import Place, describe_plan, run_one, run_study
     from ds_moe_mtl.studies.evidence.runs import StudyRun
 
@@ -71,6 +72,7 @@ def _study(options) -> int:
 
         if options.parent is not None:
             end_with_parent(options.parent)
+        _settle_accelerator()
         return run_one(place, StudyRun.from_json(options.run), rendezvous(os.environ), _say)
 
     def command(run: StudyRun) -> list[str]:
@@ -88,6 +90,6 @@ def _say(line: str) -> None:
 
 def _settle_accelerator() -> None:
     """Tell DeepSpeed what it runs on; it guesses otherwise, and warns of its guess."""
-    from ds_moe_mtl.engine.engine import device_type
+    import torch
 
-    os.environ.setdefault("DS_ACCELERATOR", device_type())
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.ranks.rendezvous import Ranks
+from ds_moe_mtl.studies.points import point_name
 from ds_moe_mtl.training.run_folder import read_json, write_json
 from ds_moe_mtl.training.selection import mean_score
 from ds_moe_mtl.training.train import train
@@ -59,12 +60,6 @@ def make_trials(
             config = make([*point, f"run.seed={seed}", where])
             trials.append(Trial(point, seed, config))
     return trials
-
-
-def point_name(point: Sequence[str]) -> str:
-    """Return a point of a grid as a folder's name."""
-    pairs = [item.partition("=") for item in point]
-    return ",".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in pairs) or "default"
 
 
 def run_trials(

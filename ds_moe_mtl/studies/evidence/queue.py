@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from fnmatch import fnmatch
@@ -20,7 +20,6 @@ from ds_moe_mtl.config import Diverged, RunConfig, UserError
 from ds_moe_mtl.config.files import REPOSITORY
 from ds_moe_mtl.ranks.jobs import Job, run_jobs
 from ds_moe_mtl.ranks.rendezvous import Ranks
-from ds_moe_mtl.studies.evidence.lines import append_run, read_evidence
 from ds_moe_mtl.studies.evidence.runs import (
     StudyRun,
     config_hash,
@@ -29,11 +28,11 @@ from ds_moe_mtl.studies.evidence.runs import (
     stage_runs,
 )
 from ds_moe_mtl.studies.evidence.schema import Study
+from ds_moe_mtl.studies.lines import append_run, read_evidence
 from ds_moe_mtl.studies.units import units_of
 from ds_moe_mtl.training.predictions import read_predictions
 from ds_moe_mtl.training.run_folder import read_json
 from ds_moe_mtl.training.selection import mean_score
-from ds_moe_mtl.training.train import train
 
 Say = Callable[[str], None]
 NICEST = 19  # a study takes what other work leaves
@@ -126,6 +125,8 @@ def run_study(
 
 def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
     """Train one run, append its line, drop its model; return train's status."""
+    from ds_moe_mtl.training.train import train  # DeepSpeed, which the queue itself does without
+
     config = run_config(place.study, run, place.own, place.runs)
     failure = None
     try:
@@ -212,6 +213,7 @@ class _Progress:
 def describe_plan(place: Place, only: Sequence[str], say: Say) -> None:
     """Say every run with its state, what waits, and what is left in hours of one thread."""
     stages, waiting = planned(place, only)
+    lines = read_evidence(place.output).runs
     left_seconds, unknown = 0.0, 0
     for stage, runs in stages.items():
         done = [one for one in runs if one.line is not None]
@@ -222,7 +224,7 @@ def describe_plan(place: Place, only: Sequence[str], say: Say) -> None:
                 mean = one.line["mean"]
                 state = f"mean {mean:.2f}" if mean is not None else one.line["failure"]
             else:
-                known = _seconds_of_such(place, one.run)
+                known = _seconds_of_such(lines, one.run)
                 unknown += known is None
                 left_seconds += known or 0.0
             say(f"  {one.run.name}: {state}")
@@ -232,11 +234,11 @@ def describe_plan(place: Place, only: Sequence[str], say: Say) -> None:
     say(f"left: {left_seconds / 3600:.1f} h of one thread, by the runs that are done{more}")
 
 
-def _seconds_of_such(place: Place, run: StudyRun) -> float | None:
+def _seconds_of_such(lines: Sequence[Mapping], run: StudyRun) -> float | None:
     """Return the mean seconds of the system's finished runs on this data, else of all on it."""
     lines = [
         line
-        for line in read_evidence(place.output).runs
+        for line in lines
         if line["data"] == run.data and line["seconds"] and line["failure"] is None
     ]
     own = [line["seconds"] for line in lines if line["system"] == run.system]

@@ -11,10 +11,10 @@ from pathlib import Path
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.studies.bootstrap import Interval
 from ds_moe_mtl.studies.compare import Comparison, compare_runs, mean_interval, runs_of_lines
-from ds_moe_mtl.studies.evidence.lines import Evidence, read_evidence
 from ds_moe_mtl.studies.evidence.runs import newest
 from ds_moe_mtl.studies.forest import Mark, draw_forest
-from ds_moe_mtl.studies.trials import point_name
+from ds_moe_mtl.studies.lines import Evidence, read_evidence
+from ds_moe_mtl.studies.points import point_name
 
 
 @dataclass(frozen=True)

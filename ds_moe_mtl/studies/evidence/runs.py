@@ -10,7 +10,7 @@ from statistics import fmean
 
 from ds_moe_mtl.config import RunConfig, load_config
 from ds_moe_mtl.studies.evidence.schema import Stage, Study
-from ds_moe_mtl.studies.trials import point_name
+from ds_moe_mtl.studies.points import point_name
 
 # Keys that say where things lie or how fast they go, not what is trained. The DeepSpeed file and a
 # user's own files count by their names: their folders differ between machines.

@@ -15,8 +15,9 @@ from ds_moe_mtl.engine.engine import stop_process_group
 from ds_moe_mtl.ranks.jobs import Job
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.finetune import EXPERIMENT, GATES, FineTuning, finetune, plan_trials
+from ds_moe_mtl.studies.points import point_name
 from ds_moe_mtl.studies.tables.schema import Budget, Column, Mixture, Row, Table
-from ds_moe_mtl.studies.trials import LEADERBOARD, best_run, point_name
+from ds_moe_mtl.studies.trials import LEADERBOARD, best_run
 from ds_moe_mtl.tasks import get_task, is_small
 from ds_moe_mtl.training.plan import task_specs
 from ds_moe_mtl.training.run_folder import RunFolder, read_json

@@ -195,10 +195,10 @@ def test_a_mistake_is_one_line_and_status_2(tuned, name, words):
 def test_help_is_fast_because_deepspeed_is_not_imported():
     script = (
         "import sys\nfrom ds_moe_mtl.cli import main\n"
-        "for name in ('finetune', 'reproduce', 'report'):\n"
+        "for name in ('finetune', 'reproduce', 'report', 'compare', 'study'):\n"
         "    try:\n        main([name, '--help'])\n"
         "    except SystemExit as end:\n        assert end.code == 0\n"
         "assert not {'torch', 'deepspeed', 'transformers'} & set(sys.modules), 'slow'\n"
     )
     run = launch(["-c", script], 1, "python")
-    assert run.returncode == 0 and run.stdout.count("example:") == 3, run.text
+    assert run.returncode == 0 and run.stdout.count("example:") == 5, run.text

@@ -8,7 +8,7 @@ import pytest
 from ds_moe_mtl.cli.compare import main
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.studies.compare import compare_runs, mean_interval, render
-from ds_moe_mtl.studies.evidence.lines import append_run
+from ds_moe_mtl.studies.lines import append_run
 from tests.support.units import make_run, make_units
 
 RIGHT = np.ones(4, int)

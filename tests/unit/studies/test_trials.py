@@ -4,13 +4,13 @@ import json
 
 import pytest
 
+from ds_moe_mtl.studies.points import point_name
 from ds_moe_mtl.studies.trials import (
     Trial,
     best_run,
     drop_models,
     leaderboard,
     make_trials,
-    point_name,
 )
 from tests.support.tiny import tiny_config, write_tiny
 

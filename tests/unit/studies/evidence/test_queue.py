@@ -1,5 +1,6 @@
 """A study run by real processes: lines as runs end, kill -9, models dropped, the same evidence."""
 
+import fcntl
 import json
 import os
 import signal
@@ -7,11 +8,11 @@ import signal
 import psutil
 import pytest
 
+from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import dump_config
 from ds_moe_mtl.config.document import dump_yaml
 from ds_moe_mtl.studies.compare import compare_runs, find_runs
-from ds_moe_mtl.studies.evidence.lines import read_evidence
-from tests.support.commands import run_commands
+from ds_moe_mtl.studies.lines import read_evidence
 from tests.support.launch import LIMIT, start
 from tests.support.paths import ROOT
 from tests.support.tiny import tiny_config, write_tiny
@@ -99,8 +100,18 @@ def test_lines_compare_as_the_run_folders_do(killed):
     assert one.to_dict() == other.to_dict() and len(one.tasks) == 3
 
 
-def test_a_finished_study_runs_nothing_and_lists_what_is_done(killed):
-    words = killed["words"]
-    again, listed = run_commands([words, [*words, "--list"]])
-    assert again.status == 0 and "runs left" not in again.stdout, again.text
-    assert "screen: 2 of 2 done" in listed.stdout and "left: 0.0 h" in listed.stdout
+def test_a_finished_study_runs_nothing_and_lists_what_is_done(killed, capsys):
+    words = [str(word) for word in killed["words"]]
+    before = killed["lines"].read_text()
+    assert main(words) == 0 and "runs left" not in capsys.readouterr().out
+    assert main([*words, "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "screen: 2 of 2 done" in listed and "left: 0.0 h" in listed
+    assert killed["lines"].read_text() == before
+
+
+def test_another_queue_on_the_same_folder_is_refused(killed, capsys):
+    with (killed["runs"] / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main([str(word) for word in killed["words"]]) == 2
+    assert "another process runs this study" in capsys.readouterr().err

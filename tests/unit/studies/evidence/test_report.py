@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.studies.evidence.lines import append_run
 from ds_moe_mtl.studies.evidence.report import write_report
+from ds_moe_mtl.studies.lines import append_run
 from tests.support.units import make_run, make_units
 
 ROWS = 120

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.studies.evidence.lines import append_run, read_evidence
+from ds_moe_mtl.studies.lines import append_run, read_evidence
 from tests.support.units import make_units
 
 
