@@ -19,6 +19,10 @@ from ds_moe_mtl.tasks import TaskSpec
 STEPS_AHEAD = 4  # super-batches built before they are asked for
 
 
+TOKENS_PER_BATCH = 8192
+"""Real tokens that an evaluation takes at once."""
+
+
 class SuperBatches:
     """An endless iterator over this rank's part of the super-batches.
 
@@ -224,7 +228,11 @@ class EvaluationBatches(Sequence):
 
 
 def evaluation_batches(
-    split: EncodedSplit, task_index: int, tokens_per_batch: int, rank: int = 0, world_size: int = 1
+    split: EncodedSplit,
+    task_index: int,
+    rank: int = 0,
+    world_size: int = 1,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> EvaluationBatches:
     """This rank's batches of a split: over the ranks every sequence comes exactly once.
 

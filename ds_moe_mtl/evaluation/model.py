@@ -19,7 +19,6 @@ from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.numbers import is_whole
 
-TOKENS_PER_BATCH = 8192
 _TOKENIZER = Lock()
 """Held while a tokenizer works: it keeps the length to cut at in itself, for all threads."""
 
@@ -121,7 +120,7 @@ class MultiTaskModel:
     def outputs(self, task: str, split: EncodedSplit) -> np.ndarray:
         """Return the head's outputs [N, C] for every sequence of a split, in row order."""
         spec = self.task(task)
-        batches = evaluation_batches(split, self._index(task), TOKENS_PER_BATCH)
+        batches = evaluation_batches(split, self._index(task))
         pieces = [
             batch_outputs(self.network, batch, spec.num_outputs, self.device) for batch in batches
         ]
@@ -131,7 +130,7 @@ class MultiTaskModel:
     def route_counts(self, task: str, split: EncodedSplit) -> np.ndarray:
         """Return tokens of a split by layer and expert, int64 [layers, experts]; needs MoE."""
         total = 0
-        for batch in evaluation_batches(split, self._index(task), TOKENS_PER_BATCH):
+        for batch in evaluation_batches(split, self._index(task)):
             counts = self.network(**network_inputs(batch.to(self.device))).counts
             if not counts:
                 raise UserError(f"a {self.description['kind']} model has no experts to route to")

@@ -32,8 +32,6 @@ FOLDS = 5
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of the probe's penalty; each donor is judged by its best one."""
 
-TOKENS_PER_BATCH = 8192
-
 
 def donor_losses(folder: Path, spec: TaskSpec, split: EncodedSplit, seed: int) -> dict[str, float]:
     """Return the held-out loss of each donor's gate, and of newly drawn ones, best first.
@@ -128,7 +126,7 @@ def _features(
             .cpu()
             .numpy(),
         )
-        for batch in evaluation_batches(split, 0, TOKENS_PER_BATCH)
+        for batch in evaluation_batches(split, 0)
     ]
     return assemble(pieces, split, pieces[0][1].shape[1])
 

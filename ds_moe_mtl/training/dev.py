@@ -13,8 +13,6 @@ from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.training.plan import RunPlan
 
-TOKENS_PER_BATCH = 8192
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -66,7 +64,7 @@ def _evaluate_task(
     spec, split = plan.specs[task], plan.dev[task]
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine, loss = [], 0.0
-    for batch in evaluation_batches(split, task, TOKENS_PER_BATCH, rank, world_size):
+    for batch in evaluation_batches(split, task, rank, world_size):
         mine.append(batch_outputs(network, batch, spec.num_outputs, device))
         if wants_losses:
             loss += _loss_sum(network, batch.to(device))

@@ -56,7 +56,7 @@ def test_dealing_gives_out_every_example_once_in_hands_of_nearly_equal_size(toke
 def test_evaluation_covers_a_split_exactly(lengths, world_size, room, per_example):
     lengths = lengths[: max(per_example, len(lengths) // per_example * per_example)]
     split = split_of_lengths(lengths, per_example)
-    ranks = [evaluation_batches(split, 0, room, rank, world_size) for rank in range(world_size)]
+    ranks = [evaluation_batches(split, 0, rank, world_size, room) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     rows = [row for batches in ranks for batch in batches for row in batch.example_ids_B.tolist()]
     assert sorted(rows) == list(range(len(lengths)))

@@ -29,7 +29,6 @@ from ds_moe_mtl.models.task_level.task_router import TaskRouter
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.schedule import learning_rate
 
-TOKENS_PER_BATCH = 8192
 ROUTES = ("nearest", "vector", "learned")
 Say = Callable[[str], None]
 
@@ -138,7 +137,7 @@ def evaluate_split(network: MultiTaskNetwork, spec: TaskSpec, split: EncodedSpli
     device = network_device(network)
     pieces = [
         batch_outputs(network, batch, spec.num_outputs, device)
-        for batch in evaluation_batches(split, 0, TOKENS_PER_BATCH)
+        for batch in evaluation_batches(split, 0)
     ]
     return task_result(spec, assemble(pieces, split, spec.num_outputs), split)
 

@@ -172,7 +172,7 @@ def test_dealing_balances_tokens():
 def test_evaluation_gives_every_sequence_once_and_every_rank_as_many_batches(world_size):
     for task, split in enumerate(SPLITS):
         ranks = [
-            evaluation_batches(split, task, 60, rank, world_size) for rank in range(world_size)
+            evaluation_batches(split, task, rank, world_size, 60) for rank in range(world_size)
         ]
         assert len({len(batches) for batches in ranks}) == 1
         rows = [pair for batches in ranks for batch in batches for pair in contents(batch)]
@@ -181,13 +181,13 @@ def test_evaluation_gives_every_sequence_once_and_every_rank_as_many_batches(wor
 
 
 def test_evaluation_keeps_the_sequences_of_a_question_together():
-    batches = evaluation_batches(SPLITS[1], 1, 30, 0, 1)
+    batches = evaluation_batches(SPLITS[1], 1, tokens_per_batch=30)
     homes = [{row // 2 for _, row in contents(batch)} for batch in batches]
     assert sum(map(len, homes)) == 12
 
 
 def test_an_example_longer_than_the_limit_is_a_batch_of_its_own():
-    batches = evaluation_batches(split_of_lengths([50, 5, 4]), 0, 10)
+    batches = evaluation_batches(split_of_lengths([50, 5, 4]), 0, tokens_per_batch=10)
     assert [contents(batch) for batch in batches] == [[(0, 0)], [(0, 1), (0, 2)]]
 
 
