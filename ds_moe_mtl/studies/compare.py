@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.evaluation.predictions import read_predictions
 from ds_moe_mtl.studies.bootstrap import DRAWS, Interval, drawn_scores, interval
 from ds_moe_mtl.studies.lines import Evidence, read_evidence
 from ds_moe_mtl.studies.units import DevUnits, units_of
-from ds_moe_mtl.training.predictions import read_predictions
 from ds_moe_mtl.training.run_folder import read_json
 
 LINES = ".jsonl:"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ds_moe_mtl.evaluation.predictions import TaskPredictions
 from ds_moe_mtl.tasks.metrics import OPTION_METRICS, answered_places, answered_questions
 from ds_moe_mtl.tasks.text_metrics import score_text
-from ds_moe_mtl.training.predictions import TaskPredictions
 
 _SAME_SCORE = {"f1a": "f1", **OPTION_METRICS}
 

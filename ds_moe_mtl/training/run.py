@@ -10,6 +10,8 @@ from torch import distributed as dist
 
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import rank_zero_says, start_engine
+from ds_moe_mtl.evaluation.predictions import FILE as PREDICTIONS
+from ds_moe_mtl.evaluation.predictions import collect_predictions, write_predictions
 from ds_moe_mtl.models.attention.choice import PACKED_FLASH
 from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.ranks.machine import environment
@@ -29,8 +31,6 @@ from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines, read_metrics
 from ds_moe_mtl.training.model_files import model_files
 from ds_moe_mtl.training.network import described, new_network
 from ds_moe_mtl.training.plan import RunPlan
-from ds_moe_mtl.training.predictions import FILE as PREDICTIONS
-from ds_moe_mtl.training.predictions import collect_predictions, write_predictions
 from ds_moe_mtl.training.results import run_results
 from ds_moe_mtl.training.run_folder import RunFolder, read_json, write_json
 from ds_moe_mtl.training.selection import Selection
@@ -233,7 +233,9 @@ class Run:
     def _keep_predictions(self, folder: Path) -> None:
         """Write what the newest evaluation gave for every dev row, on rank 0."""
         if self.shared.ranks.rank == 0:
-            write_predictions(folder, collect_predictions(self.plan, self.evaluation.outputs))
+            plan, outputs = self.plan, self.evaluation.outputs
+            kept = collect_predictions(plan.specs, plan.dev, outputs, plan.tokenizer)
+            write_predictions(folder, kept)
 
     def _write_model(self, folder: Path, results: dict) -> None:
         """Write a canonical model folder from all ranks' experts; a collective call."""

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from ds_moe_mtl.evaluation.predictions import TaskPredictions
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.metrics import score
-from ds_moe_mtl.training.predictions import TaskPredictions
 
 
 def score_predictions(task: TaskPredictions) -> float:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ds_moe_mtl.config import dump_config
-from ds_moe_mtl.training.predictions import read_predictions
+from ds_moe_mtl.evaluation.predictions import read_predictions
 from tests.support.commands import run_commands
 from tests.support.launch import ROOT, launch
 from tests.support.predictions import score_predictions

@@ -1,22 +1,20 @@
 """Predictions of dev rows: kept whole and small, read without pickles, scored as they were."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import encode_columns
-from ds_moe_mtl.studies.bootstrap import weighted_score
-from ds_moe_mtl.studies.units import units_of
-from ds_moe_mtl.tasks import TaskSpec, get_task
-from ds_moe_mtl.tasks.metrics import score
-from ds_moe_mtl.training.predictions import (
+from ds_moe_mtl.evaluation.predictions import (
     FILE,
     collect_predictions,
     read_predictions,
     write_predictions,
 )
+from ds_moe_mtl.studies.bootstrap import weighted_score
+from ds_moe_mtl.studies.units import units_of
+from ds_moe_mtl.tasks import TaskSpec, get_task
+from ds_moe_mtl.tasks.metrics import score
 from tests.support.paths import minilm_tokenizer
 from tests.support.predictions import score_predictions
 
@@ -24,8 +22,8 @@ CLASSES = TaskSpec("kinds", "classification", ("text",), labels=("x", "y", "z"),
 NUMBERS = TaskSpec("numbers", "regression", ("text",), metric="spearman")
 
 
-def a_plan(rows=60, seed=0):
-    """A plan's part that predictions are made from, with outputs of three kinds of task."""
+def an_evaluation(rows=60, seed=0):
+    """What predictions are made from, with outputs of three kinds of task."""
     draw = np.random.default_rng(seed)
     texts = [f"a text with number {draw.integers(40)}" for _ in range(rows)]
     copa = {
@@ -50,16 +48,15 @@ def a_plan(rows=60, seed=0):
         for spec, split in zip(specs, splits, strict=True)
     }
     outputs["kinds"][:20] = 7 + 1e-4 * outputs["kinds"][:20]  # closer than 16 bits can tell apart
-    plan = SimpleNamespace(specs=specs, dev=splits, tokenizer=minilm_tokenizer())
-    return plan, outputs
+    return specs, splits, outputs, minilm_tokenizer()
 
 
 def test_what_is_read_back_scores_as_the_run_did(tmp_path):
-    plan, outputs = a_plan()
-    write_predictions(tmp_path, collect_predictions(plan, outputs))
+    specs, splits, outputs, tokenizer = an_evaluation()
+    write_predictions(tmp_path, collect_predictions(specs, splits, outputs, tokenizer))
     found = read_predictions(tmp_path)
     assert list(found) == ["kinds", "numbers", "copa"]
-    for spec, split in zip(plan.specs, plan.dev, strict=True):
+    for spec, split in zip(specs, splits, strict=True):
         out = outputs[spec.name]
         expected = score(spec, out, split.labels, split.questions, split.parts)
         assert score_predictions(found[spec.name]) == pytest.approx(expected, abs=1e-9), spec.name
@@ -71,17 +68,16 @@ def test_what_is_read_back_scores_as_the_run_did(tmp_path):
 
 
 def test_the_same_rows_have_the_same_checksum_and_others_another(tmp_path):
-    plan, outputs = a_plan()
-    again = collect_predictions(*a_plan())["kinds"]
-    assert collect_predictions(plan, outputs)["kinds"].sha256 == again.sha256
-    other = collect_predictions(*a_plan(seed=1))["kinds"]
+    again = collect_predictions(*an_evaluation())["kinds"]
+    assert collect_predictions(*an_evaluation())["kinds"].sha256 == again.sha256
+    other = collect_predictions(*an_evaluation(seed=1))["kinds"]
     assert other.sha256 != again.sha256
     shared = np.intersect1d(units_of(again).ids_U, units_of(other).ids_U)
     assert 0 < len(shared) < 60  # the same texts with the same labels are the same units
 
 
 def test_the_parts_of_a_single_task_run_are_put_together(tmp_path):
-    predictions = collect_predictions(*a_plan())
+    predictions = collect_predictions(*an_evaluation())
     for name, task in predictions.items():
         (tmp_path / name).mkdir()
         write_predictions(tmp_path / name, {name: task})
@@ -91,7 +87,7 @@ def test_the_parts_of_a_single_task_run_are_put_together(tmp_path):
 def test_a_folder_without_predictions_and_a_damaged_file_are_refused(tmp_path):
     with pytest.raises(UserError, match=f"no {FILE}; allowed: the folder of a finished run"):
         read_predictions(tmp_path)
-    write_predictions(tmp_path, collect_predictions(*a_plan()))
+    write_predictions(tmp_path, collect_predictions(*an_evaluation()))
     whole = (tmp_path / FILE).read_bytes()
     for damaged in (b"", b"no zip", whole[: len(whole) // 2]):
         (tmp_path / FILE).write_bytes(damaged)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -21,7 +21,6 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit
 from ds_moe_mtl.evaluation.outputs import answers, decoded
 from ds_moe_mtl.tasks import TaskSpec
-from ds_moe_mtl.training.plan import RunPlan
 
 FILE = "dev_predictions.npz"
 FORMAT = 1
@@ -56,12 +55,15 @@ class TaskPredictions:
 
 
 def collect_predictions(
-    plan: RunPlan, outputs: Mapping[str, np.ndarray]
+    specs: Sequence[TaskSpec],
+    splits: Sequence[EncodedSplit],
+    outputs: Mapping[str, np.ndarray],
+    tokenizer,
 ) -> dict[str, TaskPredictions]:
-    """Return the predictions of a run's evaluation; outputs: by task, as `evaluate` keeps them."""
+    """Return the predictions for every task's dev split; outputs: by task, in row order."""
     return {
-        spec.name: _of_task(spec, split, outputs[spec.name], plan.tokenizer)
-        for spec, split in zip(plan.specs, plan.dev, strict=True)
+        spec.name: _of_task(spec, split, outputs[spec.name], tokenizer)
+        for spec, split in zip(specs, splits, strict=True)
     }
 
 
