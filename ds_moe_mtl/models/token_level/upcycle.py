@@ -60,7 +60,7 @@ def upcycle(
         layer.intermediate = RoutedFFN(moe, scope).train(layer.training)
         layer.output.dense = nn.Identity()
     blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
-    DirectCalls(scope, blocks).attach(model)
+    DirectCalls(scope, blocks, options.has_losses).attach(model)
     refuse_plain_saving()
     return model
 
