@@ -55,10 +55,14 @@ def auxiliary_loss(model: nn.Module) -> torch.Tensor:
 class DirectCalls:
     """Opens and closes the calls of one upcycled model."""
 
-    def __init__(self, scope: CallScope[GateCall], blocks: Iterable[nn.Module]) -> None:
-        """blocks: the modules that transformers' activation checkpointing may run twice."""
+    def __init__(
+        self, scope: CallScope[GateCall], blocks: Iterable[nn.Module], has_losses: bool
+    ) -> None:
+        """blocks: the modules that transformers' activation checkpointing may run twice.
+        has_losses: the MoE layers have auxiliary losses."""
         self.scope = scope
         self.blocks = tuple(blocks)
+        self.has_losses = has_losses
 
     def attach(self, model: nn.Module) -> None:
         """Open and close a call at every forward of the model."""
@@ -90,12 +94,13 @@ class DirectCalls:
         if call is None or not call.direct:
             return output
         self.scope.enter(None)
-        if not call.aux_losses:  # the forward failed
+        if output is None or not call.aux_losses:  # the forward failed
             return output
-        aux_loss = torch.stack(call.aux_losses).sum()
+        first, *others = call.aux_losses
+        aux_loss = sum((loss.to(first.device) for loss in others), start=first)
         alive = {scope: loss for scope, loss in _LOSSES.get().items() if scope() is not None}
         _LOSSES.set({**alive, weakref.ref(self.scope): aux_loss})
-        return _with_loss(output, aux_loss) if aux_loss.requires_grad else output
+        return _with_loss(output, aux_loss) if self.has_losses else output
 
 
 def _with_loss(output, aux_loss: torch.Tensor):

@@ -55,7 +55,7 @@ def upcycle(
                 parameter.data.add_(torch.randn_like(parameter), alpha=expert_noise)
         family.put_ffn(layer, RoutedFFN(moe, scope).train(layer.training))
     blocks = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
-    DirectCalls(scope, blocks).attach(model)
+    DirectCalls(scope, blocks, options.has_losses).attach(model)
     refuse_plain_saving()
     return model
 

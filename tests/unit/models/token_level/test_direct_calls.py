@@ -164,6 +164,9 @@ def test_auxiliary_losses_are_in_the_loss_that_transformers_computes(return_dict
         gradients.append(model.bert.encoder.layer[0].intermediate.moe.gate.wg.weight.grad)
     torch.testing.assert_close(losses[1], losses[0] + auxiliary_loss(model))
     assert auxiliary_loss(model) >= 20  # 10 a layer, where the loads are even
+    with torch.no_grad():
+        again = model(**inputs(), labels=labels, gate_ids=torch.tensor([0, 1, 2, 1])).loss
+    torch.testing.assert_close(again, losses[1])
     assert not torch.allclose(*gradients, atol=1e-4)
 
 
