@@ -15,10 +15,15 @@ from ds_moe_mtl.evaluation import MultiTaskModel
 
 @dataclass(frozen=True)
 class Routes:
-    """Tokens by task, layer and expert."""
+    """Tokens by task, layer and expert.
+
+    merged: experts are merged; counts are then the tokens' shares of the task's mixture, so that
+    `shares_KLE` are the mixtures themselves.
+    """
 
     tasks: tuple[str, ...]
     counts_KLE: np.ndarray
+    merged: bool = False
 
     @property
     def shares_KLE(self) -> np.ndarray:
@@ -26,15 +31,19 @@ class Routes:
         return self.counts_KLE / self.counts_KLE.sum(axis=2, keepdims=True)
 
     def to_json(self) -> dict:
-        """Plain values: {"tasks", "shares": {task: [layer][expert]}, "tokens": {task: ..}}."""
+        """Plain values: {"tasks", "shares": {task: [layer][expert]}, "tokens": {task: ..}}.
+
+        Of merged experts with "combine": "merged": shares are the mixtures' weights.
+        """
         return {
+            **({"combine": "merged"} if self.merged else {}),
             "tasks": list(self.tasks),
             "shares": {
                 task: share.round(4).tolist()
                 for task, share in zip(self.tasks, self.shares_KLE, strict=True)
             },
             "tokens": {
-                task: int(counts[0].sum())
+                task: round(float(counts[0].sum()))
                 for task, counts in zip(self.tasks, self.counts_KLE, strict=True)
             },
         }
@@ -56,7 +65,8 @@ def collect_routes(
         )
         for name in names
     ]
-    return Routes(names, np.stack(counts))
+    routing = model.description["routing"] or {}
+    return Routes(names, np.stack(counts), routing.get("combine") == "merged")
 
 
 def draw_routes(routes: Routes, path: Path) -> None:
@@ -102,7 +112,12 @@ def draw_routes(routes: Routes, path: Path) -> None:
                         color="black" if percent > 60 else "white",
                     )
     figure.supxlabel("expert", fontsize=9)
-    figure.suptitle("Share of each task's tokens an expert takes, in percent", fontsize=10)
-    figure.colorbar(image, ax=axes, fraction=0.02, label="% of the task's tokens")
+    if routes.merged:
+        title, label = "Weight of each expert in a task's mixture, in percent", "% of the weights"
+    else:
+        title = "Share of each task's tokens an expert takes, in percent"
+        label = "% of the task's tokens"
+    figure.suptitle(title, fontsize=10)
+    figure.colorbar(image, ax=axes, fraction=0.02, label=label)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

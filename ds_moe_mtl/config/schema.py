@@ -17,6 +17,8 @@ from pydantic import (
 )
 from pydantic import model_validator as _model_validator
 
+from ds_moe_mtl.config.levers import check_levers
+
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
 Count = Annotated[int, Field(ge=1)]
@@ -152,6 +154,7 @@ class MoeSection(Section):
     expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # between an expert's two layers
     gate_embedding: CountOrZero = 0  # width of task vectors that generate the gates; 0: free gates
     gate_momentum: bool = True  # false: gates of absent tasks do not move (appendix A.4)
+    combine: Literal["top1", "merged"] = "top1"  # merged: a task's FFN is a mixture of experts
     impl: Literal["auto", "torch", "triton", "cuda"] = "auto"
 
     @_model_validator(mode="after")
@@ -161,6 +164,7 @@ class MoeSection(Section):
                 f"moe.num_experts = {self.num_experts} is not divisible by "
                 f"moe.ep_size = {self.ep_size}; allowed: an ep_size that divides num_experts"
             )
+        check_levers(self, "moe.")
         return self
 
 

@@ -56,6 +56,8 @@ class TaskGate(TopKGate):
         input [S, D]; indices and locations int32 [1, S] (index -1: not routed); gates float32
         [1, S]. Contract: deepspeed 0.19.4 to 0.19.x, MOELayer.forward.
         """
+        if self.options.combine == "merged":
+            raise ValueError("combine = merged: no token is routed; allowed: TaskMoE itself")
         if not sparse_routes or use_tutel:
             raise ValueError("TaskGate answers in sparse routes only, without Tutel")
         mask = None if used_token is None else used_token.reshape(1, -1)

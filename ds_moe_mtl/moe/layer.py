@@ -12,7 +12,7 @@ from torch import nn
 
 from ds_moe_mtl.models.token_level.context import LayerRoute
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
-from ds_moe_mtl.models.token_level.moe_layer import run_layer
+from ds_moe_mtl.models.token_level.moe_layer import check_expert, routed, run_layer
 from ds_moe_mtl.moe.dispatch import remote_experts
 from ds_moe_mtl.moe.gate import TaskGate
 from ds_moe_mtl.moe.version import check_deepspeed_version
@@ -40,6 +40,12 @@ class TaskMoE(MoE):
         routing = RoutingOptions(num_experts=num_experts, num_gates=num_gates, **options)
         if ep_size < 1 or num_experts % ep_size:
             raise ValueError(f"ep_size must divide num_experts = {num_experts}, got {ep_size}")
+        if ep_size > 1 and routing.combine == "merged":
+            raise ValueError(
+                f"ep_size = {ep_size} with combine = merged: every rank needs all experts' "
+                "weights; allowed: ep_size=1"
+            )
+        check_expert(expert, routing)
         nn.Module.__init__(self)
         self.hidden_size = hidden_size
         self.options = routing
@@ -72,8 +78,8 @@ class TaskMoE(MoE):
         return y, self.deepspeed_moe.l_aux, self.deepspeed_moe.exp_counts
 
     def last_route(self) -> LayerRoute:
-        """Return where the last call's tokens went."""
-        return self.deepspeed_moe.last_route
+        """Return where the last call's tokens went. Raises ValueError where none is routed."""
+        return routed(self.deepspeed_moe.last_route, self.options)
 
 
 class TaskMOELayer(MOELayer):

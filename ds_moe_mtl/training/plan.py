@@ -196,6 +196,7 @@ def routing_options(config: RunConfig, num_tasks: int) -> RoutingOptions:
         jitter=moe.jitter,
         impl=moe.impl,
         gate_embedding=moe.gate_embedding,
+        combine=moe.combine,
     )
 
 

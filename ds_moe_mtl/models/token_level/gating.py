@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 import moe_kernels
+from ds_moe_mtl.config.levers import check_levers
+from ds_moe_mtl.models.token_level.merged import Mixtures
 
 GATE_INIT_STD = 0.001
 """Standard deviation of new gates; same paper, sec. 4.4."""
 
 DISPATCHES = ("dropless", "capacity")
+COMBINES = ("top1", "merged")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class RoutingOptions:
     load_balance_loss, router_z_loss: weights of the auxiliary losses (0: off).
     jitter: in training, gate inputs are multiplied by U(1 - jitter, 1 + jitter).
     gate_embedding: width of the task vectors that generate the gates (0: each gate by itself).
+    combine: "top1", or "merged": no token is routed, a gate is a mixture of the experts' weights
+    (models.token_level.merged).
     """
 
     num_experts: int = 4
@@ -39,6 +44,7 @@ class RoutingOptions:
     jitter: float = 0.0
     impl: str = "auto"
     gate_embedding: int = 0
+    combine: str = "top1"
 
     @property
     def is_plain(self) -> bool:
@@ -62,6 +68,9 @@ class RoutingOptions:
             )
         if self.dispatch not in DISPATCHES:
             raise ValueError(f"dispatch is one of {DISPATCHES}, got {self.dispatch!r}")
+        if self.combine not in COMBINES:
+            raise ValueError(f"combine is one of {COMBINES}, got {self.combine!r}")
+        check_levers(self)
         if self.gate_embedding < 0:
             raise ValueError(f"gate_embedding must not be negative, got {self.gate_embedding}")
         if self.capacity_factor <= 0:
@@ -92,7 +101,12 @@ class GeneratedGates(nn.Module):
 
 
 def new_gates(hidden_size: int, options: RoutingOptions) -> nn.Module:
-    """Return newly drawn gates: a module whose `weight` is their matrix [G * E, D]."""
+    """Return new gates: a module whose `weight` is their matrix [G * E, D], drawn.
+
+    Where experts are merged, `weight` is the table of mixtures [G, E].
+    """
+    if options.combine == "merged":
+        return Mixtures(options.num_gates, options.num_experts)
     if options.gate_embedding:
         return GeneratedGates(hidden_size, options)
     gates = nn.Linear(hidden_size, options.num_gates * options.num_experts, bias=False)

@@ -10,10 +10,14 @@ import moe_kernels
 from ds_moe_mtl.models.token_level.context import LayerRoute
 from ds_moe_mtl.models.token_level.experts import ffn_weights, run_experts
 from ds_moe_mtl.models.token_level.gating import RoutingOptions, new_gates, route_tokens
+from ds_moe_mtl.models.token_level.merged import merged_ffn
 
 
 class Gate(nn.Module):
-    """All gates of a layer as one matrix `wg.weight` [num_gates * num_experts, hidden]."""
+    """All gates of a layer as one matrix `wg.weight` [num_gates * num_experts, hidden].
+
+    Of merged experts: one table of mixtures, [num_gates, num_experts].
+    """
 
     def __init__(self, hidden_size: int, options: RoutingOptions) -> None:
         super().__init__()
@@ -21,10 +25,14 @@ class Gate(nn.Module):
 
 
 class MoELayer(nn.Module):
-    """Sends each token to one copy of `expert`, chosen by the gate of the token's task."""
+    """Sends each token to one copy of `expert`, chosen by the gate of the token's task.
+
+    Raises ValueError for an expert that the options cannot take.
+    """
 
     def __init__(self, hidden_size: int, expert: nn.Module, options: RoutingOptions) -> None:
         super().__init__()
+        check_expert(expert, options)
         self.hidden_size = hidden_size
         self.options = options
         self.gate = Gate(hidden_size, options)
@@ -55,18 +63,37 @@ class MoELayer(nn.Module):
         return result.y, result.aux_loss, result.counts_E
 
     def last_route(self) -> LayerRoute:
-        """Return where the last call's tokens went."""
-        assert self._route is not None, "the layer has not run yet"
-        return self._route
+        """Return where the last call's tokens went. Raises ValueError where none is routed."""
+        return routed(self._route, self.options)
 
 
 class LayerResult(NamedTuple):
-    """Output in the input's shape, auxiliary loss (scalar), tokens an expert [E], the routes."""
+    """Output in the input's shape, auxiliary loss (scalar), tokens an expert [E], the routes.
+
+    Of merged experts: counts_E sums the tokens' shares of each expert, and there is no route.
+    """
 
     y: torch.Tensor
     aux_loss: torch.Tensor
     counts_E: torch.Tensor
-    route: LayerRoute
+    route: LayerRoute | None
+
+
+def check_expert(expert: nn.Module, options: RoutingOptions) -> None:
+    """Raise ValueError for an expert that a layer with these options cannot have."""
+    if options.combine == "merged" and ffn_weights([expert]) is None:
+        raise ValueError(
+            f"combine = merged with an expert that is {type(expert).__name__}; allowed: "
+            "FeedForward without dropout, or nn.Sequential(Linear, GELU, Linear)"
+        )
+
+
+def routed(route: LayerRoute | None, options: RoutingOptions) -> LayerRoute:
+    """Return a layer's last route. Raises ValueError where its tokens are not routed."""
+    if options.combine == "merged":
+        raise ValueError("combine = merged: no token is routed; allowed: combine=top1")
+    assert route is not None, "the layer has not run yet"
+    return route
 
 
 def run_layer(
@@ -80,6 +107,12 @@ def run_layer(
 ) -> LayerResult:
     """Return what the layer gives when all its experts are on this rank; both forms call it."""
     weights = ffn_weights(experts)
+    if options.combine == "merged":
+        y, load_E = merged_ffn(
+            hidden_states, gate_weight, weights, gate_ids, used_token, options.impl
+        )
+        aux_loss = torch.zeros((), dtype=torch.float32, device=y.device)
+        return LayerResult(y, aux_loss, load_E, None)
     if weights is not None and options.is_plain:
         w1, b1, w2, b2, activation = weights
         y, expert_T, prob_T, counts_E = moe_kernels.top1_moe_ffn(

@@ -1,0 +1,55 @@
+"""Which options of the sparse layer do not go together, and why: one table for YAML and library.
+
+A lever is an option of `moe` that is off by default. Most go with everything; what is listed here
+would be silently without effect, or wrong.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class _Lever(NamedTuple):
+    """An option that, where it is on, wants other options at the values given."""
+
+    name: str
+    is_on: Callable[[Any], bool]
+    wants: dict[str, Any]
+    because: str
+
+
+_LEVERS = (
+    _Lever(
+        "combine",
+        lambda value: value == "merged",
+        {
+            "gate_scale": "preserve",
+            "dispatch": "dropless",
+            "ep_size": 1,
+            "load_balance_loss": 0.0,
+            "router_z_loss": 0.0,
+            "jitter": 0.0,
+            "gate_embedding": 0,
+            "expert_dropout": 0.0,
+        },
+        "no token is routed",
+    ),
+)
+"""A wanted option that the object at hand does not have is not asked for."""
+
+
+def check_levers(options: Any, prefix: str = "") -> None:
+    """Raise ValueError, one line, where two options do not go together.
+
+    options: an object with some of the options as attributes. prefix: put before their names.
+    """
+    for lever in _LEVERS:
+        value = getattr(options, lever.name, None)
+        if value is None or not lever.is_on(value):
+            continue
+        for other, wanted in lever.wants.items():
+            found = getattr(options, other, wanted)
+            if found != wanted:
+                raise ValueError(
+                    f"{prefix}{other} = {found} with {prefix}{lever.name} = {value} "
+                    f"({lever.because}); allowed: {prefix}{other}={wanted}"
+                )

@@ -1,0 +1,41 @@
+"""Options of the sparse layer that do not go together are refused in one line, where they stand."""
+
+import pytest
+
+from ds_moe_mtl.config import UserError, load_config
+from ds_moe_mtl.config.levers import _LEVERS
+from ds_moe_mtl.config.schema import MoeSection
+
+GOOD = """\
+run:
+  dir: runs/x
+tasks: [rte]
+moe:
+  num_experts: 4
+train:
+  steps: 10
+"""
+REFUSED = {
+    "combine=merged ep_size=2": "moe.ep_size = 2 with moe.combine = merged (no token is routed)",
+    "combine=merged dispatch=capacity": "moe.dispatch = capacity with moe.combine = merged",
+    "combine=merged gate_scale=paper": "moe.gate_scale = paper with moe.combine = merged",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_levers_that_do_not_go_together_are_told_in_one_line(tmp_path, overrides):
+    (tmp_path / "run.yaml").write_text(GOOD)
+    given = [f"moe.{part}" for part in overrides.split()]
+    given += [] if "gate_scale" in overrides else ["moe.gate_scale=preserve"]
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "run.yaml", given)
+    line = str(error.value)
+    assert REFUSED[overrides] in line and "; allowed: moe." in line and "\n" not in line
+
+
+def test_every_lever_and_what_it_wants_is_a_key_with_an_allowed_value():
+    for lever in _LEVERS:
+        assert lever.name in MoeSection.model_fields
+        assert not lever.is_on(MoeSection.model_fields[lever.name].default)  # off by default
+        wanted = {name: value for name, value in lever.wants.items()}
+        MoeSection.model_validate(wanted)
