@@ -11,6 +11,8 @@ import numpy as np
 
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.evaluation import MultiTaskModel
+from ds_moe_mtl.models import RoutingOptions
+from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,14 @@ class Routes:
     """Tokens by task, layer and expert.
 
     merged: experts are merged; counts are then the tokens' shares of the task's mixture, so that
-    `shares_KLE` are the mixtures themselves.
+    `shares_KLE` are the mixtures themselves. layers: the numbers, from 1, of the layers with
+    experts; None: all.
     """
 
     tasks: tuple[str, ...]
     counts_KLE: np.ndarray
     merged: bool = False
+    layers: tuple[int, ...] | None = None
 
     @property
     def shares_KLE(self) -> np.ndarray:
@@ -33,10 +37,12 @@ class Routes:
     def to_json(self) -> dict:
         """Plain values: {"tasks", "shares": {task: [layer][expert]}, "tokens": {task: ..}}.
 
-        Of merged experts with "combine": "merged": shares are the mixtures' weights.
+        Of merged experts with "combine": "merged": shares are the mixtures' weights. Where not all
+        layers have experts, "layers" says which ones have, from 1.
         """
         return {
             **({"combine": "merged"} if self.merged else {}),
+            **({"layers": list(self.layers)} if self.layers is not None else {}),
             "tasks": list(self.tasks),
             "shares": {
                 task: share.round(4).tolist()
@@ -65,8 +71,15 @@ def collect_routes(
         )
         for name in names
     ]
-    routing = model.description["routing"] or {}
-    return Routes(names, np.stack(counts), routing.get("combine") == "merged")
+    options = RoutingOptions(**model.description["routing"])
+    depth = model.description["encoder"]["num_hidden_layers"]
+    layers = tuple(number + 1 for number in sparse_layers(options.layers, depth))
+    return Routes(
+        names,
+        np.stack(counts),
+        options.combine == "merged",
+        None if len(layers) == depth else layers,
+    )
 
 
 def draw_routes(routes: Routes, path: Path) -> None:
@@ -95,7 +108,8 @@ def draw_routes(routes: Routes, path: Path) -> None:
             continue
         percent_KE = 100 * shares_KLE[:, layer]
         image = axis.imshow(percent_KE, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        axis.set_title(f"layer {layer + 1}", fontsize=9)
+        number = layer + 1 if routes.layers is None else routes.layers[layer]
+        axis.set_title(f"layer {number}", fontsize=9)
         axis.set_xticks(range(experts), [str(expert + 1) for expert in range(experts)], fontsize=8)
         axis.set_yticks(range(tasks), routes.tasks, fontsize=8)
         if experts <= 8:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import UserError, load_config
+from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
 
 GIB = 2**30
 
@@ -56,6 +57,11 @@ def _plan(options) -> int:
         raise UserError(
             "model.kind = task_moe: the planner does not count experts that are whole layers; "
             "allowed: single, mt_dense, mt_switch, mt_tag"
+        )
+    if options.calibrate and config.model.kind in SPARSE_KINDS and config.moe.layers != "all":
+        raise UserError(
+            f"moe.layers = {config.moe.layers}: a calibration extends the times of thin copies, "
+            "whose layers are all alike; allowed: --calibrate 0, or moe.layers=all"
         )
     import torch
 

@@ -30,15 +30,30 @@ _LEVERS = (
             "jitter": 0.0,
             "gate_embedding": 0,
             "expert_dropout": 0.0,
+            "shared_share": 0.0,
+            "tied_steps": 0,
         },
         "no token is routed",
+    ),
+    _Lever(
+        "tied_steps",
+        lambda value: value > 0,
+        {"gate_scale": "preserve", "dispatch": "dropless", "ep_size": 1, "expert_noise": 0.0},
+        "experts are one before they part, and parting changes nothing",
     ),
 )
 """A wanted option that the object at hand does not have is not asked for."""
 
 
 def check_levers(options: Any, prefix: str = "") -> None:
-    """Raise ValueError, one line, where two options do not go together.
+    """Raise ValueError, one line, where two options do not go together; see conflict."""
+    found = conflict(options, prefix)
+    if found:
+        raise ValueError(found)
+
+
+def conflict(options: Any, prefix: str = "") -> str:
+    """Return which two options do not go together, in one line; "" where all do.
 
     options: an object with some of the options as attributes. prefix: put before their names.
     """
@@ -49,7 +64,8 @@ def check_levers(options: Any, prefix: str = "") -> None:
         for other, wanted in lever.wants.items():
             found = getattr(options, other, wanted)
             if found != wanted:
-                raise ValueError(
+                return (
                     f"{prefix}{other} = {found} with {prefix}{lever.name} = {value} "
                     f"({lever.because}); allowed: {prefix}{other}={wanted}"
                 )
+    return ""

@@ -155,6 +155,12 @@ class MoeSection(Section):
     gate_embedding: CountOrZero = 0  # width of task vectors that generate the gates; 0: free gates
     gate_momentum: bool = True  # false: gates of absent tasks do not move (appendix A.4)
     combine: Literal["top1", "merged"] = "top1"  # merged: a task's FFN is a mixture of experts
+    shared_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the neurons: they see every token
+    tied_steps: CountOrZero = 0  # steps in which experts are one, before they part
+    layers: (
+        Annotated[tuple[CountOrZero, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+        | Literal["all", "last_half", "every_other"]
+    ) = "all"  # that have experts; numbers from 0
     impl: Literal["auto", "torch", "triton", "cuda"] = "auto"
 
     @_model_validator(mode="after")
@@ -164,6 +170,8 @@ class MoeSection(Section):
                 f"moe.num_experts = {self.num_experts} is not divisible by "
                 f"moe.ep_size = {self.ep_size}; allowed: an ep_size that divides num_experts"
             )
+        if not isinstance(self.layers, str) and len(set(self.layers)) != len(self.layers):
+            raise ValueError("moe.layers names a layer twice; allowed: each layer once")
         check_levers(self, "moe.")
         return self
 

@@ -17,7 +17,7 @@ from ds_moe_mtl.models.task_level.routed_layers import RouteCall, RouteContext, 
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
 from ds_moe_mtl.models.token_level.context import GateCall
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
-from ds_moe_mtl.models.token_level.upcycle import gate_context, upcycle
+from ds_moe_mtl.models.token_level.upcycle import gate_context, routed_ffns, upcycle
 
 SPARSE_KINDS = ("mt_switch", "mt_tag")
 KINDS = ("single", "mt_dense", *SPARSE_KINDS, "task_moe")
@@ -26,7 +26,8 @@ KINDS = ("single", "mt_dense", *SPARSE_KINDS, "task_moe")
 class MultiTaskNetwork(nn.Module):
     """Encoder and heads; gate_of_task maps a task's index to its gate.
 
-    router: None, or the task router whose routes the encoder's RoutedLayers follow.
+    router: None, or the task router whose routes the encoder's RoutedLayers follow. tied_steps: so
+    many steps of training (set_step) begin with experts tied.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class MultiTaskNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.router, self._route_context = router, route_context
+        self.tied_steps = 0
         self.encoder = PackedEncoder(transformer)
         self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
         gates = torch.zeros(len(heads), dtype=torch.long)
@@ -57,9 +59,15 @@ class MultiTaskNetwork(nn.Module):
         return any(spec.shared for spec in self.heads.specs)
 
     def set_step(self, step: int) -> None:
-        """Say which training step this is; a task router's temperature depends on it."""
+        """Say which training step this is.
+
+        A task router's temperature depends on it, and whether experts are tied (the first
+        `tied_steps` steps).
+        """
         if self.router is not None:
             self.router.set_step(step)
+        for ffn in routed_ffns(self) if self.tied_steps else ():
+            ffn.moe.tied = step < self.tied_steps
 
     def forward(
         self,

@@ -9,10 +9,22 @@ from collections.abc import Mapping
 import torch
 
 from ds_moe_mtl.models.multitask import MultiTaskNetwork
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
 
 OWN, RANDOM = "own", "random"
 HEADS = "heads.tasks."
+FORM = ("num_experts", "gate_scale", "gate_embedding", "combine", "shared_share", "layers")
+"""Options that a model's tensors or its function depend on: stage two keeps them."""
+
 PER_GATE = (".gate.wg.weight", ".gate.wg.vectors")  # rows by gate; all else of a gate is shared
+
+
+def form_of(description: Mapping) -> dict:
+    """Return FORM's options of a trained model by name; empty for a dense one."""
+    if not description["routing"]:
+        return {}
+    options = RoutingOptions(**description["routing"])
+    return {name: getattr(options, name) for name in FORM}
 
 
 def continued_state(

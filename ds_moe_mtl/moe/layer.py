@@ -12,7 +12,8 @@ from torch import nn
 
 from ds_moe_mtl.models.token_level.context import LayerRoute
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
-from ds_moe_mtl.models.token_level.moe_layer import check_expert, routed, run_layer
+from ds_moe_mtl.models.token_level.moe_layer import parts_of, routed, run_layer
+from ds_moe_mtl.models.token_level.shared_slice import add_shared
 from ds_moe_mtl.moe.dispatch import remote_experts
 from ds_moe_mtl.moe.gate import TaskGate
 from ds_moe_mtl.moe.version import check_deepspeed_version
@@ -45,8 +46,8 @@ class TaskMoE(MoE):
                 f"ep_size = {ep_size} with combine = merged: every rank needs all experts' "
                 "weights; allowed: ep_size=1"
             )
-        check_expert(expert, routing)
         nn.Module.__init__(self)
+        self.shared, expert = parts_of(expert, routing)
         self.hidden_size = hidden_size
         self.options = routing
         self.use_residual = False
@@ -75,7 +76,19 @@ class TaskMoE(MoE):
         other tokens are neither routed nor counted and get 0.
         """
         y = self.deepspeed_moe(hidden_states, gate_ids, used_token)
+        y = add_shared(y, self.shared, hidden_states, used_token)
         return y, self.deepspeed_moe.l_aux, self.deepspeed_moe.exp_counts
+
+    @property
+    def tied(self) -> bool:
+        """Whether in training the copies are one FFN; with ep_size 1 alone."""
+        return self.deepspeed_moe.tied
+
+    @tied.setter
+    def tied(self, tied: bool) -> None:
+        if tied and self.ep_size > 1:
+            raise ValueError(f"tied experts with ep_size = {self.ep_size}; allowed: ep_size=1")
+        self.deepspeed_moe.tied = tied
 
     def last_route(self) -> LayerRoute:
         """Return where the last call's tokens went. Raises ValueError where none is routed."""
@@ -84,6 +97,8 @@ class TaskMoE(MoE):
 
 class TaskMOELayer(MOELayer):
     """MOELayer whose dispatch drops nothing, pads nothing and routes no pads."""
+
+    tied = False
 
     def forward(
         self,
@@ -101,6 +116,7 @@ class TaskMOELayer(MOELayer):
                 used_token,
                 options,
                 self.training,
+                self.tied,
             )
             self.l_aux, self.exp_counts, self.last_route = result[1:]
             return result.y

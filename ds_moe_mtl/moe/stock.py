@@ -28,7 +28,7 @@ def to_stock(model: nn.Module, drop_tokens: bool) -> nn.Module:
     for holder, name, layer in moe_layers(model, MoELayer):
         stock = StockMoE(
             layer.hidden_size,
-            layer.experts[0],
+            layer.dense_expert(),
             layer.options.num_experts,
             capacity_factor=1.0,
             min_capacity=0,

@@ -9,6 +9,7 @@ Measured against torch's allocator in docs/memory.md and docs/planning.md.
 from typing import NamedTuple
 
 from ds_moe_mtl.planner.flops import Parameters, count_parameters, ffn_weights
+from ds_moe_mtl.planner.levers import NO_LEVERS, Levers
 from ds_moe_mtl.planner.shape import Shape
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -114,6 +115,7 @@ def activation_bytes(
     ep_size: int = 1,
     checkpointing: bool = False,
     on_gpu: bool = False,
+    levers: Levers = NO_LEVERS,
 ) -> float:
     """Return what the forward pass keeps for the backward pass, on one rank.
 
@@ -122,22 +124,28 @@ def activation_bytes(
     after GELU), on a CPU the sparse one two more of D (the gathered input, the result before the
     gate value); other ranks' experts add the sent rows. Attention keeps query, key and value padded
     and, but on a GPU, where it is fused, its probabilities (three copies with dropout, else one).
-    With checkpointing a layer keeps its input alone, and one layer at a time is computed again.
+    Merged experts keep the merged FFNs. With checkpointing a layer keeps its input alone, and one
+    layer at a time is computed again.
     """
     dropped = dropout > 0
     scores = 0 if on_gpu else (3 if dropped else 1)
-    gathers = sparse and not on_gpu
-    rows = 5 + 2 * dropped + 2 * gathers + (2 if ep_size > 1 else 0)
-    layer = (
-        rows * tokens.real * shape.hidden
-        + 2 * tokens.real * shape.intermediate
-        + (4 if on_gpu else 3) * tokens.padded * shape.hidden
-        + scores * shape.heads * tokens.scores
-    )
+
+    def layer(has_experts: bool) -> float:
+        gathers = has_experts and not on_gpu
+        rows = 5 + 2 * dropped + 2 * gathers + (2 if ep_size > 1 and has_experts else 0)
+        return (
+            rows * tokens.real * shape.hidden
+            + 2 * tokens.real * shape.intermediate
+            + (4 if on_gpu else 3) * tokens.padded * shape.hidden
+            + scores * shape.heads * tokens.scores
+            + (levers.merged * ffn_weights(shape) if has_experts else 0)
+        )
+
     embeddings = (2 + dropped) * tokens.real * shape.hidden
-    layers = shape.layers * layer
+    with_experts = levers.sparse(shape) if sparse else 0
+    layers = with_experts * layer(True) + (shape.layers - with_experts) * layer(False)
     if checkpointing:
-        layers = shape.layers * tokens.real * shape.hidden + layer
+        layers = shape.layers * tokens.real * shape.hidden + layer(with_experts > 0)
     return ELEMENT_BYTES[precision] * (layers + embeddings)
 
 
@@ -153,6 +161,7 @@ def peak_bytes(
     bucket_elements: int,
     offloads: bool = False,
     piece: int | None = None,
+    levers: Levers = NO_LEVERS,
 ) -> Peak:
     """Return the fullest of a step's three moments, on one rank.
 
@@ -172,7 +181,7 @@ def peak_bytes(
     whole = element * (weights.rest + own)
     has_bucket = zero_stage and (piece is None or world_size > 1)
     bucket = element * bucket_elements if has_bucket else 0.0
-    of_layer = own / shape.layers if own else ffn_weights(shape) / 2
+    of_layer = own / levers.sparse(shape) if own else ffn_weights(shape) / 2
     at_work = element * (of_layer + tokens.real * shape.intermediate)
     groups = (weights.rest / world_size, own / (world_size // ep_size))
     # A weight that two ranks' parts share is kept whole by both; the embedding is the largest.

@@ -19,6 +19,7 @@ from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
 from ds_moe_mtl.ranks.stop import StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
 from ds_moe_mtl.training.dev import evaluate
+from ds_moe_mtl.training.levers import before_step
 from ds_moe_mtl.training.metrics_log import MetricsLog
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
@@ -130,6 +131,7 @@ class TrainingLoop:
         }
         set_learning_rate(self.engine, share * self.train.lr, rates)
         self.engine.module.set_step(step)
+        before_step(self.engine, config, step)
         divided_by = dist.get_world_size() * len(micro_batches)
         scale, parts = loss_scale(self.engine), []
         for batch in micro_batches:

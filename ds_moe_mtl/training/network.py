@@ -9,6 +9,7 @@ from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
 from ds_moe_mtl.models.description import model_folder, read_description, read_state
 from ds_moe_mtl.models.folder import describe_network, described_transformer
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.models.pretrained import (
     load_generator,
     load_transformer,
@@ -17,7 +18,7 @@ from ds_moe_mtl.models.pretrained import (
 )
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart, bart_description
 from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
-from ds_moe_mtl.models.transfer import continued_state
+from ds_moe_mtl.models.transfer import continued_state, form_of
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.plan import RunPlan, router_options, routing_options
 
@@ -113,12 +114,11 @@ def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
 
 def _check_form(config: RunConfig, description: dict) -> None:
     """Raise ValueError where the configuration contradicts the model it starts from."""
-    kind, routing = description["kind"], description["routing"]
+    kind = description["kind"]
     wanted = {"model.kind": (config.model.kind, kind)}
     wanted["model.pooler"] = (config.model.pooler, description["pooler"])
-    if routing is not None:
-        for key in ("num_experts", "gate_scale", "gate_embedding"):
-            wanted[f"moe.{key}"] = (getattr(config.moe, key), routing.get(key, 0))
+    for key, there in form_of(description).items():
+        wanted[f"moe.{key}"] = (getattr(config.moe, key), there)
     for key, (given, there) in wanted.items():
         dense = {given, there} == {"single", "mt_dense"}  # one architecture
         if given != there and not dense:
@@ -151,6 +151,7 @@ def network_around(
         router=router_options(config) if config.model.kind == "task_moe" else None,
         vectors=vectors,
     )
+    network.tied_steps = config.moe.tied_steps if config.model.kind in SPARSE_KINDS else 0
     if config.train.activation_checkpointing:
         network.checkpoint_activations()
     return network

@@ -197,6 +197,8 @@ def routing_options(config: RunConfig, num_tasks: int) -> RoutingOptions:
         impl=moe.impl,
         gate_embedding=moe.gate_embedding,
         combine=moe.combine,
+        shared_share=moe.shared_share,
+        layers=moe.layers,
     )
 
 

@@ -1,6 +1,7 @@
 """Training steps of a tiny run on however many ranks there are; what each step left behind."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,18 +55,30 @@ class TinyRun:
         return self.loop.engine
 
 
-def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu") -> TinyRun:
-    """Return a tiny run over what write_tiny left in `folder`; gates spread, experts different.
+def spread(network: torch.nn.Module) -> None:
+    """Spread the gates and make the experts differ."""
+    spread_gates(network)
+    differ_experts(network)
 
-    device is what the configuration is checked for: "cuda" lets fp16 pass.
+
+def start_tiny(
+    folder: str,
+    sections: dict,
+    deepspeed: Path,
+    device: str = "cpu",
+    prepare: Callable[[torch.nn.Module], None] = spread,
+) -> TinyRun:
+    """Return a tiny run over what write_tiny left in `folder`.
+
+    device is what the configuration is checked for: "cuda" lets fp16 pass. prepare: changes the
+    network before the engine has it.
     """
     ranks = rendezvous(os.environ)
     here = start_process_group(ranks)
     config = tiny_config(Path(folder), deepspeed=str(deepspeed), **sections)
     plan = make_plan(config, task_specs(config), quiet)
     network, _ = new_network(plan)
-    spread_gates(network)
-    differ_experts(network)
+    prepare(network)
     resolved = resolve_deepspeed(config, dist.get_world_size(), device)
     engine = start_engine(network, config, resolved)
     loader = plan.super_batches(dist.get_rank(), dist.get_world_size(), gpu=here.index)

@@ -51,8 +51,13 @@ class FeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = nn.functional.gelu(self.fc1(x), approximate=_APPROXIMATE[self.activation])
+        h = gelu(self.fc1(x), self.activation)
         return self.fc2(dropout(h, self.dropout, self.training))
+
+
+def gelu(h: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return the activation of that name, "gelu" or "gelu_tanh", of h."""
+    return nn.functional.gelu(h, approximate=_APPROXIMATE[activation])
 
 
 FFNWeights = tuple[

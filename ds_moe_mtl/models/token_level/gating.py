@@ -32,6 +32,9 @@ class RoutingOptions:
     gate_embedding: width of the task vectors that generate the gates (0: each gate by itself).
     combine: "top1", or "merged": no token is routed, a gate is a mixture of the experts' weights
     (models.token_level.merged).
+    shared_share: that share of an FFN's neurons sees every token, the rest is experts
+    (models.token_level.shared_slice).
+    layers: of a model, which layers have experts (models.token_level.sparse_layers).
     """
 
     num_experts: int = 4
@@ -45,6 +48,8 @@ class RoutingOptions:
     impl: str = "auto"
     gate_embedding: int = 0
     combine: str = "top1"
+    shared_share: float = 0.0
+    layers: str | tuple[int, ...] = "all"
 
     @property
     def is_plain(self) -> bool:
@@ -71,6 +76,10 @@ class RoutingOptions:
         if self.combine not in COMBINES:
             raise ValueError(f"combine is one of {COMBINES}, got {self.combine!r}")
         check_levers(self)
+        if isinstance(self.layers, list):  # of a description's JSON
+            object.__setattr__(self, "layers", tuple(self.layers))
+        if not 0 <= self.shared_share < 1:
+            raise ValueError(f"shared_share must be in [0, 1), got {self.shared_share}")
         if self.gate_embedding < 0:
             raise ValueError(f"gate_embedding must not be negative, got {self.gate_embedding}")
         if self.capacity_factor <= 0:

@@ -8,9 +8,11 @@ from torch import nn
 
 import moe_kernels
 from ds_moe_mtl.models.token_level.context import LayerRoute
-from ds_moe_mtl.models.token_level.experts import ffn_weights, run_experts
+from ds_moe_mtl.models.token_level.experts import FeedForward, ffn_weights, run_experts
 from ds_moe_mtl.models.token_level.gating import RoutingOptions, new_gates, route_tokens
 from ds_moe_mtl.models.token_level.merged import merged_ffn
+from ds_moe_mtl.models.token_level.shared_slice import add_shared, join_ffn, split_ffn
+from ds_moe_mtl.models.token_level.tied import tied_ffn
 
 
 class Gate(nn.Module):
@@ -27,12 +29,15 @@ class Gate(nn.Module):
 class MoELayer(nn.Module):
     """Sends each token to one copy of `expert`, chosen by the gate of the token's task.
 
-    Raises ValueError for an expert that the options cannot take.
+    tied: in training the copies are one FFN (models.token_level.tied). Raises ValueError for an
+    expert that the options cannot take.
     """
+
+    tied = False
 
     def __init__(self, hidden_size: int, expert: nn.Module, options: RoutingOptions) -> None:
         super().__init__()
-        check_expert(expert, options)
+        self.shared, expert = parts_of(expert, options)
         self.hidden_size = hidden_size
         self.options = options
         self.gate = Gate(hidden_size, options)
@@ -58,9 +63,16 @@ class MoELayer(nn.Module):
             used_token,
             self.options,
             self.training,
+            self.tied,
         )
         self._route = result.route
-        return result.y, result.aux_loss, result.counts_E
+        y = add_shared(result.y, self.shared, hidden_states, used_token)
+        return y, result.aux_loss, result.counts_E
+
+    def dense_expert(self) -> nn.Module:
+        """Return the first expert as the whole FFN that it stands for, its shared part included."""
+        first = self.experts[0]
+        return first if self.shared is None else join_ffn(self.shared, first)
 
     def last_route(self) -> LayerRoute:
         """Return where the last call's tokens went. Raises ValueError where none is routed."""
@@ -79,20 +91,31 @@ class LayerResult(NamedTuple):
     route: LayerRoute | None
 
 
-def check_expert(expert: nn.Module, options: RoutingOptions) -> None:
-    """Raise ValueError for an expert that a layer with these options cannot have."""
+def parts_of(expert: nn.Module, options: RoutingOptions) -> tuple[FeedForward | None, nn.Module]:
+    """Return (the part of an FFN that sees every token or None, the expert to copy).
+
+    Raises ValueError for an expert that a layer with these options cannot have.
+    """
+    if options.shared_share:
+        if not isinstance(expert, FeedForward):
+            raise ValueError(
+                f"shared_share = {options.shared_share} with an expert that is "
+                f"{type(expert).__name__}; allowed: FeedForward"
+            )
+        return split_ffn(expert, options.shared_share)
     if options.combine == "merged" and ffn_weights([expert]) is None:
         raise ValueError(
             f"combine = merged with an expert that is {type(expert).__name__}; allowed: "
             "FeedForward without dropout, or nn.Sequential(Linear, GELU, Linear)"
         )
+    return None, expert
 
 
 def routed(route: LayerRoute | None, options: RoutingOptions) -> LayerRoute:
     """Return a layer's last route. Raises ValueError where its tokens are not routed."""
     if options.combine == "merged":
         raise ValueError("combine = merged: no token is routed; allowed: combine=top1")
-    assert route is not None, "the layer has not run yet"
+    assert route is not None, "the layer has not run yet, or its experts were tied"
     return route
 
 
@@ -104,8 +127,16 @@ def run_layer(
     used_token: torch.Tensor | None,
     options: RoutingOptions,
     training: bool,
+    tied: bool = False,
 ) -> LayerResult:
-    """Return what the layer gives when all its experts are on this rank; both forms call it."""
+    """Return what the layer gives when all its experts are on this rank; both forms call it.
+
+    tied: in training no token is routed (counts of 0): the experts are one FFN.
+    """
+    if tied and training:
+        y = tied_ffn(hidden_states, experts, gate_weight, used_token)
+        aux_loss = torch.zeros((), dtype=torch.float32, device=y.device)
+        return LayerResult(y, aux_loss, aux_loss.new_zeros(len(experts)).int(), None)
     weights = ffn_weights(experts)
     if options.combine == "merged":
         y, load_E = merged_ffn(

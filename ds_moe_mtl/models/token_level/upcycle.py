@@ -12,6 +12,7 @@ from ds_moe_mtl.models.token_level.context import GateCall, GateContext, RoutedF
 from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 
 
 def upcycle(
@@ -24,7 +25,7 @@ def upcycle(
     expert_noise: float = 0.0,
     expert_dropout: float = 0.0,
 ) -> nn.Module:
-    """Return `model` with an MoELayer of copied experts in place of every FFN.
+    """Return `model` with an MoELayer of copied experts in place of its FFNs (options.layers).
 
     Takes any transformers model whose layers have BERT's shape (`intermediate.dense`,
     `output.dense`): BERT, MiniLM, RoBERTa, XLM-R, CamemBERT, ELECTRA. The model then takes
@@ -46,7 +47,7 @@ def upcycle(
     if any(isinstance(layer.intermediate, RoutedFFN) for layer in layers):
         raise ValueError(f"{type(model).__name__} is upcycled already")
     context = GateContext()
-    for layer in layers:
+    for layer in [layers[number] for number in sparse_layers(options.layers, len(layers))]:
         expert = _copied_ffn(layer, activation_of(model.config.hidden_act), expert_dropout)
         moe = MoELayer(expert.fc1.in_features, expert, options).to(expert.fc1.weight)
         for copy in moe.experts if expert_noise > 0 else ():

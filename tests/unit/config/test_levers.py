@@ -18,6 +18,11 @@ train:
 REFUSED = {
     "combine=merged ep_size=2": "moe.ep_size = 2 with moe.combine = merged (no token is routed)",
     "combine=merged dispatch=capacity": "moe.dispatch = capacity with moe.combine = merged",
+    "tied_steps=9 ep_size=2": "moe.ep_size = 2 with moe.tied_steps = 9 (experts are one",
+    "tied_steps=9 gate_scale=paper": "moe.gate_scale = paper with moe.tied_steps = 9",
+    "tied_steps=9 expert_noise=0.1": "moe.expert_noise = 0.1 with moe.tied_steps = 9",
+    "combine=merged tied_steps=9": "moe.tied_steps = 9 with moe.combine = merged",
+    "combine=merged shared_share=0.5": "moe.shared_share = 0.5 with moe.combine = merged",
     "combine=merged gate_scale=paper": "moe.gate_scale = paper with moe.combine = merged",
 }
 

@@ -13,6 +13,7 @@ from ds_moe_mtl.moe.convert import load_plain_state, plain_key, plain_state
 HIDDEN = 16
 LEVERS = {
     "merged": {"combine": "merged"},
+    "shared_share": {"shared_share": 0.6},
 }
 
 
