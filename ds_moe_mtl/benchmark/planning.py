@@ -95,6 +95,7 @@ class RunOnPaper:
             self.offloads,
             self.piece,
             self.levers,
+            config.train.average_from is not None,
         )
 
     def sent(self, ep_size: int) -> float:
@@ -172,7 +173,7 @@ def advice(paper: RunOnPaper, stage: int, memory: float | None) -> str:
     sizes = [size for size in paper.ep_sizes() if size > 1]
     if not paper.sparse:
         return "Expert parallelism: the model has no experts."
-    forbidden = conflict(paper.workload.config.moe.model_copy(update={"ep_size": 2}))
+    forbidden = conflict(paper.workload.config.moe.model_copy(update={"ep_size": 2}), "moe.")
     if not sizes and forbidden:
         return f"Expert parallelism: none possible; {forbidden.partition('; allowed')[0]}."
     if not sizes:

@@ -32,6 +32,8 @@ _LEVERS = (
             "expert_dropout": 0.0,
             "shared_share": 0.0,
             "tied_steps": 0,
+            "gate_init": "small",
+            "route_by": "token",
         },
         "no token is routed",
     ),
@@ -40,6 +42,24 @@ _LEVERS = (
         lambda value: value > 0,
         {"gate_scale": "preserve", "dispatch": "dropless", "ep_size": 1, "expert_noise": 0.0},
         "experts are one before they part, and parting changes nothing",
+    ),
+    _Lever(
+        "expert_pull",
+        lambda value: value > 0,
+        {"ep_size": 1},
+        "every rank needs all experts' weights",
+    ),
+    _Lever(
+        "route_by",
+        lambda value: value == "sequence",
+        {"dispatch": "dropless"},
+        "all tokens of a sequence have one expert",
+    ),
+    _Lever(
+        "gate_init",
+        lambda value: value == "spread",
+        {"gate_embedding": 0},
+        "generated gates start as small ones",
     ),
 )
 """A wanted option that the object at hand does not have is not asked for."""

@@ -42,6 +42,9 @@ class MultiTaskNetwork(nn.Module):
         super().__init__()
         self.router, self._route_context = router, route_context
         self.tied_steps = 0
+        self._routes_sequences = any(
+            ffn.moe.options.route_by == "sequence" for ffn in routed_ffns(transformer)
+        )
         self.encoder = PackedEncoder(transformer)
         self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
         gates = torch.zeros(len(heads), dtype=torch.long)
@@ -136,6 +139,8 @@ class MultiTaskNetwork(nn.Module):
         """
         *tokens, cu_seqlens, groups, lengths = inputs
         num_tokens = len(tokens[0])
+        if self._routes_sequences:
+            call.cu_seqlens = cu_seqlens
         if num_tokens == 0:
             return self._run_stand_in(call, tokens[0])
         gates_T = gates_B.repeat_interleave(cu_seqlens.diff().long(), output_size=num_tokens)
@@ -183,8 +188,10 @@ class MultiTaskNetwork(nn.Module):
         token = empty.new_zeros(1)
         call.gate_ids = token[None]
         call.mask = token[None]
-        call.task_ids = call.questions = token
         ends = torch.tensor([0, 1], dtype=torch.int32, device=empty.device)
+        if self._routes_sequences:
+            call.cu_seqlens = ends
+        call.task_ids = call.questions = token
         return self._run_encoder(call, (token, token, token, ends, ((0, 1),), (1,)))[:0]
 
 

@@ -13,7 +13,15 @@ from ds_moe_mtl.models.token_level.gating import RoutingOptions
 
 OWN, RANDOM = "own", "random"
 HEADS = "heads.tasks."
-FORM = ("num_experts", "gate_scale", "gate_embedding", "combine", "shared_share", "layers")
+FORM = (
+    "num_experts",
+    "gate_scale",
+    "gate_embedding",
+    "combine",
+    "shared_share",
+    "layers",
+    "route_by",
+)
 """Options that a model's tensors or its function depend on: stage two keeps them."""
 
 PER_GATE = (".gate.wg.weight", ".gate.wg.vectors")  # rows by gate; all else of a gate is shared

@@ -69,13 +69,14 @@ class TaskMoE(MoE):
         hidden_states: torch.Tensor,
         gate_ids: torch.Tensor | None = None,
         used_token: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (output [batch, seq, hidden], auxiliary loss, this rank's tokens an expert [E]).
 
         gate_ids [batch] or [batch, seq], optional for one gate. used_token [batch, seq], 1 = real;
-        other tokens are neither routed nor counted and get 0.
+        other tokens are neither routed nor counted and get 0. cu_seqlens: as in MoELayer.forward.
         """
-        y = self.deepspeed_moe(hidden_states, gate_ids, used_token)
+        y = self.deepspeed_moe(hidden_states, gate_ids, used_token, cu_seqlens=cu_seqlens)
         y = add_shared(y, self.shared, hidden_states, used_token)
         return y, self.deepspeed_moe.l_aux, self.deepspeed_moe.exp_counts
 
@@ -105,6 +106,7 @@ class TaskMOELayer(MOELayer):
         hidden_states: torch.Tensor,
         gate_ids: torch.Tensor | None,
         used_token: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None = None,
     ) -> torch.Tensor:
         experts, options = list(self.experts.deepspeed_experts), self.gate.options
         if self.ep_size == 1:
@@ -117,6 +119,7 @@ class TaskMOELayer(MOELayer):
                 options,
                 self.training,
                 self.tied,
+                cu_seqlens,
             )
             self.l_aux, self.exp_counts, self.last_route = result[1:]
             return result.y
@@ -125,7 +128,7 @@ class TaskMOELayer(MOELayer):
                 f"ep_size is {self.ep_size} but no process group is set: initialise DeepSpeed's "
                 f"engine with this model, or call set_deepspeed_parallelism()"
             )
-        routing, self.l_aux = self.gate.route(hidden_states, gate_ids, used_token)
+        routing, self.l_aux = self.gate.route(hidden_states, gate_ids, used_token, cu_seqlens)
         self.exp_counts = routing.counts_E
         self.last_route = LayerRoute(routing.expert_T, routing.prob_T.detach())
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])

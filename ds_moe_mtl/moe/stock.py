@@ -12,7 +12,7 @@ class StockMoE(MoE):
     """deepspeed.moe.layer.MoE as it is, called as a RoutedFFN calls its layer."""
 
     def forward(
-        self, hidden_states: torch.Tensor, gate_ids=None, used_token=None
+        self, hidden_states: torch.Tensor, gate_ids=None, used_token=None, cu_seqlens=None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return DeepSpeed's (output, auxiliary loss, counts); gate ids do not reach its gate."""
         tokens = None if used_token is None else used_token.reshape(-1)

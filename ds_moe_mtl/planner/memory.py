@@ -80,15 +80,22 @@ def split_weights(parameters: Parameters) -> Weights:
 
 
 def state_bytes(
-    weights: Weights, zero_stage: int, world_size: int, ep_size: int, precision: str
+    weights: Weights,
+    zero_stage: int,
+    world_size: int,
+    ep_size: int,
+    precision: str,
+    averages: bool = False,
 ) -> States:
     """Return what one rank holds. Stage 1 shards the optimizer, stage 2 the gradients too.
 
     A rank has experts / ep_size of the expert weights and all the rest. What ZeRO shards of the
     rest is cut into world_size parts; of the experts into world_size / ep_size parts only, their
-    expert-data-parallel group. Source of the bytes: "ZeRO: Memory Optimizations Toward Training
-    Trillion Parameter Models", section 3.1, and what DeepSpeed 0.19.8 was seen to hold. Raises
-    ValueError for a stage other than 0, 1, 2 and for an ep_size that does not divide world_size.
+    expert-data-parallel group. averages: a mean of the weights is kept beside what a rank updates
+    (train.average_from), 4 bytes each. Source of the bytes: "ZeRO: Memory Optimizations Toward
+    Training Trillion Parameter Models", section 3.1, and what DeepSpeed 0.19.8 was seen to hold.
+    Raises ValueError for a stage other than 0, 1, 2 and for an ep_size that does not divide
+    world_size.
     """
     if zero_stage not in (0, 1, 2):
         raise ValueError(f"zero_stage = {zero_stage}; allowed: 0, 1, 2 (3 refuses MoE layers)")
@@ -97,12 +104,13 @@ def state_bytes(
     element = ELEMENT_BYTES[precision]
     master = MASTER if zero_stage or precision != "fp32" else 0
     own = weights.experts / ep_size
+    mean = MASTER if averages else 0
     sharded = weights.rest / world_size + own / (world_size // ep_size)
     whole = weights.rest + own
     return States(
         weights=element * whole,
         gradients=element * (sharded if zero_stage == 2 else whole),
-        optimizer=(master + MOMENTS) * (sharded if zero_stage else whole),
+        optimizer=(master + MOMENTS + mean) * (sharded if zero_stage else whole),
     )
 
 
@@ -162,6 +170,7 @@ def peak_bytes(
     offloads: bool = False,
     piece: int | None = None,
     levers: Levers = NO_LEVERS,
+    averages: bool = False,
 ) -> Peak:
     """Return the fullest of a step's three moments, on one rank.
 
@@ -173,9 +182,9 @@ def peak_bytes(
     16 bits that tensor in fp32. Weights and optimizer are there in all three.
     bucket_elements: DeepSpeed's reduce_bucket_size, twice with overlap_comm; there is no bucket
     where one rank updates in pieces. offloads: the optimizer is on the host, and with it the update
-    and what stage 2 shards of the gradients.
+    and what stage 2 shards of the gradients. averages: as in state_bytes.
     """
-    states = state_bytes(weights, zero_stage, world_size, ep_size, precision)
+    states = state_bytes(weights, zero_stage, world_size, ep_size, precision, averages)
     element = ELEMENT_BYTES[precision]
     own = weights.experts / ep_size
     whole = element * (weights.rest + own)

@@ -22,8 +22,8 @@ from ds_moe_mtl.training.run_folder import read_json, write_json
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"
-BYTES_PER_WEIGHT = 18
-"""At most: 16-bit or fp32 weights, an fp32 copy and Adam's two fp32 moments."""
+BYTES_PER_WEIGHT = 22
+"""At most: fp32 weights, an fp32 copy, Adam's two fp32 moments, an fp32 average, and some."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,18 @@ def identity_of(plan: RunPlan, encoder_sha256: str, world_size: int, deepspeed: 
 
 
 def save_checkpoint(
-    engine, folder: Path, step: int, identity: Identity, loader_state: dict, keep: int
+    engine,
+    folder: Path,
+    step: int,
+    identity: Identity,
+    loader_state: dict,
+    keep: int,
+    write_more: Callable[[Path], None] | None = None,
 ) -> Path:
     """Save after `step` steps and return the checkpoint's folder; a collective call.
 
-    The newest `keep` stay; one more is on disk while writing. Raises UserError where the disk has
+    The newest `keep` stay; one more is on disk while writing. write_more(folder) writes what a rank
+    has to keep beside DeepSpeed's files. Raises UserError where the disk has
     no room, RankError where one rank's write fails: the checkpoints before stay whole.
     """
     name = f"step_{step:08d}"
@@ -85,6 +92,9 @@ def save_checkpoint(
     _agree_on_room(engine, folder)
     try:
         engine.save_checkpoint(str(saving), tag=name, save_latest=False)
+        if write_more is not None:
+            write_more(saving / name)
+            dist.barrier()
     except (OSError, RuntimeError) as error:
         shutil.rmtree(saving, ignore_errors=True)
         raise RankError(

@@ -6,6 +6,7 @@ the examples of the whole super-batch, times what DeepSpeed divides by afterward
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
 from ds_moe_mtl.ranks.stop import StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
 from ds_moe_mtl.training.dev import evaluate
-from ds_moe_mtl.training.levers import before_step
+from ds_moe_mtl.training.levers import Levers
 from ds_moe_mtl.training.metrics_log import MetricsLog
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
@@ -59,6 +60,7 @@ class TrainingLoop:
         self.stop, self.log, self.save, self.say = stop, log, save, say
         self.skipped, self.watchdog = skipped, watchdog
         self.train = plan.config.train
+        self.levers = Levers(engine, plan.config, plan.total_steps)
         self.selection = selection
         self.results: dict[str, dict] = {}
         self.steps_done = 0
@@ -128,10 +130,11 @@ class TrainingLoop:
         rates = {
             ROUTER_GROUP: share * config.router.lr,
             VECTORS_GROUP: share * config.router.vectors_lr,
+            **self.levers.gate_rates(share),
         }
         set_learning_rate(self.engine, share * self.train.lr, rates)
         self.engine.module.set_step(step)
-        before_step(self.engine, config, step)
+        self.levers.before_step(step)
         divided_by = dist.get_world_size() * len(micro_batches)
         scale, parts = loss_scale(self.engine), []
         for batch in micro_batches:
@@ -148,6 +151,7 @@ class TrainingLoop:
             parts.append((losses_B.detach(), batch))
             self._window.add_loads(outputs.counts)
             self.watchdog.progress(step + 1)
+        self.levers.after_step(step, share, update.skipped)
         self._norm = None if update.skipped else update.norm
         for losses_B, batch in parts:
             self._window.add(losses_B, batch, update.skipped)
@@ -178,7 +182,9 @@ class TrainingLoop:
 
         progress()
         losses = {} if self.train.select == "dev_loss" else None
-        self.results = evaluate(self.engine.module, self.plan, self.device, progress, losses)
+        last = step == self.plan.total_steps
+        with self.levers.averaged() if last else nullcontext():
+            self.results = evaluate(self.engine.module, self.plan, self.device, progress, losses)
         values = {name: result["value"] for name, result in self.results.items()}
         scores = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
         if len(values) > MOST_NAMED:

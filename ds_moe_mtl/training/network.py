@@ -118,14 +118,19 @@ def _check_form(config: RunConfig, description: dict) -> None:
     wanted = {"model.kind": (config.model.kind, kind)}
     wanted["model.pooler"] = (config.model.pooler, description["pooler"])
     for key, there in form_of(description).items():
-        wanted[f"moe.{key}"] = (getattr(config.moe, key), there)
+        wanted[f"moe.{key}"] = (_as_given(getattr(config.moe, key)), _as_given(there))
     for key, (given, there) in wanted.items():
-        dense = {given, there} == {"single", "mt_dense"}  # one architecture
+        dense = {str(given), str(there)} == {"single", "mt_dense"}  # one architecture
         if given != there and not dense:
             raise ValueError(
                 f"{key} = {given}, but start.model = {config.start.model} has {there}; "
                 f"allowed: {key}={there}"
             )
+
+
+def _as_given(value):
+    """Return a configuration's value as a YAML has it: a tuple as a list."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def network_around(

@@ -199,6 +199,8 @@ def routing_options(config: RunConfig, num_tasks: int) -> RoutingOptions:
         combine=moe.combine,
         shared_share=moe.shared_share,
         layers=moe.layers,
+        gate_init=moe.gate_init,
+        route_by=moe.route_by,
     )
 
 

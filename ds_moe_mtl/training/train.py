@@ -249,6 +249,7 @@ def _train_one(
             identity,
             loader.state_dict(),
             max(1, config.train.keep_checkpoints),
+            loop.levers.save,
         )
         say(f"checkpoint: {path}")
 
@@ -256,6 +257,8 @@ def _train_one(
     loop = TrainingLoop(
         engine, plan, loader, device, stop, log, skipped, watchdog, save, say, selection
     )
+    if chosen is not None:
+        loop.levers.load(chosen)
     try:
         if not loop.run(first_step):
             say(f"stopped by {stop.signal_name or 'another rank'}; start it again to continue")
@@ -268,7 +271,8 @@ def _train_one(
     watchdog.progress(loop.steps_done, "model folder")
     if selection is None:
         results = run_results(plan, loop.results, sha256, loop.steps_done)
-        _write_model(engine.module, plan, folder.path / "model", results)
+        with loop.levers.averaged():
+            _write_model(engine.module, plan, folder.path / "model", results)
     else:
         results = run_results(plan, selection.results, sha256, loop.steps_done, selection.best_step)
         selection.finish(folder.path / "model")

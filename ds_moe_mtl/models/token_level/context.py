@@ -31,6 +31,7 @@ class GateCall:
 
     direct: the call was opened by the upcycled model's own forward, not by `GateContext.use`.
     task_ids, questions: of each sequence, for a task router (B sequences; questions may be None).
+    cu_seqlens: where sequences start, for layers that route by sequence.
     """
 
     gate_ids: torch.Tensor | None
@@ -39,6 +40,7 @@ class GateCall:
     direct: bool = False
     task_ids: torch.Tensor | None = None
     questions: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
     aux_losses: list[torch.Tensor] = field(default_factory=list)
     counts: list[torch.Tensor] = field(default_factory=list)
     routes: list[LayerRoute] = field(default_factory=list)
@@ -68,7 +70,9 @@ class GateContext:
         call = self.call
         if call is None:
             return nullcontext(), nullcontext()
-        return nullcontext(), self.use(GateCall(call.gate_ids, call.mask))
+        return nullcontext(), self.use(
+            GateCall(call.gate_ids, call.mask, cu_seqlens=call.cu_seqlens)
+        )
 
 
 class RoutedFFN(nn.Module):
@@ -87,7 +91,8 @@ class RoutedFFN(nn.Module):
         call = self.context.call
         if call is None:
             call = GateCall(gate_ids=None)
-        y, aux_loss, counts = self.moe(hidden_states, call.gate_ids, used_token=call.mask)
+        more = {} if call.cu_seqlens is None else {"cu_seqlens": call.cu_seqlens}
+        y, aux_loss, counts = self.moe(hidden_states, call.gate_ids, used_token=call.mask, **more)
         call.aux_losses.append(aux_loss)
         call.counts.append(counts)
         if call.keep_routes:

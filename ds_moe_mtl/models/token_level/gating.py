@@ -13,12 +13,19 @@ from torch import nn
 import moe_kernels
 from ds_moe_mtl.config.levers import check_levers
 from ds_moe_mtl.models.token_level.merged import Mixtures
+from ds_moe_mtl.models.token_level.sequence_route import route_sequences
 
 GATE_INIT_STD = 0.001
 """Standard deviation of new gates; same paper, sec. 4.4."""
 
+SPREAD_NORM = 1.0
+"""Norm of an expert's row in gates that start spread. Behind a layer norm an input has norm about
+sqrt(D), so logits differ by about 1 (new small gates: by 0.001). Our choice."""
+
 DISPATCHES = ("dropless", "capacity")
 COMBINES = ("top1", "merged")
+GATE_INITS = ("small", "spread")
+ROUTED_BY = ("token", "sequence")
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,10 @@ class RoutingOptions:
     shared_share: that share of an FFN's neurons sees every token, the rest is experts
     (models.token_level.shared_slice).
     layers: of a model, which layers have experts (models.token_level.sparse_layers).
+    gate_init: of new gates, "small": N(0, 0.001); "spread": each gate's rows orthogonal and of
+    SPREAD_NORM, so that no expert is ahead by its norm and the choice is clear from the start.
+    route_by: "token", or "sequence": one decision for all tokens of a sequence
+    (models.token_level.sequence_route).
     """
 
     num_experts: int = 4
@@ -50,12 +61,15 @@ class RoutingOptions:
     combine: str = "top1"
     shared_share: float = 0.0
     layers: str | tuple[int, ...] = "all"
+    gate_init: str = "small"
+    route_by: str = "token"
 
     @property
     def is_plain(self) -> bool:
         """True where nothing but the choice itself is asked for: the fully fused path serves it."""
         return (
             self.dispatch == "dropless"
+            and self.route_by == "token"
             and self.jitter == 0
             and self.load_balance_loss == 0
             and self.router_z_loss == 0
@@ -73,8 +87,13 @@ class RoutingOptions:
             )
         if self.dispatch not in DISPATCHES:
             raise ValueError(f"dispatch is one of {DISPATCHES}, got {self.dispatch!r}")
-        if self.combine not in COMBINES:
-            raise ValueError(f"combine is one of {COMBINES}, got {self.combine!r}")
+        for name, allowed in (
+            ("combine", COMBINES),
+            ("gate_init", GATE_INITS),
+            ("route_by", ROUTED_BY),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is one of {allowed}, got {getattr(self, name)!r}")
         check_levers(self)
         if isinstance(self.layers, list):  # of a description's JSON
             object.__setattr__(self, "layers", tuple(self.layers))
@@ -119,7 +138,11 @@ def new_gates(hidden_size: int, options: RoutingOptions) -> nn.Module:
     if options.gate_embedding:
         return GeneratedGates(hidden_size, options)
     gates = nn.Linear(hidden_size, options.num_gates * options.num_experts, bias=False)
-    nn.init.normal_(gates.weight, std=GATE_INIT_STD)
+    if options.gate_init == "spread":
+        for of_gate in gates.weight.data.split(options.num_experts):
+            nn.init.orthogonal_(of_gate, gain=SPREAD_NORM)
+    else:
+        nn.init.normal_(gates.weight, std=GATE_INIT_STD)
     return gates
 
 
@@ -130,27 +153,35 @@ def route_tokens(
     mask: torch.Tensor | None,
     options: RoutingOptions,
     training: bool,
+    cu_seqlens: torch.Tensor | None = None,
 ) -> tuple[moe_kernels.Routing, torch.Tensor]:
     """Return each token's expert and gate value, and the weighted auxiliary loss (a scalar).
 
     x [batch, seq, D]; gate_weight [G * E, D]; gate_ids [batch] or [batch, seq], None for one gate;
-    mask [batch, seq]: 1 = real token; the others are neither routed nor counted. Raises ValueError
-    for gate ids that are missing, of another shape or outside the gates.
+    mask [batch, seq]: 1 = real token; the others are neither routed nor counted. cu_seqlens: where
+    sequences start, read by route_by "sequence" (route_sequences); auxiliary losses are then over
+    sequences. Raises ValueError for gate ids that are missing, of another shape or outside the
+    gates.
     """
     if training and options.jitter > 0:
         x = x * torch.empty_like(x).uniform_(1 - options.jitter, 1 + options.jitter)
     wants_aux = options.load_balance_loss > 0 or options.router_z_loss > 0
-    routing = moe_kernels.route(
-        x,
-        gate_weight,
-        gate_ids,
-        options.num_experts,
-        mask,
-        with_logits=wants_aux,
-        impl=options.impl,
-    )
+    if options.route_by == "sequence":
+        routing, decisions = route_sequences(
+            x, gate_weight, gate_ids, mask, cu_seqlens, options.num_experts, wants_aux, options.impl
+        )
+    else:
+        routing = decisions = moe_kernels.route(
+            x,
+            gate_weight,
+            gate_ids,
+            options.num_experts,
+            mask,
+            with_logits=wants_aux,
+            impl=options.impl,
+        )
     if wants_aux:
-        aux_loss = auxiliary_loss(routing, options, all_routed=mask is None)
+        aux_loss = auxiliary_loss(decisions, options, all_routed=mask is None)
     else:
         aux_loss = torch.zeros((), dtype=torch.float32, device=x.device)
     if options.dispatch == "capacity":

@@ -49,11 +49,13 @@ class MoELayer(nn.Module):
         hidden_states: torch.Tensor,
         gate_ids: torch.Tensor | None = None,
         used_token: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (output [batch, seq, hidden], auxiliary loss, tokens an expert [E]).
 
         gate_ids [batch] or [batch, seq], optional for one gate. used_token [batch, seq], 1 = real;
-        other tokens are not routed and get 0.
+        other tokens are not routed and get 0. cu_seqlens [S + 1]: where sequences start, for
+        route_by "sequence"; None: each row is one.
         """
         result = run_layer(
             hidden_states,
@@ -64,6 +66,7 @@ class MoELayer(nn.Module):
             self.options,
             self.training,
             self.tied,
+            cu_seqlens,
         )
         self._route = result.route
         y = add_shared(result.y, self.shared, hidden_states, used_token)
@@ -128,6 +131,7 @@ def run_layer(
     options: RoutingOptions,
     training: bool,
     tied: bool = False,
+    cu_seqlens: torch.Tensor | None = None,
 ) -> LayerResult:
     """Return what the layer gives when all its experts are on this rank; both forms call it.
 
@@ -162,7 +166,7 @@ def run_layer(
         aux_loss = torch.zeros((), dtype=torch.float32, device=y.device)
         return LayerResult(y, aux_loss, counts_E, LayerRoute(expert_T, prob_T.detach()))
     routing, aux_loss = route_tokens(
-        hidden_states, gate_weight, gate_ids, used_token, options, training
+        hidden_states, gate_weight, gate_ids, used_token, options, training, cu_seqlens
     )
     y_TD = run_experts(
         hidden_states.reshape(-1, hidden_states.shape[-1]),

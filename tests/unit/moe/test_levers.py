@@ -14,6 +14,7 @@ HIDDEN = 16
 LEVERS = {
     "merged": {"combine": "merged"},
     "shared_share": {"shared_share": 0.6},
+    "route_by": {"route_by": "sequence"},
 }
 
 
