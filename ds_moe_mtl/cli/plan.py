@@ -53,16 +53,7 @@ def _plan(options) -> int:
     if options.write is not None and options.shape is not None:
         raise UserError("--write with --shape: a job trains an encoder; allowed: model.encoder=...")
     config = load_config(options.config, options.overrides)
-    if config.model.kind == "task_moe":
-        raise UserError(
-            "model.kind = task_moe: the planner does not count experts that are whole layers; "
-            "allowed: single, mt_dense, mt_switch, mt_tag"
-        )
-    if options.calibrate and config.model.kind in SPARSE_KINDS and config.moe.layers != "all":
-        raise UserError(
-            f"moe.layers = {config.moe.layers}: a calibration extends the times of thin copies, "
-            "whose layers are all alike; allowed: --calibrate 0, or moe.layers=all"
-        )
+    _check_plannable(config, options.calibrate)
     import torch
 
     from ds_moe_mtl.benchmark.plan_table import show
@@ -105,6 +96,20 @@ def _plan(options) -> int:
     if options.json:
         print(json.dumps(plan))
     return 0
+
+
+def _check_plannable(config, calibrate: float) -> None:
+    """Raise UserError for a run that the planner cannot count, or cannot calibrate."""
+    if config.model.kind == "task_moe":
+        raise UserError(
+            "model.kind = task_moe: the planner does not count experts that are whole layers; "
+            "allowed: single, mt_dense, mt_switch, mt_tag"
+        )
+    if calibrate and config.model.kind in SPARSE_KINDS and config.moe.layers != "all":
+        raise UserError(
+            f"moe.layers = {config.moe.layers}: a calibration extends the times of thin copies, "
+            "whose layers are all alike; allowed: --calibrate 0, or moe.layers=all"
+        )
 
 
 def _positive(name: str, value: float | None) -> None:
