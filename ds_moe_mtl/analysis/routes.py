@@ -11,14 +11,23 @@ import numpy as np
 
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.evaluation import MultiTaskModel
+from ds_moe_mtl.models import RoutingOptions
+from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 
 
 @dataclass(frozen=True)
 class Routes:
-    """Tokens by task, layer and expert."""
+    """Tokens by task, layer and expert.
+
+    merged: experts are merged; counts are then the tokens' shares of the task's mixture, so that
+    `shares_KLE` are the mixtures themselves. layers: the numbers, from 1, of the layers with
+    experts; None: all.
+    """
 
     tasks: tuple[str, ...]
     counts_KLE: np.ndarray
+    merged: bool = False
+    layers: tuple[int, ...] | None = None
 
     @property
     def shares_KLE(self) -> np.ndarray:
@@ -26,15 +35,21 @@ class Routes:
         return self.counts_KLE / self.counts_KLE.sum(axis=2, keepdims=True)
 
     def to_json(self) -> dict:
-        """Plain values: {"tasks", "shares": {task: [layer][expert]}, "tokens": {task: ..}}."""
+        """Plain values: {"tasks", "shares": {task: [layer][expert]}, "tokens": {task: ..}}.
+
+        Of merged experts with "combine": "merged": shares are the mixtures' weights. Where not all
+        layers have experts, "layers" says which ones have, from 1.
+        """
         return {
+            **({"combine": "merged"} if self.merged else {}),
+            **({"layers": list(self.layers)} if self.layers is not None else {}),
             "tasks": list(self.tasks),
             "shares": {
                 task: share.round(4).tolist()
                 for task, share in zip(self.tasks, self.shares_KLE, strict=True)
             },
             "tokens": {
-                task: int(counts[0].sum())
+                task: round(float(counts[0].sum()))
                 for task, counts in zip(self.tasks, self.counts_KLE, strict=True)
             },
         }
@@ -56,7 +71,15 @@ def collect_routes(
         )
         for name in names
     ]
-    return Routes(names, np.stack(counts))
+    options = RoutingOptions(**model.description["routing"])
+    depth = model.description["encoder"]["num_hidden_layers"]
+    layers = tuple(number + 1 for number in sparse_layers(options.layers, depth))
+    return Routes(
+        names,
+        np.stack(counts),
+        options.combine == "merged",
+        None if len(layers) == depth else layers,
+    )
 
 
 def draw_routes(routes: Routes, path: Path) -> None:
@@ -85,7 +108,8 @@ def draw_routes(routes: Routes, path: Path) -> None:
             continue
         percent_KE = 100 * shares_KLE[:, layer]
         image = axis.imshow(percent_KE, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        axis.set_title(f"layer {layer + 1}", fontsize=9)
+        number = layer + 1 if routes.layers is None else routes.layers[layer]
+        axis.set_title(f"layer {number}", fontsize=9)
         axis.set_xticks(range(experts), [str(expert + 1) for expert in range(experts)], fontsize=8)
         axis.set_yticks(range(tasks), routes.tasks, fontsize=8)
         if experts <= 8:
@@ -102,7 +126,12 @@ def draw_routes(routes: Routes, path: Path) -> None:
                         color="black" if percent > 60 else "white",
                     )
     figure.supxlabel("expert", fontsize=9)
-    figure.suptitle("Share of each task's tokens an expert takes, in percent", fontsize=10)
-    figure.colorbar(image, ax=axes, fraction=0.02, label="% of the task's tokens")
+    if routes.merged:
+        title, label = "Weight of each expert in a task's mixture, in percent", "% of the weights"
+    else:
+        title = "Share of each task's tokens an expert takes, in percent"
+        label = "% of the task's tokens"
+    figure.suptitle(title, fontsize=10)
+    figure.colorbar(image, ax=axes, fraction=0.02, label=label)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

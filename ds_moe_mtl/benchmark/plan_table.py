@@ -20,7 +20,8 @@ def show(plan: dict, say: Say) -> None:
     say(f"weights: {counts['total']:,} ({parts}); active for a token {counts['active']:,}")
     parts = ", ".join(
         f"{name} {flops[name] / 1e6:,.2f}"
-        for name in ("projections", "attention", "ffn", "gates", "heads")
+        for name in ("projections", "attention", "ffn", "gates", "heads", "merge")
+        if name != "merge" or flops[name]
     )
     say(
         f"MFLOPs a token: forward {flops['forward'] / 1e6:,.2f} ({parts}), "

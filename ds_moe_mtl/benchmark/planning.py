@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ds_moe_mtl.benchmark.workload import BatchSizes, Workload, batch_sizes
+from ds_moe_mtl.benchmark.workload import BatchSizes, Workload, batch_sizes, levers_of
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.deepspeed import (
     SPARSE_KINDS,
@@ -11,8 +11,10 @@ from ds_moe_mtl.config.deepspeed import (
     resolve_deepspeed,
     updates_in_one_pass,
 )
+from ds_moe_mtl.config.levers import conflict
 from ds_moe_mtl.planner.cost import FORMULA, Machine, sent_bytes, step_cost
 from ds_moe_mtl.planner.flops import Flops, Parameters, count_flops, count_parameters
+from ds_moe_mtl.planner.levers import NO_LEVERS, Levers
 from ds_moe_mtl.planner.memory import Peak, activation_bytes, peak_bytes, split_weights
 from ds_moe_mtl.training.network import head_specs
 
@@ -38,6 +40,7 @@ class RunOnPaper:
     offloads: bool  # the optimizer to the host
     piece: int | None  # weights of a piece of the update; None: DeepSpeed's own update
     on_gpu: bool
+    levers: Levers
 
     @property
     def sparse(self) -> bool:
@@ -49,12 +52,15 @@ class RunOnPaper:
         return self.sizes.mean.real * self.sizes.micro_batches
 
     def ep_sizes(self) -> list[int]:
-        """Return the sizes that divide experts and ranks."""
-        experts = self.workload.config.moe.num_experts if self.sparse else 1
+        """Return the sizes that divide experts and ranks and go with the run's levers."""
+        moe = self.workload.config.moe
+        experts = moe.num_experts if self.sparse else 1
         return [
             size
             for size in range(1, experts + 1)
-            if experts % size == 0 and self.machine.gpus % size == 0
+            if experts % size == 0
+            and self.machine.gpus % size == 0
+            and not conflict(moe.model_copy(update={"ep_size": size}))
         ]
 
     def stages(self) -> list[int]:
@@ -74,6 +80,7 @@ class RunOnPaper:
             ep_size,
             config.train.activation_checkpointing,
             self.on_gpu,
+            self.levers,
         )
         return peak_bytes(
             shape,
@@ -87,6 +94,8 @@ class RunOnPaper:
             self.bucket,
             self.offloads,
             self.piece,
+            self.levers,
+            config.train.average_from is not None,
         )
 
     def sent(self, ep_size: int) -> float:
@@ -94,7 +103,7 @@ class RunOnPaper:
         config, shape = self.workload.config, self.workload.shape
         return sent_bytes(
             self.tokens,
-            shape.layers,
+            self.levers.sparse(shape),
             shape.hidden,
             config.train.precision,
             config.moe.num_experts,
@@ -107,7 +116,7 @@ class RunOnPaper:
         return step_cost(
             self.flops.step,
             self.tokens,
-            shape.layers,
+            self.levers.sparse(shape),
             shape.hidden,
             split_weights(self.parameters),
             stage,
@@ -140,17 +149,19 @@ def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
     if gpu and config.train.precision != "fp32":
         sizes = sizes.unpadded()
     heads_a_token = sizes.sequences / max(sizes.mean.real, 1.0)
+    levers = levers_of(config, shape, sizes.tasks, sizes.mean.real) if sparse else NO_LEVERS
     return RunOnPaper(
         workload,
         machine,
         sizes,
-        count_parameters(shape, experts, gates, heads, config.model.pooler),
-        count_flops(shape, sizes.attended, experts, gates, heads, heads_a_token),
+        count_parameters(shape, experts, gates, heads, config.model.pooler, levers),
+        count_flops(shape, sizes.attended, experts, gates, heads, heads_a_token, levers),
         zero["stage"],
         int(bucket) * (2 if zero.get("overlap_comm") else 1),
         gpu and zero.get("offload_optimizer", {}).get("device") == "cpu",
         UPDATE_PIECE["cuda" if gpu else "cpu"] if updates_in_one_pass(deepspeed) else None,
         gpu,
+        levers,
     )
 
 
@@ -162,6 +173,9 @@ def advice(paper: RunOnPaper, stage: int, memory: float | None) -> str:
     sizes = [size for size in paper.ep_sizes() if size > 1]
     if not paper.sparse:
         return "Expert parallelism: the model has no experts."
+    forbidden = conflict(paper.workload.config.moe.model_copy(update={"ep_size": 2}), "moe.")
+    if not sizes and forbidden:
+        return f"Expert parallelism: none possible; {forbidden.partition('; allowed')[0]}."
     if not sizes:
         return (
             f"Expert parallelism: none possible; no ep_size above 1 divides both "

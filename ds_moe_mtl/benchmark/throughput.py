@@ -14,12 +14,14 @@ from ds_moe_mtl.benchmark.allocations import AllocationMeter
 from ds_moe_mtl.benchmark.contestants import STOCK, TRAINER
 from ds_moe_mtl.benchmark.hf_trainer import TrainerSteps
 from ds_moe_mtl.benchmark.steps import CLOCKS, EngineSteps, Split, Step, now
-from ds_moe_mtl.benchmark.workload import Workload, find_workload
+from ds_moe_mtl.benchmark.workload import Workload, find_workload, levers_of
 from ds_moe_mtl.config import RunConfig
+from ds_moe_mtl.config.levers import conflict
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.attention.choice import PACKED_FLASH, packed_attention
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.planner.flops import count_flops
+from ds_moe_mtl.planner.levers import NO_LEVERS
 from ds_moe_mtl.ranks.machine import device_name, gpu_facts
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.training.network import head_specs
@@ -104,7 +106,8 @@ def _who(
         for name in set(names) & {*STOCK}:
             names.remove(name)
             left_out[name] = "the stock layer aborts with unequal tokens a rank"
-        if "mt_tag" in names and config.moe.num_experts % world_size == 0:
+        shared = config.moe.model_copy(update={"ep_size": world_size})
+        if "mt_tag" in names and config.moe.num_experts % world_size == 0 and not conflict(shared):
             names.insert(names.index("mt_tag") + 1, f"{SHARED}{world_size}")
     return names, left_out
 
@@ -264,6 +267,9 @@ class _About:
         self.attended = squared / max(sum(self.tokens), 1)
         sequences = sum(batch.num_sequences for step in batches for batch in step[0])
         self.sequences_a_token = sequences / max(sum(self.tokens), 1)
+        calls = [batch for step in batches for batch in step[0]]
+        self.tasks = sum(len(batch.task_ids_B.unique()) for batch in calls) / len(calls)
+        self.call_tokens = sum(self.tokens) / len(calls)
 
     def rows(self, times: dict[str, list[Split]], parts: Sequence[str]) -> dict[str, dict]:
         """Return a row a contestant."""
@@ -294,7 +300,16 @@ class _About:
         hidden = self.workload.shape.hidden
         heads = [((3 if head.spans else 1) * hidden, head.outputs) for head in head_specs(specs)]
         experts = 0 if name in ("mt_dense", TRAINER) else config.moe.num_experts
-        gates = int(experts > 0)
+        levers = NO_LEVERS
+        if experts and name not in STOCK:
+            kind = _of_kind(self.workload, name, 1).config
+            levers = levers_of(kind, self.workload.shape, self.tasks, self.call_tokens)
         return count_flops(
-            self.workload.shape, self.attended, experts, gates, heads, self.sequences_a_token
+            self.workload.shape,
+            self.attended,
+            experts,
+            int(experts > 0),
+            heads,
+            self.sequences_a_token,
+            levers,
         ).step

@@ -10,6 +10,9 @@ import torch
 
 from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import MultiTaskNetwork
+from ds_moe_mtl.models.token_level.shared_slice import shared_neurons
+from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
+from ds_moe_mtl.planner.levers import Levers
 from ds_moe_mtl.planner.memory import Tokens
 from ds_moe_mtl.planner.shape import SIZES, Shape, random_transformer, shape_of
 from ds_moe_mtl.training.network import network_around, new_network
@@ -71,6 +74,7 @@ class BatchSizes:
     sequences: float
     squared: float  # the sum of squared lengths, the mean of a micro-batch
     micro_batches: int
+    tasks: float  # that meet in a micro-batch, the mean
 
     def unpadded(self) -> "BatchSizes":
         """Return the sizes where attention has no pads."""
@@ -118,17 +122,38 @@ def find_workload(
 def batch_sizes(plan: RunPlan, world_size: int, batches: int = BATCHES_LOOKED_AT) -> BatchSizes:
     """Return the sizes of the first super-batches' micro-batches on rank 0 of world_size ranks."""
     found: list[Tokens] = []
-    sequences = squared = 0.0
+    sequences = squared = tasks = 0.0
     with closing(plan.super_batches(0, world_size)) as loader:
         for micro_batches, _ in islice(loader, batches):
             for batch in micro_batches:
                 found.append(tokens_of(batch))
                 sequences += batch.num_sequences
                 squared += float(batch.cu_seqlens.diff().double().square().sum())
+                tasks += len(batch.task_ids_B.unique())
     count = len(found)
     mean = Tokens(*(sum(part) / count for part in zip(*found, strict=True)))
     most = Tokens(*(max(part) for part in zip(*found, strict=True)))
-    return BatchSizes(mean, most, sequences / count, squared / count, count // batches)
+    return BatchSizes(
+        mean, most, sequences / count, squared / count, count // batches, tasks / count
+    )
+
+
+def levers_of(config: RunConfig, shape: Shape, tasks: float, call_tokens: float) -> Levers:
+    """Return what a run's levers change about its sparse layers.
+
+    tasks: that meet in a micro-batch of call_tokens tokens. Raises UserError for levers that the
+    shape cannot have.
+    """
+    moe = config.moe
+    try:
+        layers = len(sparse_layers(moe.layers, shape.layers))
+        shared = shared_neurons(moe.shared_share, shape.intermediate)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    merged = 0.0
+    if moe.combine == "merged":
+        merged = tasks if config.model.kind == "mt_tag" else 1.0
+    return Levers(layers, shared, merged, max(call_tokens, 1.0))
 
 
 def tokens_of(batch) -> Tokens:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RunConfig, UserError, load_config
+from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
 from ds_moe_mtl.config.files import REPOSITORY
 
 GIB = 2**30
@@ -86,11 +87,7 @@ def main(arguments: list[str]) -> int:
 
 def _plan(asked: _Plan) -> int:
     config = load_config(asked.config, asked.overrides)
-    if config.model.kind == "task_moe":
-        raise UserError(
-            "model.kind = task_moe: the planner does not count experts that are whole layers; "
-            "allowed: single, mt_dense, mt_switch, mt_tag"
-        )
+    _check_plannable(config, asked.calibrate)
     from ds_moe_mtl.benchmark.plan_table import show
     from ds_moe_mtl.benchmark.planning import on_paper, report
     from ds_moe_mtl.benchmark.workload import find_workload
@@ -114,6 +111,20 @@ def _plan(asked: _Plan) -> int:
     if asked.json:
         print(json.dumps(plan))
     return 0
+
+
+def _check_plannable(config: RunConfig, calibrate: float) -> None:
+    """Raise UserError for a run that the planner cannot count, or cannot calibrate."""
+    if config.model.kind == "task_moe":
+        raise UserError(
+            "model.kind = task_moe: the planner does not count experts that are whole layers; "
+            "allowed: single, mt_dense, mt_switch, mt_tag"
+        )
+    if calibrate and config.model.kind in SPARSE_KINDS and config.moe.layers != "all":
+        raise UserError(
+            f"moe.layers = {config.moe.layers}: a calibration extends the times of thin copies, "
+            "whose layers are all alike; allowed: --calibrate 0, or moe.layers=all"
+        )
 
 
 def _machine(asked: _Plan):

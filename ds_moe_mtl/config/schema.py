@@ -17,6 +17,8 @@ from pydantic import (
 )
 from pydantic import model_validator as _model_validator
 
+from ds_moe_mtl.config.levers import check_levers
+
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
 _LONGEST_NAME = 100  # of a task: folders and files are called by it
@@ -161,7 +163,19 @@ class MoeSection(Section):
     expert_noise: NotNegative = 0.0  # standard deviation added to the copied experts
     expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # between an expert's two layers
     gate_embedding: CountOrZero = 0  # width of task vectors that generate the gates; 0: free gates
+    # Share of the way to their mean that a layer's experts go in a step; follows train.lr's course.
+    expert_pull: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gate_momentum: bool = True  # false: gates of absent tasks do not move (appendix A.4)
+    combine: Literal["top1", "merged"] = "top1"  # merged: a task's FFN is a mixture of experts
+    shared_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the neurons: they see every token
+    gate_lr: Positive | None = None  # of the gates; follows train.lr's course; null: train.lr
+    gate_init: Literal["small", "spread"] = "small"  # small: paper, section 4.4
+    route_by: Literal["token", "sequence"] = "token"
+    tied_steps: CountOrZero = 0  # steps in which experts are one, before they part
+    layers: (
+        Annotated[tuple[CountOrZero, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+        | Literal["all", "last_half", "every_other"]
+    ) = "all"  # that have experts; numbers from 0
     impl: Literal["auto", "torch", "triton", "cuda"] = "auto"
 
     @_model_validator(mode="after")
@@ -171,6 +185,9 @@ class MoeSection(Section):
                 f"moe.num_experts = {self.num_experts} is not divisible by "
                 f"moe.ep_size = {self.ep_size}; allowed: an ep_size that divides num_experts"
             )
+        if not isinstance(self.layers, str) and len(set(self.layers)) != len(self.layers):
+            raise ValueError("moe.layers names a layer twice; allowed: each layer once")
+        check_levers(self, "moe.")
         return self
 
 
@@ -241,6 +258,8 @@ class TrainSection(Section):
     eval_every: CountOrZero | Literal["epoch"] = 0  # steps; epoch: once a pass; 0: at the end
     select: Literal["last", "dev_score", "dev_loss"] = "last"  # which evaluated model is kept
     patience: CountOrZero = 0  # evaluations without a better one that end the run; 0: none
+    # The share of the steps after which weights are averaged; null: the last ones are the run's.
+    average_from: Annotated[float, Field(ge=0, lt=1)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of generated answers
     log_every: Count = 10  # steps
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -282,6 +301,11 @@ class TrainSection(Section):
                 f"train.patience = {self.patience} with train.select = last; "
                 "allowed: train.select = dev_score or dev_loss"
             )
+        if self.average_from is not None and self.select != "last":
+            raise ValueError(
+                f"train.average_from = {self.average_from:g} with train.select = {self.select}; "
+                "allowed: train.select = last (the average is what is kept)"
+            )
         if self.batch_size < self.accumulation:
             raise ValueError(
                 f"train.batch_size = {self.batch_size} is smaller than "
@@ -313,6 +337,15 @@ class RunConfig(Section):
     def clips_apart(self) -> bool:
         """Whether the task router's gradient has a norm and a bound of its own."""
         return self.model.kind == "task_moe" and self.router.clip is not None
+
+    @_model_validator(mode="after")
+    def _tied_experts_are_copies(self) -> "RunConfig":
+        if self.moe.tied_steps and self.start.model is not None:
+            raise ValueError(
+                f"moe.tied_steps = {self.moe.tied_steps} with start.model = {self.start.model}, "
+                "whose experts have parted; allowed: 0"
+            )
+        return self
 
     @_model_validator(mode="after")
     def _task_experts_are_whole(self) -> "RunConfig":

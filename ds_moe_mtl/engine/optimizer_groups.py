@@ -8,6 +8,8 @@ from torch import nn
 
 from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
 
+GATES_GROUP = "gates"
+
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, betas: tuple[float, float], gate_momentum: bool
@@ -36,7 +38,7 @@ def parameter_groups(
     groups = [
         {"name": "weights", "params": decayed, "weight_decay": weight_decay},
         {"name": "biases_and_norms", "params": others, "weight_decay": 0.0},
-        {"name": "gates", "params": gates, "weight_decay": 0.0, "betas": gate_betas},
+        {"name": GATES_GROUP, "params": gates, "weight_decay": 0.0, "betas": gate_betas},
         {"name": ROUTER_GROUP, "params": router, "weight_decay": weight_decay},
         {"name": VECTORS_GROUP, "params": vectors, "weight_decay": 0.0},
     ]

@@ -128,13 +128,18 @@ class MultiTaskModel:
 
     @torch.no_grad()
     def route_counts(self, task: str, split: EncodedSplit) -> np.ndarray:
-        """Return tokens of a split by layer and expert, int64 [layers, experts]; needs MoE."""
+        """Return tokens of a split by layer and expert [layers, experts]; needs MoE.
+
+        int64; of merged experts float64: the tokens' shares of each expert.
+        """
         total = 0
         for batch in evaluation_batches(split, self._index(task)):
             counts = self.network(**network_inputs(batch.to(self.device))).counts
             if not counts:
                 raise UserError(f"a {self.description['kind']} model has no experts to route to")
-            total = total + torch.stack(counts).long().cpu().numpy()
+            counts_LE = torch.stack(counts)
+            wide = torch.float64 if counts_LE.is_floating_point() else torch.int64
+            total = total + counts_LE.to(wide).cpu().numpy()
         return total
 
     def _index(self, task: str) -> int:

@@ -21,7 +21,7 @@ from ds_moe_mtl.models.network import Outputs
 from ds_moe_mtl.models.task_level.routed_layers import RouteCall, route_layers
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
 from ds_moe_mtl.models.token_level.context import GateCall
-from ds_moe_mtl.models.token_level.direct_calls import call_scope
+from ds_moe_mtl.models.token_level.direct_calls import call_scope, routed_ffns
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.upcycle import upcycle
 from ds_moe_mtl.models.tokenizer import EncoderLimits, limits_of
@@ -34,7 +34,7 @@ class MultiTaskNetwork(nn.Module):
     """Encoder and heads; gate_of_task maps a task's index to its gate.
 
     router: None, or the task router whose routes the encoder's RoutedLayers follow, and their
-    scope.
+    scope. tied_steps: so many steps of training (set_step) begin with experts tied.
     """
 
     def __init__(
@@ -49,6 +49,10 @@ class MultiTaskNetwork(nn.Module):
         super().__init__()
         self.router = router
         self._scope = call_scope(transformer) if scope is None else scope
+        self.tied_steps = 0
+        self._routes_sequences = any(
+            ffn.moe.options.route_by == "sequence" for ffn in routed_ffns(transformer)
+        )
         self.encoder = PackedEncoder(transformer)
         self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
         gates = torch.zeros(len(heads), dtype=torch.long)
@@ -71,9 +75,15 @@ class MultiTaskNetwork(nn.Module):
         return any(spec.shared for spec in self.heads.specs)
 
     def set_step(self, step: int) -> None:
-        """Say which training step this is; a task router's temperature depends on it."""
+        """Say which training step this is.
+
+        A task router's temperature depends on it, and whether experts are tied (the first
+        `tied_steps` steps).
+        """
         if self.router is not None:
             self.router.set_step(step)
+        for ffn in routed_ffns(self) if self.tied_steps else ():
+            ffn.moe.tied = step < self.tied_steps
 
     def forward(
         self,
@@ -173,6 +183,8 @@ class MultiTaskNetwork(nn.Module):
         """
         *tokens, cu_seqlens, groups, lengths = inputs
         num_tokens = len(tokens[0])
+        if self._routes_sequences:
+            call.cu_seqlens = cu_seqlens
         if num_tokens == 0:
             return self._run_stand_in(call, tokens[0])
         gates_T = gates_B.repeat_interleave(cu_seqlens.diff().long(), output_size=num_tokens)
@@ -214,8 +226,10 @@ class MultiTaskNetwork(nn.Module):
         token = empty.new_zeros(1)
         call.gate_ids = token[None]
         call.mask = token[None]
-        call.task_ids = call.questions = token
         ends = torch.tensor([0, 1], dtype=torch.int32, device=empty.device)
+        if self._routes_sequences:
+            call.cu_seqlens = ends
+        call.task_ids = call.questions = token
         return self._run_encoder(call, (token, token, token, ends, ((0, 1),), (1,)))[:0]
 
 

@@ -11,11 +11,31 @@ import torch
 from ds_moe_mtl.models.description import head_specs_of
 from ds_moe_mtl.models.heads import INSIDE, HeadSpec, from_disk, own_heads
 from ds_moe_mtl.models.multitask import MultiTaskNetwork
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.tasks import TaskSpec
 
 OWN, RANDOM = "own", "random"
 HEADS = f"heads.{INSIDE}."
+FORM = (
+    "num_experts",
+    "gate_scale",
+    "gate_embedding",
+    "combine",
+    "shared_share",
+    "layers",
+    "route_by",
+)
+"""Options that a model's tensors or its function depend on: stage two keeps them."""
+
 PER_GATE = (".gate.wg.weight", ".gate.wg.vectors")  # rows by gate; all else of a gate is shared
+
+
+def form_of(description: Mapping) -> dict:
+    """Return FORM's options of a trained model by name; empty for a dense one."""
+    if not description["routing"]:
+        return {}
+    options = RoutingOptions(**description["routing"])
+    return {name: getattr(options, name) for name in FORM}
 
 
 def continued_state(

@@ -85,10 +85,17 @@ def _task_moe(layer: MoELayer, ep_size: int, place: int) -> TaskMoE:
     options = {**vars(layer.options)}
     num_experts, num_gates = options.pop("num_experts"), options.pop("num_gates")
     moe = TaskMoE(
-        layer.hidden_size, layer.experts[0], num_experts, ep_size, num_gates=num_gates, **options
+        layer.hidden_size,
+        layer.dense_expert(),
+        num_experts,
+        ep_size,
+        num_gates=num_gates,
+        **options,
     ).to(layer.gate.wg.weight)
     moe.train(layer.training)
     moe.deepspeed_moe.gate.wg.load_state_dict(layer.gate.wg.state_dict())
+    if layer.shared is not None:
+        moe.shared.load_state_dict(layer.shared.state_dict())
     local = moe.num_local_experts
     own = layer.experts[place * local : (place + 1) * local]
     for expert, source in zip(moe.deepspeed_moe.experts.deepspeed_experts, own, strict=True):

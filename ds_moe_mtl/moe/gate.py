@@ -42,10 +42,17 @@ class TaskGate(TopKGate):
         hidden_states: torch.Tensor,
         gate_ids: torch.Tensor | None,
         used_token: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None = None,
     ) -> tuple[Routing, torch.Tensor]:
         """Return the routing of hidden_states [batch, seq, D] and the auxiliary loss."""
         return route_tokens(
-            hidden_states, gate_matrix(self.wg), gate_ids, used_token, self.options, self.training
+            hidden_states,
+            gate_matrix(self.wg),
+            gate_ids,
+            used_token,
+            self.options,
+            self.training,
+            cu_seqlens,
         )
 
     def forward(
@@ -61,6 +68,11 @@ class TaskGate(TopKGate):
         input [S, D]; indices and locations int32 [1, S] (index -1: not routed); gates float32
         [1, S]. Contract: deepspeed 0.19.4 to 0.19.x, MOELayer.forward.
         """
+        if self.options.combine == "merged" or self.options.route_by == "sequence":
+            raise ValueError(
+                "a stock layer's gate sees single tokens; allowed with combine = merged or "
+                "route_by = sequence: TaskMoE itself"
+            )
         if not sparse_routes or use_tutel:
             raise ValueError("TaskGate answers in sparse routes only, without Tutel")
         mask = None if used_token is None else used_token.reshape(1, -1)

@@ -3,6 +3,7 @@
 Plain keys:     <layer>.gate.wg.weight,               <layer>.experts.<global expert>.<tensor>
 DeepSpeed keys: <layer>.deepspeed_moe.gate.wg.weight,
                 <layer>.deepspeed_moe.experts.deepspeed_experts.<local expert>.<tensor>
+A shared slice is <layer>.shared.<tensor> in both; it is no expert, every rank has all of it.
 """
 
 import re

@@ -12,7 +12,8 @@ from torch import nn
 
 from ds_moe_mtl.models.token_level.context import LayerRoute, keep_route
 from ds_moe_mtl.models.token_level.gating import RoutingOptions, gate_matrix
-from ds_moe_mtl.models.token_level.moe_layer import LayerResult, run_layer
+from ds_moe_mtl.models.token_level.moe_layer import LayerResult, parts_of, run_layer
+from ds_moe_mtl.models.token_level.shared_slice import add_shared
 from ds_moe_mtl.moe.arguments import StockArguments
 from ds_moe_mtl.moe.dispatch import remote_experts
 from ds_moe_mtl.moe.gate import TaskGate
@@ -71,7 +72,13 @@ class TaskMoE(MoE):
         )
         if ep_size < 1 or num_experts % ep_size:
             raise ValueError(f"ep_size must divide num_experts = {num_experts}, got {ep_size}")
+        if ep_size > 1 and routing.combine == "merged":
+            raise ValueError(
+                f"ep_size = {ep_size} with combine = merged: every rank needs all experts' "
+                "weights; allowed: ep_size=1"
+            )
         nn.Module.__init__(self)
+        self.shared, copied = parts_of(expert, routing)
         self.hidden_size = hidden_size
         self.options = routing
         self.use_residual = use_residual
@@ -82,7 +89,7 @@ class TaskMoE(MoE):
         self.num_local_experts = num_experts // ep_size
         self.deepspeed_moe = TaskMOELayer(
             TaskGate(hidden_size, routing),
-            Experts(expert, self.num_local_experts, self.expert_group_name),
+            Experts(copied, self.num_local_experts, self.expert_group_name),
             self.expert_group_name,
             ep_size,
             self.num_local_experts,
@@ -97,18 +104,32 @@ class TaskMoE(MoE):
         used_token: torch.Tensor | None = None,
         *,
         gate_ids: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (output [batch, seq, hidden], auxiliary loss, this rank's tokens an expert [E]).
 
         gate_ids [batch] or [batch, seq], optional for one gate. used_token [batch, seq], or flat
         as stock MoE's, 1 = real; other tokens are neither routed nor counted and get 0.
+        cu_seqlens: as in MoELayer.forward.
         """
         tokens = hidden_states.shape[:-1]
         if used_token is not None and used_token.dim() == 1 and len(used_token) == tokens.numel():
             used_token = used_token.view(tokens)
-        result = self.deepspeed_moe(hidden_states, used_token, gate_ids)
-        y = self._beside_mlp(hidden_states, result.y) if self.use_residual else result.y
+        result = self.deepspeed_moe(hidden_states, used_token, gate_ids, cu_seqlens)
+        y = add_shared(result.y, self.shared, hidden_states, used_token)
+        y = self._beside_mlp(hidden_states, y) if self.use_residual else y
         return y, result.aux_loss, result.counts_E
+
+    @property
+    def tied(self) -> bool:
+        """Whether in training the copies are one FFN; with ep_size 1 alone."""
+        return self.deepspeed_moe.tied
+
+    @tied.setter
+    def tied(self, tied: bool) -> None:
+        if tied and self.ep_size > 1:
+            raise ValueError(f"tied experts with ep_size = {self.ep_size}; allowed: ep_size=1")
+        self.deepspeed_moe.tied = tied
 
     def _beside_mlp(self, hidden_states: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the experts' output and a dense one's, weighted by a learned share of each token.
@@ -127,18 +148,21 @@ class TaskMOELayer(MOELayer):
     l_aux and exp_counts are what the last call in any thread left, for DeepSpeed's readers of them.
     """
 
+    tied = False
+
     def forward(
         self,
         hidden_states: torch.Tensor,
         used_token: torch.Tensor | None,
         gate_ids: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None = None,
     ) -> LayerResult:
-        result = self._run(hidden_states, used_token, gate_ids)
+        result = self._run(hidden_states, used_token, gate_ids, cu_seqlens)
         self.l_aux, self.exp_counts = result.aux_loss, result.counts_E
         keep_route(result.route)
         return result
 
-    def _run(self, hidden_states, used_token, gate_ids) -> LayerResult:
+    def _run(self, hidden_states, used_token, gate_ids, cu_seqlens) -> LayerResult:
         experts, options = list(self.experts.deepspeed_experts), self.gate.options
         if self.ep_size == 1:
             return run_layer(
@@ -149,13 +173,15 @@ class TaskMOELayer(MOELayer):
                 used_token,
                 options,
                 self.training,
+                self.tied,
+                cu_seqlens,
             )
         if self.ep_group is None:
             raise RuntimeError(
                 f"ep_size is {self.ep_size} but no process group is set: initialise DeepSpeed's "
                 f"engine with this model, or call set_deepspeed_parallelism()"
             )
-        routing, aux_loss = self.gate.route(hidden_states, gate_ids, used_token)
+        routing, aux_loss = self.gate.route(hidden_states, gate_ids, used_token, cu_seqlens)
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
         y_TD = remote_experts(x_TD, routing, experts, options, self.ep_group)
         route = LayerRoute(routing.expert_T, routing.prob_T.detach())

@@ -15,7 +15,7 @@ class StockMoE(MoE):
     """What DeepSpeed's auxiliary loss is multiplied by, which is for its user to do."""
 
     def forward(
-        self, hidden_states: torch.Tensor, used_token=None, *, gate_ids=None
+        self, hidden_states: torch.Tensor, used_token=None, *, gate_ids=None, cu_seqlens=None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return DeepSpeed's (output, auxiliary loss, counts); gate ids do not reach its gate."""
         tokens = None if used_token is None else used_token.reshape(-1)
@@ -33,7 +33,7 @@ def to_stock(model: nn.Module, drop_tokens: bool) -> nn.Module:
     for holder, name, layer in moe_layers(model, MoELayer):
         stock = StockMoE(
             layer.hidden_size,
-            layer.experts[0],
+            layer.dense_expert(),
             layer.options.num_experts,
             capacity_factor=1.0,
             min_capacity=0,

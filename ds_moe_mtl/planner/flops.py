@@ -7,6 +7,7 @@ T tokens, D hidden size, F intermediate size, E experts, G gates. A product [m, 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ds_moe_mtl.planner.levers import NO_LEVERS, Levers
 from ds_moe_mtl.planner.shape import Shape
 
 BACKWARD = 2
@@ -16,8 +17,8 @@ BACKWARD = 2
 class Parameters(NamedTuple):
     """Numbers of weights by part; a token of one task uses `active` of them.
 
-    shared: embeddings, attention, norms, the dense FFN where there are no experts, the pooler.
-    expert and gate: of one of each in one layer. head: of the largest task.
+    shared: embeddings, attention, norms, the dense FFN where there are no experts, its part that
+    every token passes where there are, the pooler. head: of the largest task.
     """
 
     shared: int
@@ -32,13 +33,17 @@ class Parameters(NamedTuple):
 
 
 class Flops(NamedTuple):
-    """Forward operations a token, by part; `heads` are shared out over a sequence's tokens."""
+    """Forward operations a token, by part; `heads` are shared out over a sequence's tokens.
+
+    merge: making the merged FFNs, shared out over the tokens of the call.
+    """
 
     projections: float
     attention: float
     ffn: float
     gates: float
     heads: float
+    merge: float = 0.0
 
     @property
     def forward(self) -> float:
@@ -53,9 +58,10 @@ class Flops(NamedTuple):
         return self.forward + self.backward
 
 
-def count_ffn_weights(shape: Shape) -> int:
-    """Return the weights of one FFN with its biases: one expert."""
-    hidden, inner = shape.hidden, shape.intermediate
+def count_ffn_weights(shape: Shape, neurons: int | None = None) -> int:
+    """Return the weights of one FFN, or of so many of its neurons, with both biases."""
+    hidden = shape.hidden
+    inner = shape.intermediate if neurons is None else neurons
     return 2 * hidden * inner + inner + hidden
 
 
@@ -65,6 +71,7 @@ def count_parameters(
     num_gates: int = 0,
     heads: Sequence[tuple[int, int]] = (),
     pooler: bool = False,
+    levers: Levers = NO_LEVERS,
 ) -> Parameters:
     """Return the weights of an encoder and its linear heads; num_experts 0: the dense model.
 
@@ -74,15 +81,17 @@ def count_parameters(
     attention = 4 * (hidden * hidden + hidden)
     norms = 4 * hidden
     embeddings = (shape.vocabulary + shape.positions + shape.token_types) * hidden + 2 * hidden
-    expert = count_ffn_weights(shape)
+    sparse = levers.sparse(shape) if num_experts else 0
+    expert = count_ffn_weights(shape, shape.intermediate - levers.shared)
     shared = layers * (attention + norms) + embeddings
-    shared += 0 if num_experts else layers * expert
+    shared += (layers - sparse) * count_ffn_weights(shape)
+    shared += sparse * count_ffn_weights(shape, levers.shared) if levers.shared else 0
     shared += hidden * hidden + hidden if pooler else 0
     of_heads = [outputs * (inputs + 1) for inputs, outputs in heads]
-    gate = num_experts * hidden
-    active = shared + layers * ((expert if num_experts else 0) + gate) + max(of_heads, default=0)
+    gate = num_experts * (1 if levers.merged else hidden)
+    active = shared + sparse * (expert + gate) + max(of_heads, default=0)
     return Parameters(
-        shared, layers * num_experts * expert, layers * num_gates * gate, sum(of_heads), active
+        shared, sparse * num_experts * expert, sparse * num_gates * gate, sum(of_heads), active
     )
 
 
@@ -93,6 +102,7 @@ def count_flops(
     num_gates: int = 0,
     heads: Sequence[tuple[int, int]] = (),
     heads_a_token: float = 0.0,
+    levers: Levers = NO_LEVERS,
 ) -> Flops:
     """Return one token's forward operations.
 
@@ -100,13 +110,17 @@ def count_flops(
     lengths / sum of lengths). A top-1 layer computes one expert a token, so its FFN costs the dense
     one's; the gates are counted as the model needs them, the token's own alone (one product over
     all gates, which is what small layers compute, costs G times that). heads_a_token: sequences a
-    token; all heads are computed for each.
+    token; all heads are computed for each. A merge is one product of [gates, E] and all weights of
+    an FFN: 2 x gates x E x weights, once per call and layer.
     """
     hidden, layers = shape.hidden, shape.layers
+    sparse = levers.sparse(shape) if num_gates else 0
+    merge = 2 * levers.merged * num_experts * count_ffn_weights(shape) / levers.call_tokens
     return Flops(
         projections=layers * 4 * 2 * hidden * hidden,
         attention=layers * 2 * 2 * attended * hidden,
         ffn=layers * 2 * 2 * hidden * shape.intermediate,
-        gates=layers * 2 * hidden * num_experts if num_gates else 0,
+        gates=0 if levers.merged else sparse * 2 * hidden * num_experts,
         heads=2 * heads_a_token * sum(inputs * outputs for inputs, outputs in heads),
+        merge=sparse * merge,
     )

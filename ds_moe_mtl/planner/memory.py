@@ -9,6 +9,7 @@ Measured against torch's allocator in docs/memory.md and docs/planning.md.
 from typing import NamedTuple
 
 from ds_moe_mtl.planner.flops import Parameters, count_ffn_weights, count_parameters
+from ds_moe_mtl.planner.levers import NO_LEVERS, Levers
 from ds_moe_mtl.planner.shape import Shape
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -79,15 +80,22 @@ def split_weights(parameters: Parameters) -> Weights:
 
 
 def state_bytes(
-    weights: Weights, zero_stage: int, world_size: int, ep_size: int, precision: str
+    weights: Weights,
+    zero_stage: int,
+    world_size: int,
+    ep_size: int,
+    precision: str,
+    averages: bool = False,
 ) -> States:
     """Return what one rank holds. Stage 1 shards the optimizer, stage 2 the gradients too.
 
     A rank has experts / ep_size of the expert weights and all the rest. What ZeRO shards of the
     rest is cut into world_size parts; of the experts into world_size / ep_size parts only, their
-    expert-data-parallel group. Source of the bytes: "ZeRO: Memory Optimizations Toward Training
-    Trillion Parameter Models", section 3.1, and what DeepSpeed 0.19.8 was seen to hold. Raises
-    ValueError for a stage other than 0, 1, 2 and for an ep_size that does not divide world_size.
+    expert-data-parallel group. averages: a mean of the weights is kept beside what a rank updates
+    (train.average_from), 4 bytes each. Source of the bytes: "ZeRO: Memory Optimizations Toward
+    Training Trillion Parameter Models", section 3.1, and what DeepSpeed 0.19.8 was seen to hold.
+    Raises ValueError for a stage other than 0, 1, 2 and for an ep_size that does not divide
+    world_size.
     """
     if zero_stage not in (0, 1, 2):
         raise ValueError(f"zero_stage = {zero_stage}; allowed: 0, 1, 2 (3 refuses MoE layers)")
@@ -96,12 +104,13 @@ def state_bytes(
     element = ELEMENT_BYTES[precision]
     master = MASTER if zero_stage or precision != "fp32" else 0
     own = weights.experts / ep_size
+    mean = MASTER if averages else 0
     sharded = weights.rest / world_size + own / (world_size // ep_size)
     whole = weights.rest + own
     return States(
         weights=element * whole,
         gradients=element * (sharded if zero_stage == 2 else whole),
-        optimizer=(master + MOMENTS) * (sharded if zero_stage else whole),
+        optimizer=(master + MOMENTS + mean) * (sharded if zero_stage else whole),
     )
 
 
@@ -114,6 +123,7 @@ def activation_bytes(
     ep_size: int = 1,
     checkpointing: bool = False,
     on_gpu: bool = False,
+    levers: Levers = NO_LEVERS,
 ) -> float:
     """Return what the forward pass keeps for the backward pass, on one rank.
 
@@ -122,22 +132,28 @@ def activation_bytes(
     after GELU), on a CPU the sparse one two more of D (the gathered input, the result before the
     gate value); other ranks' experts add the sent rows. Attention keeps query, key and value padded
     and, but on a GPU, where it is fused, its probabilities (three copies with dropout, else one).
-    With checkpointing a layer keeps its input alone, and one layer at a time is computed again.
+    Merged experts keep the merged FFNs. With checkpointing a layer keeps its input alone, and one
+    layer at a time is computed again.
     """
     dropped = dropout > 0
     scores = 0 if on_gpu else (3 if dropped else 1)
-    gathers = sparse and not on_gpu
-    rows = 5 + 2 * dropped + 2 * gathers + (2 if ep_size > 1 else 0)
-    layer = (
-        rows * tokens.real * shape.hidden
-        + 2 * tokens.real * shape.intermediate
-        + (4 if on_gpu else 3) * tokens.padded * shape.hidden
-        + scores * shape.heads * tokens.scores
-    )
+
+    def layer(has_experts: bool) -> float:
+        gathers = has_experts and not on_gpu
+        rows = 5 + 2 * dropped + 2 * gathers + (2 if ep_size > 1 and has_experts else 0)
+        return (
+            rows * tokens.real * shape.hidden
+            + 2 * tokens.real * shape.intermediate
+            + (4 if on_gpu else 3) * tokens.padded * shape.hidden
+            + scores * shape.heads * tokens.scores
+            + (levers.merged * count_ffn_weights(shape) if has_experts else 0)
+        )
+
     embeddings = (2 + dropped) * tokens.real * shape.hidden
-    layers = shape.layers * layer
+    with_experts = levers.sparse(shape) if sparse else 0
+    layers = with_experts * layer(True) + (shape.layers - with_experts) * layer(False)
     if checkpointing:
-        layers = shape.layers * tokens.real * shape.hidden + layer
+        layers = shape.layers * tokens.real * shape.hidden + layer(with_experts > 0)
     return ELEMENT_BYTES[precision] * (layers + embeddings)
 
 
@@ -153,6 +169,8 @@ def peak_bytes(
     bucket_elements: int,
     offloads: bool = False,
     piece: int | None = None,
+    levers: Levers = NO_LEVERS,
+    averages: bool = False,
 ) -> Peak:
     """Return the fullest of a step's three moments, on one rank.
 
@@ -164,15 +182,15 @@ def peak_bytes(
     16 bits that tensor in fp32. Weights and optimizer are there in all three.
     bucket_elements: DeepSpeed's reduce_bucket_size, twice with overlap_comm; there is no bucket
     where one rank updates in pieces. offloads: the optimizer is on the host, and with it the update
-    and what stage 2 shards of the gradients.
+    and what stage 2 shards of the gradients. averages: as in state_bytes.
     """
-    states = state_bytes(weights, zero_stage, world_size, ep_size, precision)
+    states = state_bytes(weights, zero_stage, world_size, ep_size, precision, averages)
     element = ELEMENT_BYTES[precision]
     own = weights.experts / ep_size
     whole = element * (weights.rest + own)
     has_bucket = zero_stage and (piece is None or world_size > 1)
     bucket = element * bucket_elements if has_bucket else 0.0
-    of_layer = own / shape.layers if own else count_ffn_weights(shape) / 2
+    of_layer = own / levers.sparse(shape) if own else count_ffn_weights(shape) / 2
     at_work = element * (of_layer + tokens.real * shape.intermediate)
     groups = (weights.rest / world_size, own / (world_size // ep_size))
     # A weight that two ranks' parts share is kept whole by both; the embedding is the largest.

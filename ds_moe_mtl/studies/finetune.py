@@ -11,6 +11,7 @@ from pathlib import Path
 from ds_moe_mtl.config import EXPERIMENTS, OwnTask, RunConfig, UserError, load_config
 from ds_moe_mtl.models.description import CONFIG, model_folder, read_description, read_state
 from ds_moe_mtl.models.pretrained import state_hash
+from ds_moe_mtl.models.transfer import form_of
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.trials import LEADERBOARD, Trial, leaderboard, make_trials, run_trials
 from ds_moe_mtl.training.plan import make_plan, task_specs
@@ -142,10 +143,8 @@ def _base(job: FineTuning) -> list[str]:
     else:
         values |= {"model.kind": description["kind"], "start.model": job.model}
         values |= {"start.head": job.head, "model.pooler": json.dumps(description["pooler"])}
-        routing = description["routing"] or {}
-        for key in ("num_experts", "gate_scale", "gate_embedding"):
-            if key in routing:
-                values[f"moe.{key}"] = str(routing[key])
+        for key, value in form_of(description).items():
+            values[f"moe.{key}"] = str(list(value) if isinstance(value, tuple) else value)
     return [f"{key}={value}" for key, value in values.items()]
 
 

@@ -24,8 +24,8 @@ from ds_moe_mtl.training.run_folder import read_json, write_json
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"
-BYTES_PER_WEIGHT = 18
-"""At most: 16-bit or fp32 weights, an fp32 copy and Adam's two fp32 moments."""
+BYTES_PER_WEIGHT = 22
+"""At most: fp32 weights, an fp32 copy, Adam's two fp32 moments, an fp32 average, and some."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,14 @@ def save_checkpoint(
     loader_state: dict,
     keep: int,
     model: ModelFiles | None = None,
+    write_more: Callable[[Path], None] | None = None,
 ) -> Path:
     """Save after `step` steps and return the checkpoint's folder; a collective call.
 
     model: what makes a model folder of the checkpoint without the run's encoder and data; None
-    leaves it out. The newest `keep` stay; one more is on disk while writing. Raises UserError where
-    the disk has no room, RankError where one rank's write fails: the checkpoints before stay whole.
+    leaves it out. write_more(folder): writes what a rank has to keep beside DeepSpeed's files. The
+    newest `keep` stay; one more is on disk while writing. Raises UserError where the disk has no
+    room, RankError where one rank's write fails: the checkpoints before stay whole.
     """
     name = f"step_{step:08d}"
     saving, final = folder / SAVING, folder / name
@@ -102,6 +104,9 @@ def save_checkpoint(
         engine.save_checkpoint(str(saving), tag=name, save_latest=False)
         if first and model is not None:
             model.write(saving / name)
+        if write_more is not None:
+            write_more(saving / name)
+            dist.barrier()
     except (OSError, RuntimeError) as error:
         shutil.rmtree(saving, ignore_errors=True)
         raise RankError(

@@ -12,6 +12,7 @@ and then the hooks that a caller adds. So a checkpoint never lacks what was logg
 step, and what a caller's hook does comes when the step is safe.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -151,7 +152,8 @@ class Dev(RunHook):
         shared.watchdog.progress(state.step, "dev scores")
         wants_losses = run.config.train.select == "dev_loss"
         network = run.engine.module
-        made = evaluate(network, run.plan, shared.device, state.step, wants_losses, goes_on)
+        with run.averaged() if state.step == run.plan.total_steps else nullcontext():
+            made = evaluate(network, run.plan, shared.device, state.step, wants_losses, goes_on)
         state.paused = True
         if made is None:
             state.cut_short = state.stopped = True

@@ -10,6 +10,7 @@ from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
 from ds_moe_mtl.models.description import model_folder, read_description, read_state
 from ds_moe_mtl.models.encoder_check import check_encoder
 from ds_moe_mtl.models.folder import described_transformer
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.models.pretrained import (
     load_generator,
@@ -19,7 +20,7 @@ from ds_moe_mtl.models.pretrained import (
 )
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
-from ds_moe_mtl.models.transfer import continued_state
+from ds_moe_mtl.models.transfer import continued_state, form_of
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.plan import RunPlan, router_options, routing_options
 
@@ -118,19 +119,23 @@ def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
 
 def _check_form(config: RunConfig, description: dict) -> None:
     """Raise ValueError where the configuration contradicts the model it starts from."""
-    kind, routing = description["kind"], description["routing"]
+    kind = description["kind"]
     wanted = {"model.kind": (config.model.kind, kind)}
     wanted["model.pooler"] = (config.model.pooler, description["pooler"])
-    if routing is not None:
-        for key in ("num_experts", "gate_scale", "gate_embedding"):
-            wanted[f"moe.{key}"] = (getattr(config.moe, key), routing.get(key, 0))
+    for key, there in form_of(description).items():
+        wanted[f"moe.{key}"] = (_as_given(getattr(config.moe, key)), _as_given(there))
     for key, (given, there) in wanted.items():
-        dense = {given, there} == {"single", "mt_dense"}  # one architecture
+        dense = {str(given), str(there)} == {"single", "mt_dense"}  # one architecture
         if given != there and not dense:
             raise ValueError(
                 f"{key} = {given}, but start.model = {config.start.model} has {there}; "
                 f"allowed: {key}={there}"
             )
+
+
+def _as_given(value):
+    """Return a configuration's value as a YAML has it: a tuple as a list."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def network_around(
@@ -156,6 +161,7 @@ def network_around(
         router=router_options(config) if config.model.kind == "task_moe" else None,
         vectors=vectors,
     )
+    network.tied_steps = config.moe.tied_steps if config.model.kind in SPARSE_KINDS else 0
     if config.train.activation_checkpointing:
         network.checkpoint_activations()
     return network

@@ -231,6 +231,11 @@ def routing_options(config: RunConfig, num_tasks: int) -> RoutingOptions:
         jitter=moe.jitter,
         impl=moe.impl,
         gate_embedding=moe.gate_embedding,
+        combine=moe.combine,
+        shared_share=moe.shared_share,
+        layers=moe.layers,
+        gate_init=moe.gate_init,
+        route_by=moe.route_by,
     )
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,7 @@ class Run:
         if chosen is not None:
             self.first_step, state = load_checkpoint(self.engine, chosen, self.identity, shared.say)
             self.loader.load_state_dict(state)
+            self.training_step.levers.load(chosen)
             shared.say(f"continuing {chosen} after step {self.first_step}")
             shared.watchdog.saved(self.first_step)
             self.owed = rank_zero_says(self._owed_row())
@@ -161,11 +163,19 @@ class Run:
             self.loader.state_dict(),
             keep,
             model_files(self.engine.module, self.plan, self.sha256),
+            self.training_step.levers.save,
         )
         shared.say(f"checkpoint: {path}")
         if self.selection is not None:
             self.selection.checkpointed()
         shared.watchdog.saved(step)
+
+    def averaged(self) -> AbstractContextManager:
+        """Have the weights be train.average_from's mean inside the block; without it, as they are.
+
+        A collective call.
+        """
+        return self.training_step.levers.averaged()
 
     def close(self) -> None:
         """Stop reading data, and close the files."""
@@ -184,7 +194,8 @@ class Run:
         watchdog.progress(steps, "model folder")
         if selection is None:
             results = run_results(self.plan, self.evaluation.results, self.sha256, steps)
-            self._write_model(folder.path / "model", results)
+            with self.averaged():
+                self._write_model(folder.path / "model", results)
             self._keep_predictions(folder.path)
         else:
             best = selection.best_step

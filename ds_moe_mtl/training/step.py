@@ -16,6 +16,7 @@ from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import Update, optimizer_step, set_learning_rate
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
+from ds_moe_mtl.training.levers import Levers
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
 from ds_moe_mtl.training.skipped import Part, loss_scale
@@ -70,6 +71,7 @@ class TrainingStep:
         """
         self.engine, self.plan, self.device = engine, plan, device
         self.span, self.progress = span, progress
+        self.levers = Levers(engine, plan.config, plan.total_steps)
 
     def take(
         self, step: int, micro_batches: list[MultiTaskBatch], num_examples: int, wants_norm: bool
@@ -80,7 +82,7 @@ class TrainingStep:
         norm is asked for, which a GPU makes the host wait for.
         """
         config, engine = self.plan.config, self.engine
-        self._set(step)
+        rate_share = self._set(step)
         share = dist.get_world_size() * len(micro_batches) / num_examples
         scale, parts, counts = loss_scale(engine), [], []
         for batch in micro_batches:
@@ -98,10 +100,14 @@ class TrainingStep:
             with self.span(OPTIMIZER):
                 update = optimizer_step(engine, wants_norm, config)
             self.progress(step + 1)
+        self.levers.after_step(step, rate_share, update.skipped)
         return StepOutcome(parts, counts, update, scale)
 
-    def _set(self, step: int) -> None:
-        """Seed the step, and set what depends on its number: rates, the router's temperature."""
+    def _set(self, step: int) -> float:
+        """Seed the step, and set what depends on its number: rates, the router's temperature.
+
+        Returns the share of the peak rates that warm-up and decay leave.
+        """
         config = self.plan.config
         # Dropout depends on seed, step and rank alone: nothing to store, resumes are exact.
         torch.manual_seed(_step_seed(config.run.seed, step, dist.get_rank()))
@@ -109,9 +115,12 @@ class TrainingStep:
         rates = {
             ROUTER_GROUP: share * config.router.lr,
             VECTORS_GROUP: share * config.router.vectors_lr,
+            **self.levers.gate_rates(share),
         }
         set_learning_rate(self.engine, share * config.train.lr, rates)
         self.engine.module.set_step(step)
+        self.levers.before_step(step)
+        return share
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -6,31 +6,38 @@ from tests.support.launch import ROOT, run_ranks
 from tests.support.steps import MARGIN, assert_same_training, train_tiny
 from tests.support.tiny import write_tiny
 
-FREE, GENERATED = 0, 2  # moe.gate_embedding
+FREE, GENERATED, LEVERS = "free", "generated", "levers"
+FORMS = {
+    FREE: {},
+    GENERATED: {"gate_embedding": 2},
+    LEVERS: {"shared_share": 0.5, "layers": "last_half", "route_by": "sequence"},
+}
 CASES = {
     1: [
         *((1, "zero0", 1, FREE), (1, "zero1", 1, FREE), (1, "zero1", 2, FREE)),
         (1, "zero0", 1, GENERATED),
+        (1, "zero0", 1, LEVERS),
     ],
     2: [
         *((1, "zero0", 1, FREE), (1, "zero1", 1, FREE), (2, "zero1", 1, FREE)),
         *((2, "zero2", 1, FREE), (2, "zero1", 2, FREE)),
         (2, "zero1", 1, GENERATED),
+        (2, "zero1", 1, LEVERS),
     ],
     4: [
         *((1, "zero1", 1, FREE), (2, "zero1", 1, FREE), (4, "zero1", 1, FREE)),
         (4, "zero2", 1, FREE),
     ],
 }
-"""Ranks -> (ep_size, ZeRO, accumulation, width of the vectors that generate gates)."""
+"""Ranks -> (ep_size, ZeRO, accumulation, form of the sparse layers)."""
 
 
 def all_cases(folder: str, cases: list) -> list[dict]:
     """Return every case's run; called on each rank."""
     results = []
-    for ep_size, zero, accumulation, gate_embedding in cases:
+    for ep_size, zero, accumulation, form in cases:
         sections = {
-            "moe": {"ep_size": ep_size, "gate_embedding": gate_embedding},
+            "moe": {"ep_size": ep_size, **FORMS[form]},
             "train": {"steps": 3, "accumulation": accumulation},
             "mixture": {"batching": "sub_batches", "sub_batches": 3},
         }
@@ -50,14 +57,14 @@ def runs(tmp_path_factory):
 
 
 ALL = [(ranks, *case) for ranks, cases in CASES.items() for case in cases]
-REFERENCES = {gates: (1, 1, "zero0", 1, gates) for gates in (FREE, GENERATED)}
+REFERENCES = {form: (1, 1, "zero0", 1, form) for form in FORMS}
 OTHERS = [case for case in ALL if case not in REFERENCES.values()]
 
 
 def case_name(case: tuple) -> str:
     """Return a case as pytest shows it."""
-    ranks, ep_size, zero, accumulation, gates = case
-    return f"world{ranks}-ep{ep_size}-{zero}-acc{accumulation}" + ("-generated" if gates else "")
+    ranks, ep_size, zero, accumulation, form = case
+    return f"world{ranks}-ep{ep_size}-{zero}-acc{accumulation}-{form}"
 
 
 @pytest.mark.parametrize("case", OTHERS, ids=case_name)

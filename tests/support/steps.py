@@ -1,6 +1,7 @@
 """Training steps of a tiny run on however many ranks there are; what each step left behind."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,11 +60,23 @@ class TinyRun(Run):
         """Write nothing."""
 
 
-def build_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu") -> TinyRun:
-    """Return a tiny run over what write_tiny left in `folder`; gates spread, experts different.
+def spread(network: torch.nn.Module) -> None:
+    """Spread the gates and make the experts differ."""
+    spread_gates(network)
+    differ_experts(network)
+
+
+def build_tiny(
+    folder: str,
+    sections: dict,
+    deepspeed: Path,
+    device: str = "cpu",
+    prepare: Callable[[torch.nn.Module], None] = spread,
+) -> TinyRun:
+    """Return a tiny run over what write_tiny left in `folder`.
 
     It is not prepared, so its network is plain. device is what the configuration is checked for:
-    "cuda" lets fp16 pass.
+    "cuda" lets fp16 pass. prepare: changes the network before the engine has it.
     """
     ranks = rendezvous(os.environ)
     here = start_process_group(ranks)
@@ -71,16 +84,21 @@ def build_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu"
     run = TinyRun(make_plan(config, task_specs(config), quiet), RunFolder(config, quiet))
     resolved = resolve_deepspeed(config, dist.get_world_size(), device)
     run.build(resolved, dist.get_world_size())
-    spread_gates(run.network)
-    differ_experts(run.network)
+    prepare(run.network)
     unwatched = Watchdog(ranks, config.train.hang_timeout)  # not entered
     run.shared = Shared(resolved, here, ranks, NeverStopped(), unwatched, quiet)
     return run
 
 
-def start_tiny(folder: str, sections: dict, deepspeed: Path, device: str = "cpu") -> TinyRun:
+def start_tiny(
+    folder: str,
+    sections: dict,
+    deepspeed: Path,
+    device: str = "cpu",
+    prepare: Callable[[torch.nn.Module], None] = spread,
+) -> TinyRun:
     """Return build_tiny's run, ready to step."""
-    run = build_tiny(folder, sections, deepspeed, device)
+    run = build_tiny(folder, sections, deepspeed, device, prepare)
     run.prepare(run.shared)
     run.watch_skipped(StepLines(Path(folder) / f"skipped{dist.get_rank()}.jsonl", -1))
     return run
@@ -116,7 +134,7 @@ def _watch_margins(network: torch.nn.Module) -> list[float]:
     margins: list[float] = []
 
     def watch(layer, arguments):
-        hidden_states, gate_ids, used_token = arguments
+        hidden_states, used_token, gate_ids, *_ = arguments
         experts = layer.gate.options.num_experts
         logits = hidden_states.detach() @ layer.gate.wg.weight.detach().T
         logits = logits.view(*logits.shape[:-1], -1, experts)

@@ -40,10 +40,13 @@ def kept_routes(routes: list[LayerRoute] | None = None) -> Iterator[list[LayerRo
         _ROUTES.reset(token)
 
 
-def keep_route(route: LayerRoute) -> None:
-    """Give an MoE layer's route to `kept_routes`, where somebody asked for routes."""
+def keep_route(route: LayerRoute | None) -> None:
+    """Give an MoE layer's route to `kept_routes`, where somebody asked for routes.
+
+    None: no token was routed (merged experts, or tied ones).
+    """
     routes = _ROUTES.get()
-    if routes is not None:
+    if routes is not None and route is not None:
         routes.append(route)
 
 
@@ -54,6 +57,7 @@ class GateCall:
     direct: the call was opened by the upcycled model's own forward, not by `CallScope.use`.
     task_ids, questions: of each sequence, for a task router (B sequences; questions may be None).
     without_graph: the layers run for their outputs alone, and again in the backward pass.
+    cu_seqlens: where sequences start, for layers that route by sequence.
     """
 
     gate_ids: torch.Tensor | None
@@ -63,13 +67,14 @@ class GateCall:
     task_ids: torch.Tensor | None = None
     questions: torch.Tensor | None = None
     without_graph: bool = False
+    cu_seqlens: torch.Tensor | None = None
     aux_losses: list[torch.Tensor] = field(default_factory=list)
     counts: list[torch.Tensor] = field(default_factory=list)
     routes: list[LayerRoute] = field(default_factory=list)
 
     def again(self) -> "GateCall":
         """Return the call for a second run of a layer: its results are not counted twice."""
-        return GateCall(self.gate_ids, self.mask)
+        return GateCall(self.gate_ids, self.mask, cu_seqlens=self.cu_seqlens)
 
 
 class CheckpointInCall:
@@ -130,4 +135,5 @@ class RoutedFFN(nn.Module):
         return y
 
     def _run(self, hidden_states: torch.Tensor, call: GateCall):
-        return self.moe(hidden_states, used_token=call.mask, gate_ids=call.gate_ids)
+        more = {} if call.cu_seqlens is None else {"cu_seqlens": call.cu_seqlens}
+        return self.moe(hidden_states, used_token=call.mask, gate_ids=call.gate_ids, **more)

@@ -12,11 +12,21 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import moe_kernels
+from ds_moe_mtl.config.levers import check_levers
+from ds_moe_mtl.models.token_level.merged import Mixtures
+from ds_moe_mtl.models.token_level.sequence_route import route_sequences
 
 GATE_INIT_STD = 0.001
 """Standard deviation of new gates; same paper, sec. 4.4."""
 
+SPREAD_NORM = 1.0
+"""Norm of an expert's row in gates that start spread. Behind a layer norm an input has norm about
+sqrt(D), so logits differ by about 1 (new small gates: by 0.001). Our choice."""
+
 DISPATCHES = ("dropless", "capacity")
+COMBINES = ("top1", "merged")
+GATE_INITS = ("small", "spread")
+ROUTED_BY = ("token", "sequence")
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,15 @@ class RoutingOptions:
     load_balance_loss, router_z_loss: weights of the auxiliary losses (0: off).
     jitter: in training, gate inputs are multiplied by U(1 - jitter, 1 + jitter).
     gate_embedding: width of the task vectors that generate the gates (0: each gate by itself).
+    combine: "top1", or "merged": no token is routed, a gate is a mixture of the experts' weights
+    (models.token_level.merged).
+    shared_share: that share of an FFN's neurons sees every token, the rest is experts
+    (models.token_level.shared_slice).
+    layers: of a model, which layers have experts (models.token_level.sparse_layers).
+    gate_init: of new gates, "small": N(0, 0.001); "spread": each gate's rows orthogonal and of
+    SPREAD_NORM, so that no expert is ahead by its norm and the choice is clear from the start.
+    route_by: "token", or "sequence": one decision for all tokens of a sequence
+    (models.token_level.sequence_route).
     """
 
     num_experts: int = 4
@@ -41,6 +60,11 @@ class RoutingOptions:
     jitter: float = 0.0
     impl: str = "auto"
     gate_embedding: int = 0
+    combine: str = "top1"
+    shared_share: float = 0.0
+    layers: str | tuple[int, ...] = "all"
+    gate_init: str = "small"
+    route_by: str = "token"
 
     @property
     def has_losses(self) -> bool:
@@ -50,7 +74,12 @@ class RoutingOptions:
     @property
     def is_plain(self) -> bool:
         """True where nothing but the choice itself is asked for: the fully fused path serves it."""
-        return self.dispatch == "dropless" and self.jitter == 0 and not self.has_losses
+        return (
+            self.dispatch == "dropless"
+            and self.route_by == "token"
+            and self.jitter == 0
+            and not self.has_losses
+        )
 
     def __post_init__(self) -> None:
         if self.num_experts < 1 or self.num_gates < 1:
@@ -64,6 +93,18 @@ class RoutingOptions:
             )
         if self.dispatch not in DISPATCHES:
             raise ValueError(f"dispatch is one of {DISPATCHES}, got {self.dispatch!r}")
+        for name, allowed in (
+            ("combine", COMBINES),
+            ("gate_init", GATE_INITS),
+            ("route_by", ROUTED_BY),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is one of {allowed}, got {getattr(self, name)!r}")
+        check_levers(self)
+        if isinstance(self.layers, list):  # of a description's JSON
+            object.__setattr__(self, "layers", tuple(self.layers))
+        if not 0 <= self.shared_share < 1:
+            raise ValueError(f"shared_share must be in [0, 1), got {self.shared_share}")
         if self.gate_embedding < 0:
             raise ValueError(f"gate_embedding must not be negative, got {self.gate_embedding}")
         if self.capacity_factor <= 0:
@@ -79,7 +120,11 @@ class GateMatrix(NonDynamicallyQuantizableLinear):
 
     def __init__(self, hidden_size: int, options: RoutingOptions) -> None:
         super().__init__(hidden_size, options.num_gates * options.num_experts, bias=False)
-        nn.init.normal_(self.weight, std=GATE_INIT_STD)
+        if options.gate_init == "spread":
+            for of_gate in self.weight.data.split(options.num_experts):
+                nn.init.orthogonal_(of_gate, gain=SPREAD_NORM)
+        else:
+            nn.init.normal_(self.weight, std=GATE_INIT_STD)
 
     def forward(self, x: torch.Tensor | None = None) -> torch.Tensor:
         """Return the matrix, or all gates' logits of x."""
@@ -114,19 +159,24 @@ class GeneratedGates(nn.Module):
 
 
 def new_gates(hidden_size: int, options: RoutingOptions) -> nn.Module:
-    """Return newly drawn gates: a module whose `weight` is their matrix [G * E, D]."""
+    """Return new gates: a module whose `weight` is their matrix [G * E, D], drawn.
+
+    Where experts are merged, `weight` is the table of mixtures [G, E].
+    """
+    if options.combine == "merged":
+        return Mixtures(options.num_gates, options.num_experts)
     if options.gate_embedding:
         return GeneratedGates(hidden_size, options)
     return GateMatrix(hidden_size, options)
 
 
 def gate_matrix(gates: nn.Module) -> torch.Tensor:
-    """Return the matrix [G * E, D] of a layer's `gate.wg`.
+    """Return the matrix [G * E, D] of a layer's `gate.wg`; of merged experts, the table [G, E].
 
     Raises ValueError where a module of another kind stands around it or in its place: an adapter's
     share of the logits would be lost.
     """
-    if not isinstance(gates, GateMatrix | GeneratedGates):
+    if not isinstance(gates, GateMatrix | GeneratedGates | Mixtures):
         raise ValueError(
             f"gate.wg is a {type(gates).__name__}: gates cannot be wrapped or replaced; "
             f"allowed: leave the modules named wg out of adapters and quantisation"
@@ -141,26 +191,41 @@ def route_tokens(
     mask: torch.Tensor | None,
     options: RoutingOptions,
     training: bool,
+    cu_seqlens: torch.Tensor | None = None,
 ) -> tuple[moe_kernels.Routing, torch.Tensor]:
     """Return each token's expert and gate value, and the weighted auxiliary loss (a scalar).
 
     x [batch, seq, D]; gate_weight [G * E, D]; gate_ids [batch] or [batch, seq], None for one gate;
-    mask [batch, seq]: 1 = real token; the others are neither routed nor counted. Raises ValueError
-    for gate ids that are missing, of another shape or outside the gates.
+    mask [batch, seq]: 1 = real token; the others are neither routed nor counted. cu_seqlens: where
+    sequences start, read by route_by "sequence" (route_sequences); auxiliary losses are then over
+    sequences. Raises ValueError for gate ids that are missing, of another shape or outside the
+    gates.
     """
     if training and options.jitter > 0:
         x = x * torch.empty_like(x).uniform_(1 - options.jitter, 1 + options.jitter)
-    routing = moe_kernels.route(
-        x,
-        gate_weight,
-        gate_ids,
-        options.num_experts,
-        mask,
-        with_logits=options.has_losses,
-        impl=options.impl,
-    )
+    if options.route_by == "sequence":
+        routing, decisions = route_sequences(
+            x,
+            gate_weight,
+            gate_ids,
+            mask,
+            cu_seqlens,
+            options.num_experts,
+            options.has_losses,
+            options.impl,
+        )
+    else:
+        routing = decisions = moe_kernels.route(
+            x,
+            gate_weight,
+            gate_ids,
+            options.num_experts,
+            mask,
+            with_logits=options.has_losses,
+            impl=options.impl,
+        )
     if options.has_losses:
-        aux_loss = routing_losses(routing, options, all_routed=mask is None)
+        aux_loss = routing_losses(decisions, options, all_routed=mask is None)
     else:
         aux_loss = torch.zeros((), dtype=torch.float32, device=x.device)
     if training and options.dispatch == "capacity":

@@ -14,6 +14,7 @@ from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of, ge
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
 from ds_moe_mtl.models.token_level.plain_saving import refuse_plain_saving
+from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 
 
 def upcycle(
@@ -26,7 +27,7 @@ def upcycle(
     expert_noise: float = 0.0,
     expert_dropout: float = 0.0,
 ) -> nn.Module:
-    """Return `model` with an MoELayer of copied experts in place of every FFN.
+    """Return `model` with an MoELayer of copied experts in place of its FFNs (options.layers).
 
     Takes any transformers model whose layers have the FFN of a family (models.families), BERT's:
     `intermediate.dense`, `output.dense`. The model then takes
@@ -45,6 +46,7 @@ def upcycle(
     if routed_ffns(model):
         raise ValueError(f"{type(model).__name__} is upcycled already")
     family, layers = ffn_layers(model)
+    layers = [layers[number] for number in sparse_layers(options.layers, len(layers))]
     parts = [_checked_ffn(family, layer, model.config) for layer in layers]
     scope: CallScope[GateCall] = CallScope()
     for layer, ffn in zip(layers, parts, strict=True):

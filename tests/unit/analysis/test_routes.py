@@ -16,6 +16,14 @@ def test_shares_sum_to_one_over_experts_and_json_holds_them():
     assert values["tokens"] == {"a": 10, "b": 10, "c": 6}
 
 
+def test_layers_with_experts_are_named_where_not_all_have_them_and_mixtures_are_called_so():
+    mixtures = np.array([[[7.0, 3.0]], [[3.0, 7.0]]])
+    values = Routes(("a", "b"), mixtures, merged=True, layers=(2,)).to_json()
+    assert values["combine"] == "merged" and values["layers"] == [2]
+    assert values["shares"] == {"a": [[0.7, 0.3]], "b": [[0.3, 0.7]]}
+    assert not {"combine", "layers"} & Routes(("a", "b", "c"), COUNTS_KLE).to_json().keys()
+
+
 def test_the_picture_is_written_with_ink_on_it(tmp_path):
     draw_routes(Routes(("a", "b", "c"), COUNTS_KLE), tmp_path / "routes.png")
     assert share_of_ink(tmp_path / "routes.png") > 0.01

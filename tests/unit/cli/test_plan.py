@@ -45,6 +45,27 @@ def test_a_dense_plan_has_no_experts_and_says_so(tiny, capsys):
     assert "no experts" in plan["advice"]
 
 
+def test_levers_are_counted_and_what_a_calibration_cannot_extend_is_refused(tiny, capsys):
+    merged = planned(tiny, capsys, "moe.combine=merged", "--gpus", "4")
+    assert merged["flops_a_token"]["merge"] > 0 == merged["flops_a_token"]["gates"]
+    assert {row["ep_size"] for row in merged["memory"]} == {1}
+    assert "moe.combine = merged" in merged["advice"]
+    half = planned(tiny, capsys, "moe.layers=last_half", "--gpus", "4")
+    whole = planned(tiny, capsys, "--gpus", "4")
+    assert 2 * half["parameters"]["experts"] == whole["parameters"]["experts"]
+    assert [2 * row["sent_bytes"] for row in half["memory"]] == [
+        row["sent_bytes"] for row in whole["memory"]
+    ]
+    for override, words in (
+        ("moe.layers=last_half", "allowed: --calibrate 0"),
+        ("moe.layers=[7]", "moe.layers: 7 with an encoder of 2 layers"),
+    ):
+        wait = "0" if "7" in override else "1"
+        assert main(["plan", str(tiny / "run.yaml"), override, "--calibrate", wait]) == 2
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert len(errors) == 1 and words in errors[0]
+
+
 def test_what_does_not_fit_is_told_and_not_written(tiny, capsys, tmp_path):
     arguments = ["--gpus", "1", "--gpu-memory", "0.0001", "--calibrate", "0"]
     status = main(["plan", str(tiny / "run.yaml"), *arguments, "--write", str(tmp_path / "job")])

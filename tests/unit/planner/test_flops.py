@@ -4,6 +4,7 @@ import pytest
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
 from ds_moe_mtl.planner.flops import count_flops, count_parameters
+from ds_moe_mtl.planner.levers import Levers
 from ds_moe_mtl.planner.shape import SIZES, Shape, random_transformer
 
 TINY = Shape(layers=2, hidden=8, intermediate=16, heads=2, vocabulary=20, positions=10)
@@ -33,6 +34,36 @@ def test_parts_are_those_of_a_built_network():
             found[part] += parameter.numel()
     assert found == {part: getattr(counts, part) for part in found}
     assert counts.total == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "levers"),
+    [
+        ({"layers": (1,)}, Levers(layers=1)),
+        ({"shared_share": 0.5}, Levers(shared=8)),
+        ({"combine": "merged", "gate_scale": "preserve"}, Levers(merged=2)),
+        ({"layers": "last_half", "shared_share": 0.5}, Levers(layers=1, shared=8)),
+    ],
+)
+def test_weights_under_a_lever_are_those_of_a_built_network(options, levers):
+    heads = [HeadSpec("two", 2), HeadSpec("three", 3)]
+    network = build_network(
+        random_transformer(TINY, 0.0), "mt_tag", heads, 0.0, RoutingOptions(4, 2, **options)
+    )
+    counts = count_parameters(TINY, 4, 2, [(8, 2), (8, 3)], levers=levers)
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    assert counts.total == sum(sizes.values())
+    assert counts.experts == sum(size for name, size in sizes.items() if ".experts." in name)
+    assert counts.gates == sum(size for name, size in sizes.items() if ".wg." in name)
+
+
+def test_a_merge_costs_gates_times_experts_times_an_ffns_weights_a_call():
+    plain = count_flops(TINY, 5, 4, 3)
+    found = count_flops(TINY, 5, 4, 3, levers=Levers(layers=1, merged=3, call_tokens=10))
+    ffn = 2 * 8 * 16 + 16 + 8
+    assert found.merge == 2 * 3 * 4 * ffn / 10 and found.gates == 0
+    assert found.forward == plain.forward - plain.gates + found.merge
+    assert count_flops(TINY, 5, 4, 3, levers=Levers(layers=1)).gates == plain.gates / 2
 
 
 def test_a_token_uses_one_expert_and_one_gate_a_layer():

@@ -193,3 +193,22 @@ def test_checkpointing_keeps_little_more_than_each_layers_input():
     rows = sum(lengths) * SMALL.hidden * 4
     kept = kept_bytes("mt_tag", 0.1, lengths, checkpointing=True)
     assert SMALL.layers * rows <= kept <= (SMALL.layers + 5) * rows
+
+
+def test_levers_change_what_is_kept_by_their_closed_forms():
+    tokens = memory.Tokens(100, 120, 4000)
+
+    def kept(sparse=True, **levers):
+        return memory.activation_bytes(
+            SMALL, tokens, "fp32", sparse, 0.1, levers=memory.Levers(**levers)
+        )
+
+    one = (kept() - kept(sparse=False)) / SMALL.layers
+    assert kept(layers=1) == pytest.approx(kept(sparse=False) + one)
+    ffn = memory.ffn_weights(SMALL)
+    assert kept(merged=3) == pytest.approx(kept() + 4 * 3 * ffn * SMALL.layers)
+    weights = memory.count_weights(SMALL, 4, 2)
+    plain, averaged = (
+        memory.state_bytes(weights, 1, 4, 2, "bf16", averages=on).optimizer for on in (False, True)
+    )
+    assert averaged == plain * 16 / 12  # 4 bytes beside the fp32 copy and two moments
