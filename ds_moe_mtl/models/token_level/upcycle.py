@@ -66,10 +66,13 @@ def upcycle(
 def _checked_ffn(family: Family, layer: nn.Module, config) -> FFN:
     """Return a layer's FFN. Raises ValueError where an expert made of it would do something else.
 
-    Its structure is the family's to judge; two tokens tell whether it does what it looks like.
+    Its structure is the family's to judge; two tokens tell whether it does what it looks like,
+    where there are weights to try (none on the meta device).
     """
     ffn = family.ffn(layer, config)
     activation, weight = activation_of(ffn.hidden_act), ffn.first.weight
+    if weight.is_meta:
+        return ffn
     generator = torch.Generator().manual_seed(0)
     x_TD = torch.randn(2, ffn.first.in_features, generator=generator).to(weight)
     expected_TD = family.run_ffn(layer, x_TD)

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel
 from ds_moe_mtl.config.deepspeed import UPDATE_PIECE
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network, upcycle
 from ds_moe_mtl.planner import memory
+from ds_moe_mtl.planner.flops import count_ffn_weights
 from ds_moe_mtl.planner.shape import SIZES, Shape, random_transformer
 
 WEIGHTS = memory.Weights(experts=800, rest=160)
@@ -205,7 +206,7 @@ def test_levers_change_what_is_kept_by_their_closed_forms():
 
     one = (kept() - kept(sparse=False)) / SMALL.layers
     assert kept(layers=1) == pytest.approx(kept(sparse=False) + one)
-    ffn = memory.ffn_weights(SMALL)
+    ffn = count_ffn_weights(SMALL)
     assert kept(merged=3) == pytest.approx(kept() + 4 * 3 * ffn * SMALL.layers)
     weights = memory.count_weights(SMALL, 4, 2)
     plain, averaged = (

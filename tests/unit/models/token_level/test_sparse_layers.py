@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network, routed_ffns, upcycle
 from ds_moe_mtl.models.description import save_folder
-from ds_moe_mtl.models.folder import describe_network, load_folder
+from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 from ds_moe_mtl.models.token_level.upcycle import ffn_layers
 from tests.support.tiny import BERT, differ_experts, spread_gates
@@ -91,7 +91,7 @@ def test_a_model_folder_keeps_the_form_and_predicts_the_same(tmp_path, more):
     network = build_network(encoder(), "mt_tag", specs, 0.0, options)
     spread_gates(network)
     differ_experts(network)
-    description = describe_network(network, "mt_tag", options, [], {})
+    description = network.description("mt_tag", options, [], {})
     save_folder(tmp_path, description, network.state_dict(), NoTokenizer())
     loaded, read = load_folder(tmp_path)
     assert read == json.loads(json.dumps(description))
