@@ -44,7 +44,7 @@ def _export(asked: _Export) -> int:
 
     os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
     from ds_moe_mtl.training.export import choose_checkpoint, export_model
-    from ds_moe_mtl.training.reshape import parse_topology, reshape
+    from ds_moe_mtl.training.topology import parse_topology, reshape
 
     topology = parse_topology(asked.to_topology) if asked.to_topology else None
     checkpoint = choose_checkpoint(asked.run, asked.checkpoint)

@@ -78,6 +78,8 @@ def load_reshaped(engine, path: Path, manifest: dict) -> None:
             _fill_partition(engine.optimizer, parameter, state)
         else:
             _fill_state(engine.optimizer, parameter, state)
+    for name, buffer in kept_buffers(engine.module).items():
+        buffer.copy_(stored.untrained(plain_key(name, place, num_local)))
     if engine.zero_optimization():
         engine.optimizer._hp_optimizer_states_linked = False  # its views are of older tensors
         if stored.loss_scaler is not None:
@@ -139,9 +141,7 @@ class StoredTraining:
 
         Raises UserError where the checkpoint lacks a tensor or holds one of another size.
         """
-        kept = network.state_dict().keys()  # buffers that are no part of it are left alone
-        buffers = {name: tensor for name, tensor in network.named_buffers() if name in kept}
-        tensors = {**dict(network.named_parameters()), **buffers}
+        tensors = {**dict(network.named_parameters()), **kept_buffers(network)}
         for name, tensor in tensors.items():
             trained = name in self._fragments
             found = self.parameter(name).weight if trained else self.untrained(name)
@@ -201,6 +201,12 @@ class StoredTraining:
         for place in range(self.ep_size):
             file = self.path / f"expp_rank_{place}_mp_rank_00_optim_states.pt"
             yield place, load_pickled(file)["optimizer"]
+
+
+def kept_buffers(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that are part of a network's state, by name (a task router's step)."""
+    kept = network.state_dict().keys()
+    return {name: buffer for name, buffer in network.named_buffers() if name in kept}
 
 
 def optimizer_order(engine) -> list[str]:

@@ -30,9 +30,8 @@ def choose_checkpoint(run: Path, name: str | None) -> Path:
 def export_model(checkpoint: Path, output: Path) -> None:
     """Write the model folder of a checkpoint, its weights in float32 from the optimizer's copy.
 
-    Needs the checkpoint alone; one that does not describe its model (version 0.1.0 wrote such)
-    needs the run's encoder and data too. Raises UserError where `output` is taken, or where these
-    are missing.
+    Needs the checkpoint alone; an older one, which does not describe its model, needs the run's
+    encoder and data too. Raises UserError where `output` is taken, or where these are missing.
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty; allowed: a new folder")

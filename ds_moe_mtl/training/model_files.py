@@ -30,9 +30,12 @@ class ModelFiles:
     tokenizer: object
 
     def write(self, folder: Path) -> None:
-        """Write both into a checkpoint's folder."""
+        """Write both into a checkpoint's folder. Raises OSError or RuntimeError where it cannot."""
         write_json(folder / DESCRIPTION, self.description)
-        self.tokenizer.save_pretrained(folder / TOKENIZER)
+        try:
+            self.tokenizer.save_pretrained(folder / TOKENIZER)
+        except Exception as error:  # of tokenizers: of no class of its own, for a full disk too
+            raise RuntimeError(str(error)) from error
 
 
 def model_files(network, plan: RunPlan, encoder_sha256: str) -> ModelFiles:
@@ -42,7 +45,7 @@ def model_files(network, plan: RunPlan, encoder_sha256: str) -> ModelFiles:
 
 
 def read_model_files(checkpoint: Path) -> ModelFiles | None:
-    """Return what a checkpoint says of its model; None: it was written without (version 0.1.0).
+    """Return what a checkpoint says of its model; None: it is of before they were there.
 
     Raises UserError where the tokenizer cannot be read.
     """

@@ -264,6 +264,7 @@ def label(row: dict) -> str:
 def parse():
     """Return the options; their defaults depend on the device."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description=__doc__.splitlines()[0],
         epilog="example: bench_top1.py --device cpu --threads 1",
     )

@@ -127,7 +127,7 @@ def compile_report(tokens: int, hidden: int, experts: int, gates: int, dtype) ->
 
 def main() -> None:
     """Print the table, or a JSON line a kernel."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--experts", type=int, default=4)

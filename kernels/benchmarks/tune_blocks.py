@@ -165,7 +165,7 @@ def kernel_times(step, rounds: int) -> dict[str, float]:
 
 def parse():
     """Return the options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--hidden", type=int, nargs="+", default=[384, 768, 1024])
     parser.add_argument("--tokens", type=int, nargs="+", default=[16384, 32768])
     parser.add_argument("--experts", type=int, nargs="+", default=[4, 8])

@@ -1,11 +1,14 @@
 """Task-level experts in the trainer: two stages, resume, ranks, selection, and BART."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from ds_moe_mtl.cli.export import main as export
 from ds_moe_mtl.config import RunConfig, dump_config
 from tests.support.bart import write_bart
 from tests.support.gym import write_gym
@@ -68,8 +71,6 @@ def folder(tmp_path_factory):
 
 
 def weights(folder: Path, run: str) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(folder / run / "model/model.safetensors")
 
 
@@ -130,6 +131,27 @@ def test_bart_trains_and_scores_what_it_generates(folder):
     model = MultiTaskModel.from_pretrained(folder / "bart", "cpu")
     answers = model.predict("gym-emo", ["[emo] the cat sleeps"])
     assert len(answers) == 1 and isinstance(answers[0], str)
+
+
+@pytest.mark.parametrize("name", ["stage2", "bart"])
+def test_a_checkpoint_alone_makes_the_runs_model_frozen_router_and_step_included(
+    folder, tmp_path, name
+):
+    run = shutil.copytree(folder / name, tmp_path / name)
+    yaml = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(yaml.replace(str(folder), str(tmp_path / "gone")))
+    assert export([str(run), "--output", str(tmp_path / "exported")]) == 0
+    own, mine = weights(folder, name), load_file(tmp_path / "exported/model.safetensors")
+    assert own.keys() == mine.keys()
+    assert all(torch.equal(own[key], mine[key]) for key in own)
+
+
+def test_a_frozen_router_goes_on_at_another_stage(folder, tmp_path):
+    to = ["--to-topology", "zero_stage=2", "--output", str(tmp_path / "two")]
+    assert export([str(folder / "stage2"), *to]) == 0
+    assert export([str(tmp_path / "two"), "--output", str(tmp_path / "model")]) == 0
+    own, mine = weights(folder, "stage2"), load_file(tmp_path / "model/model.safetensors")
+    assert all(torch.equal(own[key], mine[key]) for key in own)
 
 
 SECTIONS = {
