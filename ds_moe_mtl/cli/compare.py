@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--names", help="of the two sides, with a comma: MT-TaG,MT-Dense")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw a forest plot")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    # argparse gives "--" no meaning of its own here, so the sides are parted before it reads them.
+    # argparse takes "--" for the end of the options and drops it: the sides are parted before.
     words = list(arguments)
     split = words.index("--") if "--" in words else len(words)
     options = parser.parse_intermixed_args(words[:split])

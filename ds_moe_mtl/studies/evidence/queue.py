@@ -106,7 +106,7 @@ def run_study(
             raise UserError(
                 f"{place.runs}: another process runs this study; allowed: wait, or --runs FOLDER"
             ) from None
-        tell = _Progress(place, at_once, say)
+        tell = _Progress(place, say)
         for stage in place.study.stages:
             stages, _ = planned(place, only)
             left = [one for one in stages[stage] if one.line is None]
@@ -128,7 +128,7 @@ def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
     from ds_moe_mtl.training.train import train  # DeepSpeed, which the queue itself does without
 
     config = run_config(place.study, run, place.own, place.runs)
-    failure = None
+    failure, commit = None, _commit()
     try:
         status = train(config, ranks, say)
         if status:
@@ -137,7 +137,7 @@ def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
         failure = str(error)
     folder = Path(config.run.dir)
     line, units = _line(place, run, config, failure)
-    append_run(place.output, line, units)
+    append_run(place.output, {**line, "commit": commit}, units)
     if not place.keep_models:
         for model in (folder / "model", *folder.glob("*/model"), *folder.glob("**/checkpoints")):
             shutil.rmtree(model, ignore_errors=True)
@@ -156,6 +156,7 @@ def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -
         "run": run.name,
         "study": place.name,
         "stage": run.stage,
+        "grid": bool(place.study.stages[run.stage].grid),
         "data": run.data,
         "system": run.system,
         "point": list(run.point),
@@ -169,7 +170,6 @@ def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -
         ],
         "machine": about["device"],
         "versions": about["versions"],
-        "commit": _commit(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(ended - environment.stat().st_mtime, 1),
         "model_kind": config.model.kind,
@@ -185,8 +185,8 @@ def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -
 class _Progress:
     """Says what a queue says, and after each run how many are done, at what rate, what is left."""
 
-    def __init__(self, place: Place, at_once: int, say: Say) -> None:
-        self._place, self._at_once, self._say = place, at_once, say
+    def __init__(self, place: Place, say: Say) -> None:
+        self._place, self._say = place, say
 
     def begin(self, wanted: int) -> None:
         self._wanted, self._began = wanted, time.monotonic()
@@ -251,7 +251,7 @@ def _asked(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _commit() -> str | None:
-    """Return the commit of the sources, with + where they are changed; None outside a clone."""
+    """Return the commit of the sources, with + where they differ from it; None outside a clone."""
     try:
         answers = [
             subprocess.run(
@@ -261,7 +261,10 @@ def _commit() -> str | None:
                 text=True,
                 check=True,
             ).stdout.strip()
-            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
+            for words in (
+                ("rev-parse", "--short=12", "HEAD"),
+                ("status", "--porcelain", "--", "ds_moe_mtl", "kernels", "ds_configs"),
+            )
         ]
     except (OSError, subprocess.SubprocessError):
         return None

@@ -11,7 +11,6 @@ from pathlib import Path
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.studies.bootstrap import Interval
 from ds_moe_mtl.studies.compare import Comparison, compare_runs, mean_interval, runs_of_lines
-from ds_moe_mtl.studies.evidence.runs import newest
 from ds_moe_mtl.studies.forest import Mark, draw_forest
 from ds_moe_mtl.studies.lines import Evidence, read_evidence
 from ds_moe_mtl.studies.points import point_name
@@ -43,12 +42,12 @@ def write_report(path: Path) -> list[Path]:
     Raises UserError for a file without lines.
     """
     evidence = read_evidence(path)
-    lines = newest(evidence.runs)
+    lines = _of_newest_study(evidence.runs)
     if not lines:
         raise UserError(f"{path}: no lines of finished runs")
     baseline = lines[-1]["baseline"]
     groups = _groups(lines)
-    grids = [key for key in groups if len(_points(groups[key])) > 1]
+    grids = [key for key in groups if groups[key][-1]["grid"]]
     scored = {key: _systems(evidence, groups[key], baseline) for key in groups if key not in grids}
     page = path.with_suffix(".md")
     pictures = _draw(path, scored, baseline)
@@ -74,12 +73,26 @@ def _groups(lines: Sequence[Mapping]) -> dict[tuple[str, str], list[Mapping]]:
     return {key: groups[key] for stage in reversed(stages) for key in groups if key[0] == stage}
 
 
-def _points(lines: Sequence[Mapping]) -> list[tuple[str, ...]]:
-    """Return the points that any one system was run at, most of them."""
-    by_system: dict[str, dict] = {}
-    for line in lines:
-        by_system.setdefault(line["system"], {})[tuple(line["point"])] = True
-    return list(max(by_system.values(), key=len))
+def _of_newest_study(runs: Sequence[Mapping]) -> list[Mapping]:
+    """Return the lines that belong together: of each system those that say what its newest says.
+
+    A study's YAML may change between its runs; a tuned system may change its rate.
+    """
+    latest = {line["run"]: place for place, line in enumerate(runs)}
+    groups: dict[tuple, list[Mapping]] = {}
+    for line in (runs[place] for place in sorted(latest.values())):
+        point = tuple(line["point"]) if line["grid"] else ()
+        groups.setdefault((line["stage"], line["data"], line["system"], point), []).append(line)
+    return [
+        line
+        for group in groups.values()
+        for line in group
+        if _said_without_seed(line) == _said_without_seed(group[-1])
+    ]
+
+
+def _said_without_seed(line: Mapping) -> list[str]:
+    return [item for item in line["overrides"] if not item.startswith("run.seed=")]
 
 
 def _systems(evidence: Evidence, lines: Sequence[Mapping], baseline: str) -> list[System]:
@@ -124,7 +137,7 @@ def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[
     if failed:
         text.append(f"- Diverged: {failed} of {len(lines)} runs, counted in no mean.")
     if older:
-        text.append(f"- Left out: {older} older lines of runs that were made again.")
+        text.append(f"- Left out: {older} older lines, of runs made again or with other overrides.")
     return [*text, ""]
 
 
@@ -186,7 +199,7 @@ def _difference_table(systems: Sequence[System], baseline: str) -> list[str]:
 
 def _grid_table(lines: Sequence[Mapping]) -> list[str]:
     """Return the mean score of each system at each point; the best is bold, at an end marked."""
-    points = _points(lines)
+    points = list(dict.fromkeys(tuple(line["point"]) for line in lines))
     text = [
         "| system | " + " | ".join(map(point_name, points)) + " |",
         "|---|" + "---:|" * len(points),

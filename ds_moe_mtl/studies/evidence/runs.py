@@ -142,11 +142,6 @@ def chosen_point(
     return max(scores, key=scores.get)
 
 
-def newest(lines: Sequence[Mapping]) -> list[Mapping]:
-    """Return the lines without those of a run that was made again with another configuration."""
-    return list({line["run"]: line for line in lines}.values())
-
-
 def _points(
     study: Study, stage: Stage, data: str, system: str, lines: Sequence[Mapping]
 ) -> Iterator[tuple[str, ...]]:

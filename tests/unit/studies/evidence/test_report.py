@@ -11,7 +11,7 @@ from tests.support.units import make_run, make_units
 ROWS = 120
 
 
-def append(path, stage, system, seed, point, skill, failure=None):
+def append(path, stage, system, seed, point, skill, failure=None, more=()):
     draw = np.random.default_rng([seed, int(1000 * skill)])
     truth = np.arange(ROWS) % 2
     units = {}
@@ -27,6 +27,8 @@ def append(path, stage, system, seed, point, skill, failure=None):
         "run": f"{stage}/x1/{system}/lr/seed{seed}" + (f"/{point}" if stage == "tune" else ""),
         "study": "made_up",
         "stage": stage,
+        "grid": stage == "tune",
+        "overrides": ["model.kind=x", *more, f"train.lr={point}", f"run.seed={seed}"],
         "data": "x1",
         "system": system,
         "point": [f"train.lr={point}"],
@@ -55,6 +57,9 @@ def page(tmp_path_factory):
         append(path, "screen", "tag", seed, "3e-4", 0.86)
         append(path, "screen", "wild", seed, "3e-4", 0.6, "diverged" if seed == 1 else None)
     append(path, "screen", "dense", 2, "3e-4", 0.62)  # made again
+    append(path, "screen", "tag", 3, "1e-4", 0.5)  # at another rate, and then at its own
+    append(path, "screen", "tag", 4, "3e-4", 0.5, more=["moe.num_experts=2"])
+    append(path, "screen", "tag", 2, "3e-4", 0.86)
     written = write_report(path)
     return path, written, written[0].read_text()
 
@@ -71,7 +76,7 @@ def test_the_page_has_every_system_with_seeds_interval_and_maximum(page):
         *(("tag", "3"), ("dense", "3"), ("wild", "2")),
     ]
     assert "- wild, seed 1: diverged" in scores
-    assert "Diverged: 1 of 15 runs" in text and "Left out: 1 older lines" in text
+    assert "Diverged: 1 of 15 runs" in text and "Left out: 4 older lines" in text
     assert "sources abc" in text and "minilm" in text and "0.1 h of runs" in text
 
 
