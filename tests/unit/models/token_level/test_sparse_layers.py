@@ -8,9 +8,9 @@ from transformers import BertConfig, BertModel
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network, routed_ffns, upcycle
 from ds_moe_mtl.models.description import save_folder
+from ds_moe_mtl.models.families import ffn_layers
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
-from ds_moe_mtl.models.token_level.upcycle import ffn_layers
 from tests.support.tiny import BERT, differ_experts, spread_gates
 
 
@@ -71,7 +71,7 @@ def test_only_the_chosen_layers_have_experts_and_step_0_is_dense():
         found = sparse(input_ids=ids, gate_ids=torch.tensor([0, 2])).last_hidden_state
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert len(routed_ffns(sparse)) == 2
-    has_experts = [hasattr(layer.intermediate, "moe") for layer in ffn_layers(sparse)]
+    has_experts = [hasattr(layer.intermediate, "moe") for layer in ffn_layers(sparse)[1]]
     assert has_experts == [False, True, False, True]
     with pytest.raises(ValueError, match="upcycled already"):
         upcycle(sparse, options=options)
