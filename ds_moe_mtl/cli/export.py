@@ -43,8 +43,8 @@ def _export(asked: _Export) -> int:
     from ds_moe_mtl.engine.engine import device_type
 
     os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
-    from ds_moe_mtl.training.export import choose_checkpoint, export_model
-    from ds_moe_mtl.training.topology import parse_topology, reshape
+    from ds_moe_mtl.export.model import choose_checkpoint, export_model
+    from ds_moe_mtl.export.topology import parse_topology, reshape
 
     topology = parse_topology(asked.to_topology) if asked.to_topology else None
     checkpoint = choose_checkpoint(asked.run, asked.checkpoint)

@@ -36,8 +36,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _report(asked: _Report) -> int:
     from ds_moe_mtl.analysis.report import draw_report, read_course
-    from ds_moe_mtl.training.metrics_log import read_metrics
-    from ds_moe_mtl.training.run_folder import read_json
+    from ds_moe_mtl.config.files import read_json
+    from ds_moe_mtl.tracking.metrics_log import read_metrics
 
     folder = asked.folder
     rows = read_metrics(folder / "metrics.jsonl")

@@ -131,10 +131,10 @@ def _run(asked: _Reproduction, plans, ranks, folder: Path, say) -> int:
 
 def _compare(name: str, table, budget, plan, folder: Path, asked: _Reproduction) -> None:
     """Write a table's comparison and its picture into its folder, and print it."""
+    from ds_moe_mtl.config.files import write_json
     from ds_moe_mtl.studies.tables.chart import draw_comparison
     from ds_moe_mtl.studies.tables.compare import compare, render
     from ds_moe_mtl.studies.tables.runs import collect
-    from ds_moe_mtl.training.run_folder import write_json
 
     scores = collect(plan)
     text = render(table, budget, table.stand_in.get(asked.budget), scores)

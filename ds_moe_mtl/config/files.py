@@ -1,5 +1,7 @@
-"""Where a configuration's files lie, and how they are named in messages."""
+"""Where files lie, how they are named in messages, and JSON files that are whole or not there."""
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,3 +33,18 @@ def locate(name: str, folders: Sequence[Path]) -> Path | None:
         return next((path.resolve() for path in found if path.exists()), None)
     except (OSError, RuntimeError):  # a name too long for a file, a home that nobody has
         return None
+
+
+def read_json(path: Path) -> dict | None:
+    """Return a JSON file's object, or None where there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

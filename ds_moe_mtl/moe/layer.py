@@ -70,13 +70,7 @@ class TaskMoE(MoE):
         routing = RoutingOptions(
             num_experts=num_experts, num_gates=num_gates, **stock.routing(options)
         )
-        if ep_size < 1 or num_experts % ep_size:
-            raise ValueError(f"ep_size must divide num_experts = {num_experts}, got {ep_size}")
-        if ep_size > 1 and routing.combine == "merged":
-            raise ValueError(
-                f"ep_size = {ep_size} with combine = merged: every rank needs all experts' "
-                "weights; allowed: ep_size=1"
-            )
+        _check_ep_size(ep_size, routing)
         nn.Module.__init__(self)
         self.shared, copied = parts_of(expert, routing)
         self.hidden_size = hidden_size
@@ -140,6 +134,17 @@ class TaskMoE(MoE):
         dense = dense[0] if isinstance(dense, tuple) else dense
         share = torch.softmax(self.coefficient(hidden_states), dim=-1)
         return y * share[..., 0:1] + dense * share[..., 1:]
+
+
+def _check_ep_size(ep_size: int, options: RoutingOptions) -> None:
+    """Raise ValueError where a layer cannot be shared out over so many ranks."""
+    if ep_size < 1 or options.num_experts % ep_size:
+        raise ValueError(f"ep_size must divide num_experts = {options.num_experts}, got {ep_size}")
+    if ep_size > 1 and options.combine == "merged":
+        raise ValueError(
+            f"ep_size = {ep_size} with combine = merged: every rank needs all experts' weights; "
+            f"allowed: ep_size=1"
+        )
 
 
 class TaskMOELayer(MOELayer):

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ds_moe_mtl.config import EXPERIMENTS, OwnTask, RunConfig, UserError, load_config
+from ds_moe_mtl.config.files import read_json, write_json
 from ds_moe_mtl.models.description import CONFIG, model_folder, read_description, read_state
 from ds_moe_mtl.models.pretrained import state_hash
 from ds_moe_mtl.models.transfer import form_of
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.trials import LEADERBOARD, Trial, leaderboard, make_trials, run_trials
 from ds_moe_mtl.training.plan import make_plan, task_specs
-from ds_moe_mtl.training.run_folder import read_json, write_json
 
 Say = Callable[[str], None]
 EXPERIMENT = EXPERIMENTS / "finetune.yaml"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig
+from ds_moe_mtl.config.files import read_json, write_json
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.points import point_name
-from ds_moe_mtl.training.run_folder import read_json, write_json
 from ds_moe_mtl.training.selection import mean_score
 from ds_moe_mtl.training.train import train
 

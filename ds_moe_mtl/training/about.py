@@ -20,6 +20,7 @@ def about_run(network: Network, plan: RunPlan, deepspeed: dict, device: torch.de
     """
     config = plan.config
     sparse = config.model.kind in SPARSE_KINDS
+    update = deepspeed["optimizer"]["type"]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return {
         "encoder": plan.source.resolved,
@@ -27,7 +28,7 @@ def about_run(network: Network, plan: RunPlan, deepspeed: dict, device: torch.de
         "backend": dist.get_backend(),
         "precision": config.train.precision,
         "zero_stage": deepspeed["zero_optimization"]["stage"],
-        "update": _update_in_words(deepspeed),
+        "update": update + " in one pass" * updates_in_one_pass(deepspeed),
         "ep_size": config.moe.ep_size if sparse else None,
         "dispatch": config.moe.dispatch if sparse else None,
         "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
@@ -49,11 +50,6 @@ def banner(about: dict, plan: RunPlan, largest: int) -> list[str]:
         f"{plan.total_steps} steps of {size}, {plan.warmup_steps} of warm-up, "
         f"lr {config.train.lr:g}",
     ]
-
-
-def _update_in_words(deepspeed: dict) -> str:
-    optimizer = deepspeed["optimizer"]["type"]
-    return f"{optimizer} in one pass" if updates_in_one_pass(deepspeed) else optimizer
 
 
 def _routes_in_words(config: RunConfig) -> str:

@@ -15,12 +15,12 @@ from pathlib import Path
 from torch import distributed as dist
 
 from ds_moe_mtl.config import RankError, UserError
+from ds_moe_mtl.config.files import read_json, write_json
 from ds_moe_mtl.engine.reshape import TOPOLOGY, load_reshaped, optimizer_order
 from ds_moe_mtl.engine.unpickle import restrict_loading
 from ds_moe_mtl.training.contents import WHAT_TO_DO, data_changes
 from ds_moe_mtl.training.model_files import ModelFiles
 from ds_moe_mtl.training.plan import RunPlan
-from ds_moe_mtl.training.run_folder import read_json, write_json
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 
+from ds_moe_mtl.config.files import write_json
 from ds_moe_mtl.ranks.machine import environment
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.training.contents import refuse_other_data
@@ -12,7 +13,7 @@ from ds_moe_mtl.training.loop import TrainingLoop
 from ds_moe_mtl.training.plan import RunPlan, single_plans
 from ds_moe_mtl.training.results import gather_results
 from ds_moe_mtl.training.run import Run, Shared
-from ds_moe_mtl.training.run_folder import RunFolder, write_json
+from ds_moe_mtl.training.run_folder import RunFolder
 
 HookMakers = Sequence[Callable[[Run], Hook]]
 """What a caller adds to the hooks of each run: called on every rank when the run is restored."""

@@ -16,10 +16,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ds_moe_mtl.tracking.trace import StepTrace
 from ds_moe_mtl.training.dev import Evaluation, evaluate
 from ds_moe_mtl.training.run import Run
 from ds_moe_mtl.training.step import StepOutcome
-from ds_moe_mtl.training.trace import StepTrace
 from ds_moe_mtl.training.window import Window
 
 AGREE_EVERY_ON_GPU = 8

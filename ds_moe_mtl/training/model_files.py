@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import read_json, write_json
 from ds_moe_mtl.models.description import encoder_config_of
 from ds_moe_mtl.models.tokenizer import limits_by, load_tokenizer
 from ds_moe_mtl.training.network import described
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.results import data_notes, encoder_facts
-from ds_moe_mtl.training.run_folder import read_json, write_json
 
 DESCRIPTION = "description.json"
 TOKENIZER = "tokenizer"

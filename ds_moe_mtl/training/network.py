@@ -20,9 +20,10 @@ from ds_moe_mtl.models.pretrained import (
 )
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
+from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from ds_moe_mtl.models.transfer import continued_state, form_of
 from ds_moe_mtl.tasks import TaskSpec
-from ds_moe_mtl.training.plan import RunPlan, router_options, routing_options
+from ds_moe_mtl.training.plan import RunPlan, routing_options
 
 OPTIONS_HEAD = "options"
 """The one head that scores the options of every task that has them."""
@@ -61,7 +62,7 @@ def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
         if routed and config.router.vectors != "random":
             vectors = load_vectors(config.router.vectors, names)
         if plan.generates:
-            return _new_generator(plan, router_options(config) if routed else None, vectors)
+            return _new_generator(plan, _router(config), vectors)
         model = config.model
         transformer = load_transformer(plan.source, model.dropout, model.pooler, model.kind)
         sha256 = weights_hash(transformer)
@@ -133,6 +134,11 @@ def _check_form(config: RunConfig, description: dict) -> None:
             )
 
 
+def _router(config: RunConfig) -> RouterOptions | None:
+    routed = config.model.kind == "task_moe"
+    return RouterOptions.from_section(config.router, config.run.seed) if routed else None
+
+
 def _as_given(value):
     """Return a configuration's value as a YAML has it: a tuple as a list."""
     return list(value) if isinstance(value, tuple) else value
@@ -158,7 +164,7 @@ def network_around(
         routing_options(config, len(plan.specs)),
         expert_noise,
         expert_dropout=config.moe.expert_dropout,
-        router=router_options(config) if config.model.kind == "task_moe" else None,
+        router=_router(config),
         vectors=vectors,
     )
     network.tied_steps = config.moe.tied_steps if config.model.kind in SPARSE_KINDS else 0

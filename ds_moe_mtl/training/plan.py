@@ -16,7 +16,6 @@ from ds_moe_mtl.models.pretrained import (
     source_limits,
     trained_source,
 )
-from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 from ds_moe_mtl.tasks.text2text import as_text
@@ -219,44 +218,8 @@ def _entries(plan: RunPlan) -> list[str | OwnTask]:
 
 def routing_options(config: RunConfig, num_tasks: int) -> RoutingOptions:
     """Return the MoE layers' options for a run over so many tasks."""
-    moe = config.moe
-    return RoutingOptions(
-        num_experts=moe.num_experts,
-        num_gates=num_tasks if config.model.kind == "mt_tag" else 1,
-        gate_scale=moe.gate_scale,
-        dispatch=moe.dispatch,
-        capacity_factor=moe.capacity_factor,
-        load_balance_loss=moe.load_balance_loss,
-        router_z_loss=moe.router_z_loss,
-        jitter=moe.jitter,
-        impl=moe.impl,
-        gate_embedding=moe.gate_embedding,
-        combine=moe.combine,
-        shared_share=moe.shared_share,
-        layers=moe.layers,
-        gate_init=moe.gate_init,
-        route_by=moe.route_by,
-    )
-
-
-def router_options(config: RunConfig) -> RouterOptions:
-    """Return what the task router of a run is; layers () stands for all of the encoder."""
-    router = config.router
-    return RouterOptions(
-        experts=router.experts,
-        layers=router.layers or (),
-        route=router.route,
-        net=router.net,
-        hidden=router.hidden,
-        selection=router.selection,
-        temperature=router.temperature,
-        temperature_min=router.temperature_min,
-        temperature_decay=router.temperature_decay,
-        vector_size=router.vector_size,
-        freeze_vectors=router.freeze_vectors,
-        frozen=router.routes_from is not None,
-        seed=config.run.seed,
-    )
+    num_gates = num_tasks if config.model.kind == "mt_tag" else 1
+    return RoutingOptions.from_section(config.moe, num_gates)
 
 
 def _total_steps(config: RunConfig, train: list[EncodedSplit], specs: list[TaskSpec]) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
+from ds_moe_mtl.config.files import read_json, write_json
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import rank_zero_says, start_engine
 from ds_moe_mtl.evaluation.predictions import FILE as PREDICTIONS
@@ -19,6 +20,7 @@ from ds_moe_mtl.ranks.machine import environment
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.ranks.stop import StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
+from ds_moe_mtl.tracking.metrics_log import MetricsLog, StepLines, read_metrics
 from ds_moe_mtl.training.about import about_run, banner
 from ds_moe_mtl.training.checkpoint import (
     choose_whole,
@@ -28,12 +30,11 @@ from ds_moe_mtl.training.checkpoint import (
     save_checkpoint,
 )
 from ds_moe_mtl.training.dev import Evaluation
-from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines, read_metrics
 from ds_moe_mtl.training.model_files import model_files
 from ds_moe_mtl.training.network import described, new_network
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.results import run_results
-from ds_moe_mtl.training.run_folder import RunFolder, read_json, write_json
+from ds_moe_mtl.training.run_folder import RunFolder
 from ds_moe_mtl.training.selection import Selection
 from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.step import StepOutcome, TrainingStep

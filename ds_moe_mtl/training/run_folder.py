@@ -1,7 +1,6 @@
 """A run's folder: who holds it, which configuration it belongs to, whether it is finished."""
 
 import fcntl
-import json
 import os
 import re
 import socket
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, differing_keys, dump_config, load_config
+from ds_moe_mtl.config.files import read_json, write_json
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 
 # What may differ between the start of a run and its continuation: none of it changes a number
@@ -147,18 +147,3 @@ def task_folder(run: Path, task: str) -> Path:
     A task that is called as a part of a run's folder has run/<task>.task; no name has a dot.
     """
     return run / (f"{task}.task" if _TAKEN.fullmatch(task) else task)
-
-
-def read_json(path: Path) -> dict | None:
-    """Return a JSON file's object, or None where there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import distributed as dist
 
 from ds_moe_mtl.models.description import read_description
-from ds_moe_mtl.training.metrics_log import read_metrics
+from ds_moe_mtl.tracking.metrics_log import read_metrics
 
 BEST = "best"
 

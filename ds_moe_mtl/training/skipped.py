@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from ds_moe_mtl.config import Diverged
 from ds_moe_mtl.data import MultiTaskBatch
-from ds_moe_mtl.training.metrics_log import StepLines
+from ds_moe_mtl.tracking.metrics_log import StepLines
 
 NAMED = 8  # rows of one task that the printed line names; the file has all
 

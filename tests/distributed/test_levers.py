@@ -104,7 +104,7 @@ def test_a_run_continued_from_its_checkpoint_ends_as_if_it_had_not_stopped(runs,
 
 
 def test_the_average_is_not_the_last_weights(runs):
-    from ds_moe_mtl.training.export import choose_checkpoint, export_model
+    from ds_moe_mtl.export.model import choose_checkpoint, export_model
 
     run = runs / "average_dense"
     export_model(choose_checkpoint(run, None), run / "plain")

@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 from ds_moe_mtl.config import UserError, dump_config
 from ds_moe_mtl.moe.convert import is_expert_key
-from ds_moe_mtl.training.metrics_log import read_metrics
+from ds_moe_mtl.tracking.metrics_log import read_metrics
 from tests.support.launch import ROOT, launch, run_ranks
 from tests.support.steps import start_tiny
 from tests.support.tiny import tiny_config, write_tiny

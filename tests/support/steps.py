@@ -15,9 +15,9 @@ from ds_moe_mtl.moe.convert import plain_state
 from ds_moe_mtl.moe.layer import TaskMOELayer
 from ds_moe_mtl.ranks.rendezvous import rendezvous
 from ds_moe_mtl.ranks.watchdog import Watchdog
+from ds_moe_mtl.tracking.metrics_log import StepLines
 from ds_moe_mtl.training.hooks import Hook, LoopState
 from ds_moe_mtl.training.loop import TrainingLoop
-from ds_moe_mtl.training.metrics_log import StepLines
 from ds_moe_mtl.training.plan import make_plan, task_specs
 from ds_moe_mtl.training.run import Run, Shared
 from ds_moe_mtl.training.run_folder import RunFolder

@@ -7,12 +7,13 @@ Experts" (Findings of EMNLP 2022), and its public code CrossTaskMoE for sizes.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from threading import Lock
 
 import torch
 from torch import nn
 
+from ds_moe_mtl.config.schema import RouterSection
 from ds_moe_mtl.models.task_level.router_nets import new_router_net
 
 _NET_ON_LOAN = Lock()
@@ -45,6 +46,17 @@ class RouterOptions:
     freeze_vectors: bool = False
     frozen: bool = False
     seed: int = 0
+
+    @classmethod
+    def from_section(cls, router: RouterSection, seed: int) -> "RouterOptions":
+        """Return what a configuration's section says; layers () stands for all of the encoder."""
+        names = {field.name for field in fields(cls)} - {"layers", "frozen", "seed"}
+        return cls(
+            layers=router.layers or (),
+            frozen=router.routes_from is not None,
+            seed=seed,
+            **{name: getattr(router, name) for name in names},
+        )
 
 
 def temperature(step: int, start: float, floor: float, decay: float) -> float:

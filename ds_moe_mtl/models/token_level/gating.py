@@ -5,7 +5,7 @@ Source: "Sparsely Activated MoE are Robust Multi-Task Learners", eq. 3-6.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import moe_kernels
 from ds_moe_mtl.config.levers import check_levers
+from ds_moe_mtl.config.schema import MoeSection
 from ds_moe_mtl.models.token_level.merged import Mixtures
 from ds_moe_mtl.models.token_level.sequence_route import route_sequences
 
@@ -65,6 +66,12 @@ class RoutingOptions:
     layers: str | tuple[int, ...] = "all"
     gate_init: str = "small"
     route_by: str = "token"
+
+    @classmethod
+    def from_section(cls, moe: MoeSection, num_gates: int) -> "RoutingOptions":
+        """Return what a configuration's section says, for so many gates."""
+        names = {field.name for field in fields(cls)} - {"num_gates"}
+        return cls(num_gates=num_gates, **{name: getattr(moe, name) for name in names})
 
     @property
     def has_losses(self) -> bool:

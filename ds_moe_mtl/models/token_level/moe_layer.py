@@ -132,8 +132,8 @@ def run_layer(
     """
     if tied and training:
         y = tied_ffn(hidden_states, experts, gate_weight, used_token)
-        aux_loss = torch.zeros((), dtype=torch.float32, device=y.device)
-        return LayerResult(y, aux_loss, aux_loss.new_zeros(len(experts)).int(), None)
+        none_E = torch.zeros(len(experts), dtype=torch.int32, device=y.device)
+        return LayerResult(y, _no_loss(y), none_E, None)
     weights = ffn_weights(experts)
     if options.combine == "merged":
         if weights is None:
@@ -144,8 +144,7 @@ def run_layer(
         y, load_E = merged_ffn(
             hidden_states, gate_weight, weights, gate_ids, used_token, options.impl
         )
-        aux_loss = torch.zeros((), dtype=torch.float32, device=y.device)
-        return LayerResult(y, aux_loss, load_E, None)
+        return LayerResult(y, _no_loss(y), load_E, None)
     if weights is not None and options.is_plain:
         w1, b1, w2, b2, activation = weights
         y, expert_T, prob_T, counts_E = moe_kernels.top1_moe_ffn(
@@ -161,8 +160,7 @@ def run_layer(
             activation=activation,
             impl=options.impl,
         )
-        aux_loss = torch.zeros((), dtype=torch.float32, device=y.device)
-        return LayerResult(y, aux_loss, counts_E, LayerRoute(expert_T, prob_T.detach()))
+        return LayerResult(y, _no_loss(y), counts_E, LayerRoute(expert_T, prob_T.detach()))
     routing, aux_loss = route_tokens(
         hidden_states, gate_weight, gate_ids, used_token, options, training, cu_seqlens
     )
@@ -176,3 +174,7 @@ def run_layer(
     )
     route = LayerRoute(routing.expert_T, routing.prob_T.detach())
     return LayerResult(y_TD.reshape(hidden_states.shape), aux_loss, routing.counts_E, route)
+
+
+def _no_loss(y: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((), dtype=torch.float32, device=y.device)

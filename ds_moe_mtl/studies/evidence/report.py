@@ -1,6 +1,5 @@
-"""What a study's lines say, as Markdown and pictures; made from the lines and nothing else.
-
-NAME.md, NAME_differences.png and NAME_scores.png beside NAME.jsonl.
+"""What a study's lines say, as Markdown and pictures; made from the lines and nothing else:
+a page, a picture of the differences and one of the scores, beside the lines.
 """
 
 import statistics

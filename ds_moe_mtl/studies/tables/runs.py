@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, load_config
+from ds_moe_mtl.config.files import read_json
 from ds_moe_mtl.engine.engine import stop_process_group
 from ds_moe_mtl.ranks.jobs import Job
 from ds_moe_mtl.ranks.rendezvous import Ranks
@@ -20,7 +21,7 @@ from ds_moe_mtl.studies.tables.schema import Budget, Column, Mixture, Row, Table
 from ds_moe_mtl.studies.trials import LEADERBOARD, best_run
 from ds_moe_mtl.tasks import get_task, is_small
 from ds_moe_mtl.training.plan import task_specs
-from ds_moe_mtl.training.run_folder import RunFolder, read_json
+from ds_moe_mtl.training.run_folder import RunFolder
 from ds_moe_mtl.training.train import train
 
 Say = Callable[[str], None]

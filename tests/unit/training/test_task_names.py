@@ -58,7 +58,7 @@ def test_names_that_mean_something_inside_are_free(folder, capsys):
 def test_curves_of_like_named_tasks_stay_apart_in_tensorboard(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from ds_moe_mtl.training.metrics_log import MetricsLog
+    from ds_moe_mtl.tracking.metrics_log import MetricsLog
 
     log = MetricsLog(folder / "log", 0)
     (folder / "log").mkdir(exist_ok=True)

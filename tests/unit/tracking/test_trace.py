@@ -5,7 +5,7 @@ import json
 import torch
 from torch.profiler import record_function
 
-from ds_moe_mtl.training.trace import SKIPPED, WARM_UP, StepTrace
+from ds_moe_mtl.tracking.trace import SKIPPED, WARM_UP, StepTrace
 
 
 def traced(folder, steps: int, run: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 
-from ds_moe_mtl.training.metrics_log import MetricsLog, StepLines, read_metrics
+from ds_moe_mtl.tracking.metrics_log import MetricsLog, StepLines, read_metrics
 
 
 def test_rows_beyond_the_checkpoint_and_a_cut_line_are_dropped_on_resume(tmp_path):

@@ -1,0 +1,1 @@
+"""What a run writes as it goes: rows of metrics, TensorBoard, a trace of some steps."""
