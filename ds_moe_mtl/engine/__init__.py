@@ -48,6 +48,11 @@ Read or called, and private
     DeepSpeedEngine: param_names, zero_optimization, fp16_enabled
     DeepSpeedEngine: is_gradient_accumulation_boundary, get_global_grad_norm
         engine.py and clipping.py ask them; reshape.py needs the order of a stage 0 optimizer.
+    DeepSpeedEngine: monitor
+    MonitorMaster: write_events
+    deepspeed.runtime.config: DeepSpeedConfig
+        native.py has DeepSpeed read its JSON before the ranks meet, and gives its monitors the
+        losses, which its engine does not.
     tensor_fragment: lp_fragment_address, hp_fragment_address, hp_fragment, param_group_index
     fragment_address: start, numel
         reshape.py: where a parameter lies in ZeRO's flat partitions, in memory (a parameter's

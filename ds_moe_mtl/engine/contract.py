@@ -26,8 +26,10 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     "deepspeed.runtime.engine:DeepSpeedEngine": (
         *("checkpoint_engine", "skipped_steps", "global_steps", "global_samples", "param_names"),
         *("zero_optimization", "fp16_enabled", "is_gradient_accumulation_boundary"),
-        "get_global_grad_norm",
+        *("get_global_grad_norm", "monitor"),
     ),
+    "deepspeed.monitor.monitor:MonitorMaster": ("write_events",),
+    "deepspeed.runtime.config": ("DeepSpeedConfig",),
     "deepspeed.runtime.checkpoint_engine.checkpoint_engine:CheckpointEngine": ("load",),
     "deepspeed.runtime.fp16.loss_scaler:DynamicLossScaler": ("raise_error_at_min_scale",),
     "deepspeed.runtime.fp16.loss_scaler:LossScaler": ("loss_scale",),

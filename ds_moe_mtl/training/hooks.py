@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ds_moe_mtl.engine.native import write_monitors
 from ds_moe_mtl.tracking.trace import StepTrace
 from ds_moe_mtl.training.dev import Evaluation, evaluate
 from ds_moe_mtl.training.run import Run
@@ -186,6 +187,7 @@ class Write(RunHook):
             self.run.owe(state.row)
         elif self.run.log is not None and len(state.row) > 1:
             self.run.log.write(state.row)
+            write_monitors(self.run.engine, state.row)
         if state.outcome is None and not state.cut_short:
             self.run.pay()
 

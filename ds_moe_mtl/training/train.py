@@ -19,6 +19,7 @@ from ds_moe_mtl.engine.engine import (
     start_process_group,
     stop_process_group,
 )
+from ds_moe_mtl.engine.native import check_native
 from ds_moe_mtl.ranks.preflight import check_agreement, fingerprints
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
@@ -54,7 +55,7 @@ def train(
         print_results(done, say)
         return 0
     deepspeed = resolve_deepspeed(config, ranks.world_size, device_type())
-    _refuse_inexact_clipping(config, deepspeed)
+    check_native(deepspeed, config)
     try:
         moe_kernels.resolve_impl(config.moe.impl, device_type())
     except ValueError as error:
@@ -80,17 +81,6 @@ def train(
     for model in group.models:
         say(f"model: {model}")
     return 0
-
-
-def _refuse_inexact_clipping(config: RunConfig, deepspeed: dict) -> None:
-    """Raise UserError where DeepSpeed clips by a mean of rank norms, which depends on ep_size."""
-    stage = deepspeed["zero_optimization"]["stage"]
-    if stage == 0 and config.moe.ep_size > 1 and config.train.clip > 0:
-        raise UserError(
-            f"{config.deepspeed}: zero_optimization.stage = 0 with moe.ep_size = "
-            f"{config.moe.ep_size} and train.clip = {config.train.clip:g}: DeepSpeed's norm is not "
-            f"exact there; allowed: stage 1 or 2, or train.clip=0"
-        )
 
 
 def _set_threads(config: RunConfig, ranks: Ranks) -> None:

@@ -10,7 +10,9 @@ from tests.support.tiny import tiny_config, write_tiny
 def test_single_trains_a_model_a_task_and_gathers_one_result(tmp_path):
     native = json.loads((ROOT / "ds_configs/deepspeed/zero1.json").read_text())
     timed = tmp_path / "timed.json"
-    timed.write_text(json.dumps(native | {"wall_clock_breakdown": True, "steps_per_print": 1}))
+    monitored = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "csv")}}
+    timers = {"wall_clock_breakdown": True, "steps_per_print": 1}
+    timed.write_text(json.dumps(native | timers | monitored))
     config = tiny_config(
         write_tiny(tmp_path),
         model={"kind": "single"},
@@ -23,6 +25,8 @@ def test_single_trains_a_model_a_task_and_gathers_one_result(tmp_path):
     assert first.returncode == 0, first.text
     native = json.loads((tmp_path / "run/colour/deepspeed.json").read_text())
     assert native["wall_clock_breakdown"]  # the steps ran with DeepSpeed's own timers on
+    written = list((tmp_path / "csv").rglob("*train_loss*"))
+    assert written and all(float(f.read_text().split(",")[-1]) > 0 for f in written)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert list(results["tasks"]) == ["colour", "same", "amount"]
     assert (results["model_kind"], results["steps"]) == ("single", 6)
