@@ -170,7 +170,13 @@ def find_resume(resume: str, folder: Path, identity: Identity) -> list[Path]:
             raise UserError(f"run.resume: {path} is of another run: {difference}")
         changes = identity.data_changes(manifest["identity"])
         if changes:
-            raise UserError(f"run.resume: {path} is of other data: {changes}; {WHAT_TO_DO}")
+            then = manifest["loader"]["examples"]
+            now = [task["examples"] for task in identity.data.values()]
+            counts = f"the checkpoint's loader has examples {then}, this run has {now}; "
+            raise UserError(
+                f"run.resume: {path} is of other data: {changes}; "
+                f"{counts if then != now else ''}{WHAT_TO_DO}"
+            )
         break
     return found
 

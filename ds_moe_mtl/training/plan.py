@@ -74,12 +74,15 @@ class RunPlan:
 
     @cached_property
     def contents(self) -> dict[str, dict]:
-        """Each task's {"train", "dev": hashes of its rows as tokens, "classes": in order}."""
+        """Each task's {"train", "dev": hashes of its rows as tokens, "classes": in order,
+        "examples": of train}.
+        """
         return {
             spec.name: {
                 "train": train.content_hash(),
                 "dev": dev.content_hash(),
                 "classes": list(spec.labels),
+                "examples": train.num_examples,
             }
             for spec, train, dev in zip(self.specs, self.train, self.dev, strict=True)
         }
