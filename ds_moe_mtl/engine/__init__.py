@@ -24,6 +24,9 @@ Replaced or patched
     deepspeed.ops: __compatible_ops__
         engine.py sets "deepspeed_shm_comm" to False on a CPU: it would be compiled inside
         init_distributed, for 24 s, and gloo does without it.
+    torch: compile
+        engine.py lets it do nothing while deepspeed.runtime.zero.muon is imported, whose
+        decorators would import torch's compiler, for 2.5 s at each start of each rank.
     torch.distributed.distributed_c10d: _world, _set_pg_timeout
         engine.py gives the groups that DeepSpeed makes the run's time-out; they have torch's.
 

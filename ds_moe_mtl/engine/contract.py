@@ -44,6 +44,7 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     "deepspeed.moe.sharded_moe:MOELayer": ("_set_ep_group", "ep_group", "l_aux", "exp_counts"),
     "deepspeed.moe.sharded_moe:TopKGate": ("_set_ep_group", "ep_group"),
     "deepspeed.moe.experts:Experts": ("deepspeed_experts",),
+    "torch": ("compile",),
     "torch.distributed.distributed_c10d": ("_world", "_set_pg_timeout"),
 }
 """Names by the module, or module:class, that has them."""

@@ -109,6 +109,7 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
     from ds_moe_mtl.engine.optimizer_groups import parameter_groups
     from ds_moe_mtl.moe import to_deepspeed
 
+    _import_muon()
     to_deepspeed(network, config.moe.ep_size)
     train = config.train
     groups = parameter_groups(network, train.weight_decay, train.betas, config.moe.gate_momentum)
@@ -199,6 +200,22 @@ def stop_process_group() -> None:
         import deepspeed
 
         deepspeed.comm.destroy_process_group()
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon, whose class every engine asks for, without torch's compiler.
+
+    Decorators there ask torch.compile, which takes 2.5 s to import itself at each start of each
+    rank, for an optimizer that no configuration here admits.
+    """
+    plain = torch.compile
+    torch.compile = lambda model=None, **_: (lambda f: f) if model is None else model
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    except ImportError:
+        pass  # a DeepSpeed without it
+    finally:
+        torch.compile = plain
 
 
 @contextlib.contextmanager

@@ -33,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 ENTRY = Path(rank_entry.__file__)
 SLOW_IMPORTS = (
     "ds_moe_mtl.training.train",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # imports torch's compiler; every engine asks it
     "sklearn.metrics",
     "scipy.stats",
 )

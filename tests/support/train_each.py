@@ -8,7 +8,6 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed  # noqa: E402, F401
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401  (every engine asks it)
 import matplotlib.pyplot  # noqa: E402, F401
 import sklearn.metrics  # noqa: E402, F401
 import transformers.models.bart  # noqa: E402, F401
