@@ -3,10 +3,22 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import UserError
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What the command line asks for: the runs of both sides, and how they are shown."""
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    names: str | None
+    plot: Path | None
+    json: bool
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,21 +45,23 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(words[:split])
     left = options.runs
     options = parser.parse_intermixed_args(words[split + 1 :], options)
-    return answer(lambda: _compare(left, options.runs if split < len(words) else [], options))
+    right = options.runs if split < len(words) else []
+    asked = _Comparison(tuple(left), tuple(right), options.names, options.plot, options.json)
+    return answer(lambda: _compare(asked))
 
 
-def _compare(left: list[str], right: list[str], options) -> int:
-    if not left or not right:
+def _compare(asked: _Comparison) -> int:
+    if not asked.left or not asked.right:
         raise UserError("a side has no runs; allowed: RUN... -- RUN...")
-    names = tuple((options.names or "left,right").split(","))
+    names = tuple((asked.names or "left,right").split(","))
     if len(names) != 2:
-        raise UserError(f"--names {options.names}; allowed: two, with a comma")
+        raise UserError(f"--names {asked.names}; allowed: two, with a comma")
     from ds_moe_mtl.studies.compare import compare_runs, find_runs, render
     from ds_moe_mtl.studies.forest import draw_comparison
 
-    comparison = compare_runs(find_runs(left), find_runs(right), names)
-    if options.plot is not None:
-        draw_comparison(comparison, options.plot)
-        print(f"plot: {options.plot}", file=sys.stderr)
-    print(json.dumps(comparison.to_dict()) if options.json else render(comparison))
+    comparison = compare_runs(find_runs(asked.left), find_runs(asked.right), names)
+    if asked.plot is not None:
+        draw_comparison(comparison, asked.plot)
+        print(f"plot: {asked.plot}", file=sys.stderr)
+    print(json.dumps(comparison.to_dict()) if asked.json else render(comparison))
     return 0

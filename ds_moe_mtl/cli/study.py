@@ -4,10 +4,29 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer, count
+from ds_moe_mtl.cli.arguments import PROGRAM, Parser, answer, count
 from ds_moe_mtl.config import UserError
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What the command line asks for. run, parent: of a process that the queue has started."""
+
+    name: str
+    overrides: tuple[str, ...]
+    jobs: int
+    only: tuple[str, ...]
+    list: bool
+    report: bool
+    output: Path | None
+    runs: Path | None
+    nice: int
+    keep_models: bool
+    run: str | None
+    parent: int | None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,20 +58,20 @@ def main(arguments: Sequence[str]) -> int:
     # What a queue starts its own runs with: one run, that ends with the process named.
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_intermixed_args(arguments)
-    return answer(lambda: _study(options))
+    asked = parser.request(_Study, arguments)
+    return answer(lambda: _study(asked))
 
 
-def _study(options) -> int:
+def _study(asked: _Study) -> int:
     from ds_moe_mtl.studies.evidence.schema import load_study
 
-    stray = [item for item in options.overrides if "=" not in item]
+    stray = [item for item in asked.overrides if "=" not in item]
     if stray:
         raise UserError(f"command line: {stray[0]!r}; allowed: one study, then section.key=value")
-    name, study = load_study(options.name)
-    output = options.output or Path(study.output or f"docs/evidence/{name}.jsonl")
-    runs = options.runs or Path("runs/studies") / name
-    if options.report:
+    name, study = load_study(asked.name)
+    output = asked.output or Path(study.output or f"docs/evidence/{name}.jsonl")
+    runs = asked.runs or Path("runs/studies") / name
+    if asked.report:
         from ds_moe_mtl.studies.evidence.report import write_report
 
         for path in write_report(output):
@@ -61,27 +80,27 @@ def _study(options) -> int:
     from ds_moe_mtl.studies.evidence.queue import Place, describe_plan, run_one, run_study
     from ds_moe_mtl.studies.evidence.runs import StudyRun
 
-    own = tuple(options.overrides)
-    place = Place(name, study, output.absolute(), runs.absolute(), own, options.keep_models)
-    if options.list:
-        describe_plan(place, options.only, print)
+    own = asked.overrides
+    place = Place(name, study, output.absolute(), runs.absolute(), own, asked.keep_models)
+    if asked.list:
+        describe_plan(place, asked.only, print)
         return 0
-    if options.run is not None:
+    if asked.run is not None:
         from ds_moe_mtl.ranks.orphan import end_with_parent
         from ds_moe_mtl.ranks.rendezvous import rendezvous
 
-        if options.parent is not None:
-            end_with_parent(options.parent)
+        if asked.parent is not None:
+            end_with_parent(asked.parent)
         _settle_accelerator()
-        return run_one(place, StudyRun.from_json(options.run), rendezvous(os.environ), _say)
+        return run_one(place, StudyRun.from_json(asked.run), rendezvous(os.environ), _say)
 
-    def command(run: StudyRun) -> list[str]:
+    def arguments(run: StudyRun) -> list[str]:
         where = ["--output", str(place.output), "--runs", str(place.runs)]
-        keep = ["--keep-models"] * options.keep_models
-        asked = ["--run", run.to_json(), "--parent", str(os.getpid())]
-        return ["study", options.name, *where, *keep, *asked, *own]
+        keep = ["--keep-models"] * asked.keep_models
+        its = ["--run", run.to_json(), "--parent", str(os.getpid())]
+        return ["study", asked.name, *where, *keep, *its, *own]
 
-    return run_study(place, options.jobs, options.only, command, _say, options.nice)
+    return run_study(place, asked.jobs, asked.only, PROGRAM, arguments, _say, asked.nice)
 
 
 def _say(line: str) -> None:

@@ -85,13 +85,14 @@ def run_study(
     place: Place,
     at_once: int,
     only: Sequence[str],
-    command: Callable[[StudyRun], Sequence[str]],
+    program: Sequence[str],
+    arguments: Callable[[StudyRun], Sequence[str]],
     say: Say,
     nice: int = NICEST,
 ) -> int:
     """Run what is left of a study, stage by stage; return 0, or 75 when asked to stop.
 
-    command(run): the arguments of a process that runs one. nice: of all of them. A run whose
+    program, arguments(run): the words of a process that runs one. nice: of all of them. A run whose
     training diverges is a finished run with that result. Raises UserError where a run fails in any
     other way, and where another process runs the same study in the same folder.
     """
@@ -113,8 +114,8 @@ def run_study(
                 continue
             say(f"{stage}: {len(left)} of {len(stages[stage])} runs left, {at_once} at a time")
             tell.begin(len(left))
-            jobs = [Job(one.run.name, tuple(command(one.run))) for one in left]
-            status = run_jobs(jobs, at_once, place.runs / "logs", tell)
+            jobs = [Job(one.run.name, tuple(arguments(one.run))) for one in left]
+            status = run_jobs(jobs, program, at_once, place.runs / "logs", tell)
             if status:
                 return status
     for wait in planned(place, only)[1]:
