@@ -15,7 +15,7 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
 from ds_moe_mtl.models.description import save_folder
-from ds_moe_mtl.models.pretrained import load_tokenizer
+from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec
 from tests.support.tiny import differ_experts, spread_gates, write_encoder
 
@@ -55,7 +55,9 @@ def folder(tmp_path_factory):
     differ_experts(network)
     rows = [spec.to_dict() for spec in SPECS]
     description = network.description("mt_tag", options, rows, {})
-    save_folder(folder / "model", description, network.state_dict(), load_tokenizer(encoder))
+    save_folder(
+        folder / "model", description, network.state_dict(), load_tokenizer(encoder, network.limits)
+    )
     return folder
 
 

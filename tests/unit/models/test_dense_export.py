@@ -52,7 +52,7 @@ def test_the_dense_encoder_of_a_task_is_the_model_on_that_task(kind, pooler):
         for sequence in ids.split(LENGTHS.tolist()):
             out = encoder(input_ids=sequence[None], attention_mask=torch.ones_like(sequence)[None])
             cls.append(out.pooler_output[0] if pooler else out.last_hidden_state[0, 0])
-        logits = network.heads.tasks[spec.name](torch.stack(cls))
+        logits = network.heads.head(("task", spec.name))(torch.stack(cls))
         expected = network(**batch(task)).logits_BC[:, : spec.outputs]
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
         answers.append(torch.stack(cls))

@@ -69,9 +69,9 @@ def test_a_folder_of_before_loads_by_its_tasks_names():
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
 def test_every_file_of_a_folder_has_the_permissions_of_a_new_file(tmp_path, mask):
-    from ds_moe_mtl.models.pretrained import load_tokenizer
+    from ds_moe_mtl.models.tokenizer import EncoderLimits, load_tokenizer
 
-    tokenizer = load_tokenizer(write_encoder(tmp_path / "encoder"))
+    tokenizer = load_tokenizer(write_encoder(tmp_path / "encoder"), EncoderLimits(1000, 64))
     before = os.umask(mask)
     try:
         for _ in range(2):  # also over a folder that is there
