@@ -96,7 +96,10 @@ def draw_routes(routes: Routes, path: Path) -> None:
     figure, axes = pyplot.subplots(
         rows,
         columns,
-        figsize=(1.2 + columns * (0.5 * experts + 0.35), rows * (0.36 * tasks + 0.9) + 0.5),
+        figsize=(
+            max(5.6, 1.2 + columns * (0.5 * experts + 0.35)),
+            rows * (0.36 * tasks + 0.9) + 0.5,
+        ),
         squeeze=False,
         sharex=True,
         sharey=True,

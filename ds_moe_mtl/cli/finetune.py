@@ -104,6 +104,9 @@ def _finetune(asked: _FineTune) -> int:
         if first:
             print(line, flush=True, file=sys.stderr if asked.json else sys.stdout)
 
+    for item in asked.overrides:
+        if item.partition("=")[0] == "run.dir":
+            raise UserError(f"{item}: a fine-tuning has several runs; allowed: --output FOLDER")
     job = FineTuning(
         model=asked.model,
         task=asked.task,

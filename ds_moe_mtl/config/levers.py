@@ -7,6 +7,8 @@ would be silently without effect, or wrong.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ds_moe_mtl.config.errors import UserError
+
 
 class _Lever(NamedTuple):
     """An option that, where it is on, wants other options at the values given."""
@@ -89,3 +91,13 @@ def conflict(options: Any, prefix: str = "") -> str:
                     f"({lever.because}); allowed: {prefix}{other}={wanted}"
                 )
     return ""
+
+
+def check_tied(config: Any, steps: int) -> None:
+    """Raise UserError where the experts of a run of so many steps would never part."""
+    tied = config.moe.tied_steps if config.model.kind in ("mt_switch", "mt_tag") else 0
+    if tied >= steps:
+        raise UserError(
+            f"moe.tied_steps = {tied} of {steps} steps: the experts would never part; allowed: "
+            f"fewer than the run's steps, or model.kind = mt_dense"
+        )

@@ -41,6 +41,8 @@ class MultiTaskModel:
         device: "cpu", "cuda"; None takes a GPU where there is one. Raises UserError for a folder
         that is no model.
         """
+        if not isinstance(folder, str | Path):
+            raise UserError(f"a model is a folder's path, not {folder!r:.40}")
         folder = model_folder(Path(folder))
         try:
             network, description = load_folder(folder)
@@ -49,8 +51,13 @@ class MultiTaskModel:
             raise UserError(str(error).strip().splitlines()[0]) from error
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            network = network.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch's, of a device that is not here
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"device: {device!r}: {reason}; allowed: cpu, cuda") from error
         specs = [TaskSpec.from_dict(task) for task in description["tasks"]]
-        return cls(network.to(device), tokenizer, specs, description)
+        return cls(network, tokenizer, specs, description)
 
     @property
     def device(self) -> torch.device:

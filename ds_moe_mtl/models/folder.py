@@ -36,7 +36,8 @@ def load_folder(
     try:
         _load_state(network, state)
     except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {error}") from error
+        fault = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder / WEIGHTS} does not fit {CONFIG}: {fault}") from error
     return network.eval(), description
 
 

@@ -54,17 +54,14 @@ def compare_finished(done: Mapping, config: RunConfig) -> str:
     Raises UserError, naming the tasks, where the data has changed since.
     """
     if "data" not in done:
-        return f"note: {_results(config)} is of before data was recorded: it was not compared"
+        file = Path(config.run.dir) / "results.json"
+        return f"note: {file} is of before data was recorded: it was not compared"
     try:
         plan = make_plan(config, task_specs(config), lambda line: None)
     except UserError as error:
         return f"note: the run's data could not be compared ({error})"
     refuse_other_data(done, plan)
     return ""
-
-
-def _results(config: RunConfig) -> Path:
-    return Path(config.run.dir) / "results.json"
 
 
 def _listed(names: list[str]) -> str:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, RunConfig, UserError
+from ds_moe_mtl.config.levers import check_tied
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
@@ -110,6 +111,8 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
     except (ValueError, OSError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
     _check_lengths(config, specs, tokenizer.model_max_length, say)
+    if config.train.max_length is not None:  # the model's rows: it predicts as it was trained
+        specs = [replace(spec, max_length=config.train.max_length) for spec in specs]
     sample = (config.data.sample, config.data.sample_seed) if config.data.sample else None
     train, dev = [], []
     for spec in specs:
@@ -134,6 +137,7 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         dev.append(splits[1])
         say(f"data: {describe(spec, *splits)}")
     steps = _total_steps(config, train, specs)
+    check_tied(config, steps)
     return RunPlan(config, specs, source, tokenizer, train, dev, steps)
 
 

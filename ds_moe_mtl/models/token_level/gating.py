@@ -112,6 +112,11 @@ class RoutingOptions:
             object.__setattr__(self, "layers", tuple(self.layers))
         if not 0 <= self.shared_share < 1:
             raise ValueError(f"shared_share must be in [0, 1), got {self.shared_share}")
+        for name in ("load_balance_loss", "router_z_loss"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter must be in [0, 1), got {self.jitter}")
         if self.gate_embedding < 0:
             raise ValueError(f"gate_embedding must not be negative, got {self.gate_embedding}")
         if self.capacity_factor <= 0:

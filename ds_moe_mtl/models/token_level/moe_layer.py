@@ -130,6 +130,7 @@ def run_layer(
 
     tied: in training no token is routed (counts of 0): the experts are one FFN.
     """
+    _check_gate_ids(gate_ids)
     if tied and training:
         y = tied_ffn(hidden_states, experts, gate_weight, used_token)
         none_E = torch.zeros(len(experts), dtype=torch.int32, device=y.device)
@@ -174,6 +175,15 @@ def run_layer(
     )
     route = LayerRoute(routing.expert_T, routing.prob_T.detach())
     return LayerResult(y_TD.reshape(hidden_states.shape), aux_loss, routing.counts_E, route)
+
+
+def _check_gate_ids(gate_ids: torch.Tensor | None) -> None:
+    """Raise ValueError for gate ids that are no tensor of whole numbers."""
+    if gate_ids is not None and (
+        not isinstance(gate_ids, torch.Tensor)
+        or gate_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8)
+    ):
+        raise ValueError("gate_ids is a tensor of whole numbers, [batch] or [batch, seq]")
 
 
 def _no_loss(y: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 Source: "Sparsely Activated MoE are Robust Multi-Task Learners", sec. 4.3; footnote 2 for noise.
 """
 
+import math
+
 import torch
 from torch import nn
 
@@ -13,6 +15,7 @@ from ds_moe_mtl.models.token_level.direct_calls import DirectCalls, routed_ffns
 from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of, gelu
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.models.token_level.pads import check_pads
 from ds_moe_mtl.models.token_level.plain_saving import refuse_plain_saving
 from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 
@@ -36,9 +39,10 @@ def upcycle(
     deviation of noise added to each copy; `expert_dropout`: between its two layers, in training.
     Auxiliary losses are in the loss that transformers computes (`auxiliary_loss` gives them by
     themselves); the model is saved by `save_upcycled`, and by `save_pretrained` no more.
-    Raises ValueError for a model without such layers, or with one whose FFN holds or does more
-    than two linear maps and a GELU; the model is then as it was.
+    Raises ValueError for a model without such layers, with one whose FFN holds or does more than
+    two linear maps and a GELU, or whose pads reach real tokens; the model is then as it was.
     """
+    _check_numbers(expert_noise, expert_dropout)
     if options is None:
         options = RoutingOptions(
             num_experts=num_experts, num_gates=num_gates, gate_scale=gate_scale
@@ -48,6 +52,7 @@ def upcycle(
     family, layers = ffn_layers(model)
     layers = [layers[number] for number in sparse_layers(options.layers, len(layers))]
     parts = [_checked_ffn(family, layer, model.config) for layer in layers]
+    check_pads(model)
     scope: CallScope[GateCall] = CallScope()
     for layer, ffn in zip(layers, parts, strict=True):
         expert = _copied_ffn(ffn, expert_dropout)
@@ -60,6 +65,14 @@ def upcycle(
     DirectCalls(scope, blocks, options.has_losses).attach(model)
     refuse_plain_saving()
     return model
+
+
+def _check_numbers(expert_noise: float, expert_dropout: float) -> None:
+    if not 0 <= expert_dropout < 1 or not 0 <= expert_noise < math.inf:
+        raise ValueError(
+            f"expert_dropout = {expert_dropout}, expert_noise = {expert_noise}; allowed: a dropout "
+            f"in [0, 1), a noise of 0 or more"
+        )
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 import pytest
 
 from ds_moe_mtl.config import UserError, load_config
-from ds_moe_mtl.config.levers import _LEVERS
-from ds_moe_mtl.config.schema import MoeSection
+from ds_moe_mtl.config.levers import _LEVERS, check_tied
+from ds_moe_mtl.config.schema import MoeSection, RunConfig
 
 GOOD = """\
 run:
@@ -68,3 +68,23 @@ def test_every_lever_and_what_it_wants_is_a_key_with_an_allowed_value():
         assert not lever.is_on(MoeSection.model_fields[lever.name].default)  # off by default
         wanted = {name: value for name, value in lever.wants.items()}
         MoeSection.model_validate(wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tied", "is_refused"),
+    [
+        ("mt_tag", 10, True),
+        ("mt_tag", 9, False),
+        ("mt_switch", 11, True),
+        ("mt_dense", 99, False),
+    ],
+)
+def test_experts_that_would_never_part_are_refused(kind, tied, is_refused):
+    values = {"run": {"dir": "x"}, "tasks": ["rte"], "train": {"steps": 10}}
+    values |= {"model": {"kind": kind}, "moe": {"tied_steps": tied}}
+    config = RunConfig.model_validate(values)
+    if is_refused:
+        with pytest.raises(UserError, match=f"tied_steps = {tied} of 10 steps: the experts would"):
+            check_tied(config, 10)
+    else:
+        check_tied(config, 10)

@@ -43,6 +43,20 @@ def test_a_loaded_model_gives_the_outputs_of_the_one_that_was_saved(written):
     assert model.description["about"] == {"note": "untrained"}
 
 
+def test_a_model_keeps_the_length_that_it_was_trained_at(written):
+    config = tiny_config(written[0], train={"max_length": 9})
+    plan = make_plan(config, task_specs(config), quiet)
+    assert [spec.max_length for spec in plan.specs] == [9, 9, 9]
+    assert max(np.diff(split.offsets).max() for split in plan.train) <= 9
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:77"])
+def test_a_device_that_is_not_there_is_one_line(written, device):
+    with pytest.raises(UserError, match=f"device: '{device}'") as raised:
+        MultiTaskModel.from_pretrained(written[0], device)
+    assert "\n" not in str(raised.value)
+
+
 def test_predictions_are_the_same_alone_and_among_others(written):
     model = MultiTaskModel.from_pretrained(written[0], "cpu")
     pairs = [("the red cat", "a cat sleeps"), ("one two three four five here", "dog"), ("a", "a")]
