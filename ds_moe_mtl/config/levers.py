@@ -7,8 +7,6 @@ would be silently without effect, or wrong.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ds_moe_mtl.config.errors import UserError
-
 
 class _Lever(NamedTuple):
     """An option that, where it is on, wants other options at the values given."""
@@ -93,11 +91,8 @@ def conflict(options: Any, prefix: str = "") -> str:
     return ""
 
 
-def check_tied(config: Any, steps: int) -> None:
-    """Raise UserError where the experts of a run of so many steps would never part."""
+def tell_tied(config: Any, steps: int, say: Callable[[str], None]) -> None:
+    """Say where the experts of a run of so many steps never part: it trains the dense model."""
     tied = config.moe.tied_steps if config.model.kind in ("mt_switch", "mt_tag") else 0
     if tied >= steps:
-        raise UserError(
-            f"moe.tied_steps = {tied} of {steps} steps: the experts would never part; allowed: "
-            f"fewer than the run's steps, or model.kind = mt_dense"
-        )
+        say(f"note: moe.tied_steps = {tied} of {steps} steps: the experts never part in this run")

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Mapping
 
+from torch import distributed as dist
+
 from ds_moe_mtl.config import RunConfig, UserError
 
 
@@ -10,15 +12,16 @@ def check_native(resolved: Mapping, config: RunConfig) -> None:
     """Raise UserError, one line, where DeepSpeed does not take a resolved JSON, or errs by it.
 
     It drops keys from release to release (elasticity, sparse_gradients, ...), and types what it
-    keeps. Needs no process group: the batch is checked as one rank's.
+    keeps. Needs no process group: without one the batch is checked as one rank's.
     """
     _refuse_inexact_clipping(resolved, config)
     from deepspeed.runtime.config import DeepSpeedConfig
 
+    ranks = dist.get_world_size() if dist.is_initialized() else 1  # a run before this one met
     micro = resolved["train_micro_batch_size_per_gpu"]
-    of_one_rank = {"train_batch_size": micro * resolved["gradient_accumulation_steps"]}
+    batch = {"train_batch_size": micro * resolved["gradient_accumulation_steps"] * ranks}
     try:
-        DeepSpeedConfig(copy.deepcopy({**resolved, **of_one_rank}))
+        DeepSpeedConfig(copy.deepcopy({**resolved, **batch}))
     except Exception as error:  # its own, pydantic's, assertions, and what a wrong type leads to
         raise UserError(
             f"{config.deepspeed}: DeepSpeed does not take it: {_in_one_line(error)}"

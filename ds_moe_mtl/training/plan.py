@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, RunConfig, UserError
-from ds_moe_mtl.config.levers import check_tied
+from ds_moe_mtl.config.levers import tell_tied
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
@@ -137,7 +137,7 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         dev.append(splits[1])
         say(f"data: {describe(spec, *splits)}")
     steps = _total_steps(config, train, specs)
-    check_tied(config, steps)
+    tell_tied(config, steps, say)
     return RunPlan(config, specs, source, tokenizer, train, dev, steps)
 
 
