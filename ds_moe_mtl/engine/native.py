@@ -3,8 +3,6 @@
 import copy
 from collections.abc import Mapping
 
-from torch import distributed as dist
-
 from ds_moe_mtl.config import RunConfig, UserError
 
 
@@ -15,9 +13,11 @@ def check_native(resolved: Mapping, config: RunConfig) -> None:
     keeps. Needs no process group: without one the batch is checked as one rank's.
     """
     _refuse_inexact_clipping(resolved, config)
+    from deepspeed import comm
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    ranks = dist.get_world_size() if dist.is_initialized() else 1  # a run before this one met
+    # DeepSpeed's own view of it: a run of this process before this one may have met its ranks.
+    ranks = comm.get_world_size() if comm.is_initialized() else 1
     micro = resolved["train_micro_batch_size_per_gpu"]
     batch = {"train_batch_size": micro * resolved["gradient_accumulation_steps"] * ranks}
     try:
