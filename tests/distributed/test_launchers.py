@@ -169,6 +169,7 @@ def test_deepspeed_hostfile_starts_a_rank_on_each_host_over_ssh(checkout):
 
 
 def ends_late_on_rank_0() -> int:
+    dist.barrier()  # both have met: else one that ends at once closes what the other connects to
     if dist.get_rank() == 0:
         time.sleep(3)
     return dist.get_rank()
