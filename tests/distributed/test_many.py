@@ -49,7 +49,7 @@ def runs(tmp_path_factory) -> dict[int, list]:
 def test_two_ranks_train_64_experts_and_64_gates_as_one_process_does(runs, which, rows):
     (alone,), (first, _) = runs[1], runs[2]
     alone, first = alone[which], first[which]
-    assert alone["margin"] > MARGIN
+    assert MARGIN < alone["margin"] < float("inf")  # and it was measured
     assert_same_training(first, alone)
     gates = [tensor for name, tensor in alone["state"].items() if name.endswith("wg.weight")]
     assert len(gates) == 2 and all(len(gate) == rows for gate in gates)

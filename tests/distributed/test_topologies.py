@@ -70,5 +70,5 @@ def case_name(case: tuple) -> str:
 @pytest.mark.parametrize("case", OTHERS, ids=case_name)
 def test_losses_norms_and_weights_do_not_depend_on_the_topology(runs, case):
     first = runs[REFERENCES[case[-1]]]
-    assert min(result["margin"] for result in first) > MARGIN
+    assert MARGIN < min(result["margin"] for result in first) < float("inf")  # and it was measured
     assert_same_training(runs[case][0], first[0])
