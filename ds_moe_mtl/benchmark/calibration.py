@@ -15,7 +15,8 @@ from statistics import median
 from typing import NamedTuple
 
 from ds_moe_mtl.benchmark.allocations import AllocationMeter
-from ds_moe_mtl.benchmark.steps import CLOCKS, EngineSteps, Split, Step
+from ds_moe_mtl.benchmark.steps import EngineSteps, Step
+from ds_moe_mtl.benchmark.stopwatch import Split, Stopwatch
 from ds_moe_mtl.benchmark.workload import Workload, batch_sizes, find_workload, tokens_of
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
@@ -67,7 +68,7 @@ def calibrate(
         row, engines[model] = _metered(workload, ranks, device, steps)
     for copy in copies(model):
         engines[copy] = engines.get(copy) or _engine(workload.with_layers(*copy), ranks, device)
-    timed, rounds = _alternate(engines, steps, seconds, CLOCKS[clock])
+    timed, rounds = _alternate(engines, steps, seconds, Stopwatch(device, clock))
     steps.close()
     sizes = batch_sizes(workload.plan, ranks.world_size)
     tokens = sizes.mean.real * sizes.micro_batches
@@ -137,7 +138,7 @@ def _metered(
 
 
 def _alternate(
-    engines: dict[Copy, EngineSteps], steps: Iterator[Step], seconds: float, clock
+    engines: dict[Copy, EngineSteps], steps: Iterator[Step], seconds: float, watch: Stopwatch
 ) -> tuple[dict[Copy, Timed], int]:
     """Return every copy's timed steps, in an order that turns from round to round."""
     timed: dict[Copy, Timed] = {copy: [] for copy in engines}
@@ -146,7 +147,7 @@ def _alternate(
         for copy in engines if number % 2 else reversed(engines):
             step = next(steps)
             tokens = sum(batch.num_tokens for batch in step[0])
-            timed[copy].append((tokens, engines[copy].step(step, clock)))
+            timed[copy].append((tokens, engines[copy].step(step, watch)))
         number += 1
         if number == WARM_UP:
             a_round = (time.perf_counter() - began) / WARM_UP

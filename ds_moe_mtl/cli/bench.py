@@ -1,6 +1,7 @@
 """ds-moe-mtl bench: throughput of our models, stock DeepSpeed and a plain Trainer."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def _bench(asked: _Bench) -> int:
         "rounds": asked.rounds,
         "clock": asked.clock,
         "shape": asked.shape,
+        "load": os.getloadavg()[0],  # before this command adds to it
     }
 
     def say(line: str) -> None:
