@@ -71,8 +71,10 @@ def test_a_ranks_experts_are_read_though_few_tokens_come():
     some = seconds(batch, fast, 4, Levers(layers=1))
     assert four - some == pytest.approx(3 * 3 * 2 * ffn / 1e9)
     slow = Speed(1.0, 1e30)
-    assert seconds(batch, slow, 4) == seconds(batch, slow, 1) == pytest.approx(
-        seconds(batch, slow), rel=0.1
+    assert (
+        seconds(batch, slow, 4)
+        == seconds(batch, slow, 1)
+        == pytest.approx(seconds(batch, slow), rel=0.1)
     )  # products alone: the gates are a few more
 
 

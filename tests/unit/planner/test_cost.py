@@ -81,7 +81,7 @@ def test_experts_of_bert_large_stay_where_they_are_on_two_nodes():
     2 bytes a weight, 3 rounds (ZeRO 1). ep 1: all 939,243,536 - 16,400 weights (no heads here) over
     16 ranks, whose rings use min(8 x 40, 300) = 300 GB/s. ep 4: the rest over the same rings, a
     rank's 201,449,472 expert weights over 4 replicas, two in a node: 2 x 40 = 80 GB/s. With one
-    card a ring, which is wrong, ep 1 would take 132 ms and ep 4 42.
+    card a ring, which is wrong, ep 1 would take 133 ms and ep 4 42.
     """
     machine = Machine(16, 8, 300e12, 3e12, 300e9, 40e9, 1e-5, share=1.0)
     work = work_of(4570)
