@@ -47,7 +47,8 @@ class Stopwatch:
         if not self.on_gpu:
             return self._clock()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        # Named, since a thread of its own (the Trainer's) has another current device.
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def wait(self) -> None:
