@@ -5,31 +5,31 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_moe_mtl.benchmark.planning import GIB, RunOnPaper
+from ds_moe_mtl.benchmark.planning import RunOnPaper
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.deepspeed import read_deepspeed
 from ds_moe_mtl.config.files import REPOSITORY
 
+GIB = 2**30
 LAUNCHERS = REPOSITORY / "launchers" / "slurm"
 HOST_GIB_A_RANK = 4
 """What a rank's process takes of the host beside the model: imports, data, pinned buffers."""
 
 
 def choose(plan: dict) -> dict:
-    """Return the row to run: the plan's own if it fits, else the fastest by the cost model.
+    """Return the row to run: the one that the plan advises.
 
     Raises UserError where none fits.
     """
-    rows = [row for row in plan["memory"] if row["fits"] is not False]
-    if not rows:
-        least = min(plan["memory"], key=lambda row: row["peak"])
-        raise UserError(
-            f"nothing fits: the least is {least['peak'] / GIB:.2f} GiB a rank (ZeRO "
-            f"{least['zero_stage']}, ep_size {least['ep_size']}); take more GPUs, "
-            "train.accumulation, train.activation_checkpointing=true, or offload"
-        )
-    own = [row for row in rows if row["chosen"]]
-    return own[0] if own else min(rows, key=lambda row: row["cost_flat"]["total"])
+    for row in plan["memory"]:
+        if row["advised"]:
+            return row
+    least = min(plan["memory"], key=lambda row: row["peak"])
+    raise UserError(
+        f"nothing fits: the least is {least['peak'] / GIB:.2f} GiB a rank (ZeRO "
+        f"{least['zero_stage']}, ep_size {least['ep_size']}); take more GPUs, "
+        "train.accumulation, train.activation_checkpointing=true, or offload"
+    )
 
 
 def write_job(

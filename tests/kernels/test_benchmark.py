@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 
 def test_a_small_run_writes_a_line_a_contestant_with_its_ratio_to_dense(root, tmp_path):
@@ -19,7 +20,21 @@ def test_a_small_run_writes_a_line_a_contestant_with_its_ratio_to_dense(root, tm
         (name, mode) for name in ("dense", "ours torch") for mode in ("forward", "step")
     }
     assert all(row["ratio"] == 1 for row in rows if row["name"] == "dense")
+    assert all(row["ratio_graph"] is None for row in rows)  # a CPU has no CUDA graphs
     assert all(row["bound"] > 1 and row["bytes_per_s"] > 0 and row["threads"] == 1 for row in rows)
+
+
+def test_a_ratio_to_the_graph_is_taken_within_a_round(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "kernels/benchmarks"))
+    bench = import_module("bench_top1")
+    times = {
+        "dense": [2.0, 4.0, 9.0],
+        "dense, CUDA graph": [1.0, 2.0, 3.0],
+        "ours": [3.0, 4.0, 6.0],
+    }
+    assert bench.graph_ratio(times, "ours") == 2
+    assert bench.graph_ratio(times, bench.GRAPH) == 1
+    assert bench.graph_ratio({"dense": [1.0]}, "dense") is None
 
 
 def test_an_unknown_device_is_refused_before_anything_runs(root):
