@@ -14,9 +14,9 @@ from encoder_kernels.dropout import cut_of, scale_of
 from moe_kernels.block_sizes import power_of_2
 from moe_kernels.implementation import upcasts
 
-# Warps of a program by its block, chosen so that nothing spills on sm_90; not timed.
-FORWARD_WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
-BACKWARD_WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
+# Warps of a program by its block: the fewest with which nothing spills on sm_90; not timed. From 64
+# on one warp group of Hopper's matrix units, 4 warps, is the least.
+WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
 
 
 def launch_attend(
@@ -30,7 +30,7 @@ def launch_attend(
                 q_THd, k_THd, v_THd, plan.ends, plan.ends if seed is None else seed, out_THd,
                 bucket.first, q_THd.stride(0), scale * math.log2(math.e), cut_of(dropout),
                 scale_of(dropout), **_constants(q_THd, dropout), BLOCK=bucket.block,
-                num_warps=FORWARD_WARPS[bucket.block],
+                num_warps=WARPS[bucket.block],
             )  # fmt: skip
 
 
@@ -45,8 +45,12 @@ def launch_attend_grad(
                 q_THd, k_THd, v_THd, grad_THd, plan.ends, plan.ends if seed is None else seed,
                 grads_T3Hd, bucket.first, q_THd.stride(0), scale, scale * math.log2(math.e),
                 cut_of(dropout), scale_of(dropout), **_constants(q_THd, dropout),
-                BLOCK=bucket.block, num_warps=BACKWARD_WARPS[bucket.block],
+                BLOCK=bucket.block, num_warps=_grad_warps(bucket.block, q_THd.shape[2]),
             )  # fmt: skip
+
+
+def _grad_warps(block: int, size: int) -> int:
+    return 2 if block == 32 and size > 64 else WARPS[block]
 
 
 def _constants(q_THd: Tensor, dropout: float) -> dict[str, int]:

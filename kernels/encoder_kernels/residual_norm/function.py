@@ -32,7 +32,8 @@ def dropout_residual_norm(
     if residual.shape != x.shape or weight_D.shape != (width,) or bias_D.shape != (width,):
         raise ValueError(
             f"x {tuple(x.shape)}, residual {tuple(residual.shape)}, weight "
-            f"{tuple(weight_D.shape)}, bias {tuple(bias_D.shape)}: must be [..., D], [..., D], [D], [D]"
+            f"{tuple(weight_D.shape)}, bias {tuple(bias_D.shape)}: must be twice [..., D], "
+            f"then twice [D]"
         )
     if residual.dtype != x.dtype:
         raise ValueError(f"residual is {residual.dtype}, x is {x.dtype}: must be one type")
