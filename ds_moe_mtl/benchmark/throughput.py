@@ -18,7 +18,7 @@ from ds_moe_mtl.benchmark.workload import Workload, find_workload, levers_of
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.config.levers import conflict
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.attention.choice import PACKED_FLASH, packed_attention
+from ds_moe_mtl.models.attention.choice import UNPADDED, packed_attention
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.planner.flops import count_flops
 from ds_moe_mtl.planner.levers import NO_LEVERS
@@ -60,8 +60,9 @@ def contest(
     tick = CLOCKS[clock]
     names, left_out = _who(contestants, config, ranks.world_size)
     size = workload.shape.hidden // workload.shape.heads
-    attention = packed_attention(device, DTYPES[config.train.precision], size)
-    padded = attention != PACKED_FLASH
+    dtype = DTYPES[config.train.precision]
+    attention = packed_attention(device, dtype, size, config.train.kernels)
+    padded = attention not in UNPADDED
     batches, build = _batches(workload, ranks, WARM_UP + rounds, tick, padded, device.index)
     tokens = median(sum(batch.num_tokens for batch in step[0]) for step in batches)
     products = [_product_rate(workload, tokens, device, tick) for _ in batches]
