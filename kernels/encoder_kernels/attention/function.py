@@ -7,9 +7,9 @@ ones torch's flash.
 import torch
 from torch import Tensor
 
+from encoder_kernels.attention.flash import flash_backward, flash_forward
 from encoder_kernels.attention.plan import SequencePlan
 from encoder_kernels.attention.reference import attend_reference
-from encoder_kernels.attention.torch_ops import flash_backward, flash_forward
 from encoder_kernels.dropout import check_probability, draw_seed
 from moe_kernels.first_order import first_order
 from moe_kernels.implementation import check_kernel_dtype, resolve_impl

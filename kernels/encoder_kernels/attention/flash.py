@@ -1,7 +1,7 @@
-"""torch's own attentions over packed sequences, which need a GPU and 16 bits: flash and efficient.
+"""torch's flash attention over packed sequences, which needs a GPU and 16 bits.
 
-Operators below `torch.nn.attention.varlen`, which has no dropout. T tokens, B sequences, H heads,
-d head size; ends int32 [B + 1]; longest: tokens of the longest sequence.
+The operators below `torch.nn.attention.varlen`, which has no dropout. T tokens, B sequences,
+H heads, d head size; ends int32 [B + 1]; longest: tokens of the longest sequence.
 """
 
 from collections.abc import Iterator
@@ -35,33 +35,6 @@ def flash_backward(
             grad_THd, q_THd, k_THd, v_THd, out_THd, logsumexp, ends, ends, longest, longest,
             dropout, False, rng_state, unused, scale=scale,
         )  # fmt: skip
-
-
-class Efficient(torch.autograd.Function):
-    """Memory-efficient attention over sequence offsets, [T, H, d]; a contestant of the benchmark.
-
-    Its backward pass may add in any order.
-    """
-
-    @staticmethod
-    def forward(ctx, q_THd, k_THd, v_THd, ends, longest: int, dropout: float, scale: float):
-        batch = (x.unsqueeze(0) for x in (q_THd, k_THd, v_THd))
-        out, logsumexp, seed, offset, _, _ = _ATEN._efficient_attention_forward(
-            *batch, None, ends, ends, longest, longest, dropout, 0, True, scale=scale
-        )
-        ctx.save_for_backward(q_THd, k_THd, v_THd, ends, out, logsumexp, seed, offset)
-        ctx.longest, ctx.dropout, ctx.scale = longest, dropout, scale
-        return out.squeeze(0)
-
-    @staticmethod
-    def backward(ctx, grad_THd):
-        *inputs, ends, out, logsumexp, seed, offset = ctx.saved_tensors
-        batch = (x.unsqueeze(0) for x in (grad_THd.contiguous(), *inputs))
-        *grads, _ = _ATEN._efficient_attention_backward(
-            *batch, None, out, ends, ends, ctx.longest, ctx.longest, logsumexp, ctx.dropout, seed,
-            offset, 0, False, scale=ctx.scale,
-        )  # fmt: skip
-        return *(grad.squeeze(0) for grad in grads), None, None, None, None
 
 
 @contextmanager
