@@ -49,6 +49,8 @@ def why_not_triton(device: torch.device, dtype: torch.dtype, head_size: int) -> 
     """Return why encoder_kernels cannot run there; "" where they can."""
     if head_size > LARGEST_HEAD:
         return f"attention heads of size {head_size}; it takes up to {LARGEST_HEAD}"
+    if device.type == "cuda" and head_size % 8:
+        return f"attention heads of size {head_size}; torch's flash, for long sequences, takes 8s"
     if device.type == "cuda" and dtype not in (torch.bfloat16, torch.float16):
         return f"it takes 16 bits, not {dtype}"
     try:
@@ -67,6 +69,6 @@ def check_kernels(config: RunConfig, device_type: str) -> None:
         raise UserError(f"moe.impl: {error}") from error
     dtype = torch.float32 if config.train.precision == "fp32" else torch.bfloat16
     try:
-        kernels_on(config.train.kernels, device, dtype, head_size=1)
+        kernels_on(config.train.kernels, device, dtype, head_size=8)
     except ValueError as error:
         raise UserError(str(error)) from error

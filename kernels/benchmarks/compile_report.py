@@ -134,20 +134,33 @@ def compile_launch(launch: Launch, arch: int = 90) -> dict:
         **_resources(compiled.asm["cubin"]),
         "shared_bytes": compiled.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
+        "after_products": _instructions_after_products(compiled.asm["cubin"]),
         "copies_16_bytes": len(re.findall(r"cp\.async\.cg\.shared\.global.*0x10", ptx)),
     }
 
 
 def _resources(cubin: bytes) -> dict:
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", _dump(cubin, "-res-usage"))
+    return {"registers": int(usage[1]), "spilled_bytes": int(usage[2])}
+
+
+def _instructions_after_products(cubin: bytes) -> int:
+    """Return how many instructions of a thread stand behind the last one of Hopper's matrix units:
+    the epilogue of a product, whose loops are unrolled. 0 for a kernel without such."""
+    lines = [
+        line for line in _dump(cubin, "-sass").splitlines() if re.search(r"/\*\w{4,}\*/.*;", line)
+    ]
+    products = [number for number, line in enumerate(lines) if "HGMMA" in line]
+    return len(lines) - 1 - products[-1] if products else 0
+
+
+def _dump(cubin: bytes, what: str) -> str:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    return {"registers": int(usage[1]), "spilled_bytes": int(usage[2])}
+        command = [tool, what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _tile(arguments: dict) -> str:

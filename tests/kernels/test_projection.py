@@ -6,7 +6,7 @@ from encoder_kernels import project
 from encoder_kernels.projection.reference import project_reference
 from tests.kernels.layers import KERNEL_DEVICE
 from tests.kernels.oracle import assert_as_exact_as_the_reference, normal
-from tests.kernels.test_launches import Launches
+from tests.support.launches import Launches
 
 
 def maps(width=24, together=False):

@@ -50,7 +50,7 @@ def attend(
             f"128 tokens torch's flash attends, in 16 bits on a GPU"
         )
     inputs = _with_one_stride(q_THd, k_THd, v_THd)
-    return Attention.apply(*inputs, seed if dropout > 0 else None, plan, scale, dropout)
+    return Attention.apply(*inputs, seed if dropout > 0 else None, plan, float(scale), dropout)
 
 
 class Attention(torch.autograd.Function):

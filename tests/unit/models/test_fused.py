@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import Counter
 
 import pytest
 import torch
@@ -17,10 +18,15 @@ from transformers import (
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
-from ds_moe_mtl.models.attention.choice import PACKED_SDPA, PACKED_SHORT, packed_attention
+from ds_moe_mtl.models.attention.choice import (
+    PACKED_SDPA,
+    PACKED_SHORT,
+    packed_attention,
+)
 from ds_moe_mtl.models.fused import JointSelfAttention, NormedOutput, forms, set_kernels
 from ds_moe_mtl.models.kernels import TORCH, EncoderKernels, check_kernels, kernels_on
 from moe_kernels.implementation import interpreting
+from tests.support.launches import counted_launches
 from tests.support.tiny import tiny_config, write_tiny
 
 CPU = torch.device("cpu")
@@ -28,7 +34,6 @@ LENGTHS = (17, 1)
 SMALL = {
     "vocab_size": 60,
     "hidden_size": 32,
-    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "intermediate_size": 64,
     "max_position_embeddings": 40,
@@ -36,10 +41,10 @@ SMALL = {
 needs_interpreter = pytest.mark.skipif(not interpreting(), reason="Triton's interpreter is off")
 
 
-def network_of(kind="mt_dense", dropout=0.0, seed=0):
-    torch.manual_seed(seed)
+def network_of(kind="mt_dense", dropout=0.0, layers=1):
+    torch.manual_seed(0)
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    transformer = BertModel(BertConfig(**SMALL, **rates))
+    transformer = BertModel(BertConfig(**SMALL | rates, num_hidden_layers=layers))
     return build_network(
         transformer, kind, [HeadSpec("a", 2)], dropout, RoutingOptions(num_gates=2)
     )
@@ -101,6 +106,25 @@ def test_dropout_is_drawn_anew_and_repeats_under_activation_checkpointing():
     assert torch.equal(*outs)
 
 
+@needs_interpreter
+def test_what_a_layer_starts_forward_and_backward(monkeypatch):
+    """Of two sequences in two blocks, with dropout, and weights that lie apart (3 copies)."""
+    counted, found = counted_launches(monkeypatch), []
+    for layers in (1, 2):
+        network = network_of(dropout=0.1, layers=layers)
+        network.use_kernels("triton")
+        with counted:
+            network(**batch()).logits_BC.sum().backward()
+        found.append(Counter(counted.names))
+        counted.names.clear()
+    attention = {"attend_kernel": 2, "attend_grad_kernel": 2, "random_": 3}
+    norms = dict.fromkeys(
+        ("residual_norm_kernel", "residual_norm_grad_kernel", "sum_parts_kernel", "add"), 2
+    )
+    products = {"addmm": 4, "mm": 8, "sum": 4, "cat": 3, "gelu": 1, "gelu_backward": 1}
+    assert found[1] - found[0] == attention | norms | products
+
+
 def test_a_changed_encoder_keeps_its_names_and_can_be_changed_back():
     network = network_of()
     before = network.encoder.transformer.state_dict()
@@ -116,7 +140,7 @@ def test_a_changed_encoder_keeps_its_names_and_can_be_changed_back():
 
 
 def test_what_does_not_do_as_bert_does_is_left_alone():
-    roberta = RobertaModel(RobertaConfig(**SMALL | {"num_hidden_layers": 2}))
+    roberta = RobertaModel(RobertaConfig(**SMALL, num_hidden_layers=2))
     assert forms(roberta) == EncoderKernels(True, True, True)
     roberta.encoder.layer[0].attention.self.key = nn.Sequential(nn.Linear(32, 32))
     set_kernels(roberta, EncoderKernels(True, True, True))
@@ -124,7 +148,9 @@ def test_what_does_not_do_as_bert_does_is_left_alone():
         isinstance(layer.attention.self, JointSelfAttention) for layer in roberta.encoder.layer
     ]
     assert joint == [False, True]
-    before_norm = XLMRobertaXLModel(XLMRobertaXLConfig(**SMALL))  # its norms stand elsewhere
+    before_norm = XLMRobertaXLModel(
+        XLMRobertaXLConfig(**SMALL, num_hidden_layers=1)
+    )  # its norms stand elsewhere
     assert forms(before_norm) == EncoderKernels(True, False, True)
     network = build_network(before_norm, "mt_dense", [HeadSpec("a", 2)], 0.0)
     with pytest.raises(ValueError, match="XLMRobertaXLModel do not do as BERT's"):
