@@ -2,9 +2,9 @@
 
 The maps stay parameters of their own. Where they lie together in memory, as optimizers that update
 one flat tensor lay them, the product reads them there; elsewhere they are copied together in each
-pass, which for N maps of D x D costs 4 N D^2 bytes in 16 bits. Against N products that saves reading
-x N - 1 times (2 T D bytes each), and in the backward pass N - 1 sums of dx (6 T D each): for three
-maps it pays from about T = 1.5 D on.
+pass, which for N maps of D x D costs 4 N D^2 bytes in 16 bits. Against N products that saves
+reading x N - 1 times (2 T D bytes each), and in the backward pass N - 1 sums of dx (6 T D each):
+for three maps it pays from about T = 1.5 D on.
 
 T tokens, D hidden size.
 """
