@@ -23,7 +23,7 @@ from ds_moe_mtl.benchmark.workload import Workload, find_workload
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.config.levers import conflict
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.attention.choice import PACKED_FLASH, packed_attention
+from ds_moe_mtl.models.attention.choice import UNPADDED, packed_attention
 from ds_moe_mtl.planner.cards import card_of
 from ds_moe_mtl.ranks.machine import device_name, gpu_facts
 from ds_moe_mtl.ranks.rendezvous import Ranks
@@ -117,7 +117,8 @@ def _gflops(rate: float | None) -> float | None:
 
 def _attention(workload: Workload, device) -> str:
     size = workload.shape.hidden // workload.shape.heads
-    return packed_attention(device, DTYPES[workload.config.train.precision], size)
+    train = workload.config.train
+    return packed_attention(device, DTYPES[train.precision], size, train.kernels)
 
 
 def _who(
@@ -141,7 +142,7 @@ def _windows(
     workload: Workload, ranks: Ranks, count: int, device, clock: str
 ) -> tuple[list[list[Step]], list[float]]:
     """Return this rank's steps by round, and the mean seconds of building one in each round."""
-    padded = _attention(workload, device) != PACKED_FLASH
+    padded = _attention(workload, device) not in UNPADDED
     loader = workload.plan.super_batches(ranks.rank, ranks.world_size, padded, device.index)
     host = Stopwatch(torch.device("cpu"), clock)
     size, position = WINDOW[device.type], loader.order.start

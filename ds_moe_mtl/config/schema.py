@@ -263,6 +263,8 @@ class TrainSection(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of generated answers
     log_every: Count = 10  # steps
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # The encoder's layers: torch's own kernels, ours, or ours where verified on that kind of card.
+    kernels: Literal["auto", "torch", "triton"] = "auto"
     save_every: CountOrZero = 0  # steps; 0: only at the end or when stopped
     keep_checkpoints: CountOrZero = 2  # 0: one while the run lasts, none of a complete run
     max_skipped: CountOrZero = 100  # steps in a row whose loss or gradient is not finite

@@ -127,6 +127,14 @@ class MultiTaskNetwork(nn.Module):
         """Return the name of the attention that runs there."""
         return self.encoder.attention_on(device, dtype)
 
+    def kernels_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return which kernels the encoder's layers run on there, in words."""
+        return str(self.encoder.kernels_on(device, dtype))
+
+    def use_kernels(self, option: str) -> None:
+        """Have the encoder's layers run on what train.kernels = `option` means; see Network."""
+        self.encoder.use_kernels(option)
+
     def description(
         self, kind: str, routing: RoutingOptions | None, tasks: Sequence[dict], about: Mapping
     ) -> dict:

@@ -56,5 +56,14 @@ class Network(Protocol):
     def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
         """Return the name of the attention that runs there."""
 
+    def kernels_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return which kernels its layers run on there, in words."""
+
+    def use_kernels(self, option: str) -> None:
+        """Have its layers run on what train.kernels = `option` means: auto, torch or triton.
+
+        Raises ValueError for kernels that this network does not have.
+        """
+
     def set_step(self, step: int) -> None:
         """Say which training step this is."""

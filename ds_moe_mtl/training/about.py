@@ -34,6 +34,7 @@ def about_run(network: Network, plan: RunPlan, deepspeed: dict, device: torch.de
         "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
         "gate_scale": config.moe.gate_scale if sparse else None,
         "attention": network.attention_on(device, dtype[config.train.precision]),
+        "encoder_kernels": network.kernels_on(device, dtype[config.train.precision]),
         "routes": _routes_in_words(config) if config.model.kind == "task_moe" else None,
     }
 

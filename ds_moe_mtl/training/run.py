@@ -14,7 +14,7 @@ from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import rank_zero_says, start_engine
 from ds_moe_mtl.evaluation.predictions import FILE as PREDICTIONS
 from ds_moe_mtl.evaluation.predictions import collect_predictions, write_predictions
-from ds_moe_mtl.models.attention.choice import PACKED_FLASH
+from ds_moe_mtl.models.attention.choice import UNPADDED
 from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.ranks.machine import environment
 from ds_moe_mtl.ranks.rendezvous import Ranks
@@ -94,7 +94,7 @@ class Run:
         self.found = self._find_resume()  # looked at again: the folder is now held
         self.about = about_run(self.network, self.plan, shared.deepspeed, shared.device)
         self.engine = start_engine(self.network, self.config, shared.deepspeed)
-        padded = self.about["attention"] != PACKED_FLASH
+        padded = self.about["attention"] not in UNPADDED
         self.loader = self.plan.super_batches(
             ranks.rank, ranks.world_size, padded, shared.device.index
         )

@@ -9,7 +9,6 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
-import moe_kernels
 from ds_moe_mtl.config import RunConfig, UserError, dump_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
 from ds_moe_mtl.engine.engine import (
@@ -20,6 +19,7 @@ from ds_moe_mtl.engine.engine import (
     stop_process_group,
 )
 from ds_moe_mtl.engine.native import check_native
+from ds_moe_mtl.models.kernels import check_kernels
 from ds_moe_mtl.ranks.preflight import check_agreement, fingerprints
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
@@ -56,10 +56,7 @@ def train(
         return 0
     deepspeed = resolve_deepspeed(config, ranks.world_size, device_type())
     check_native(deepspeed, config)
-    try:
-        moe_kernels.resolve_impl(config.moe.impl, device_type())
-    except ValueError as error:
-        raise UserError(f"moe.impl: {error}") from error
+    check_kernels(config, device_type())
     plan = make_plan(config, task_specs(config), say)
     group = group_of(plan, folder, say)
     group.build_first(deepspeed, ranks)

@@ -1,6 +1,7 @@
 """The benchmark runs on a CPU, checks before it times, and writes what it found."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -41,3 +42,20 @@ def test_an_unknown_device_is_refused_before_anything_runs(root):
     command = [sys.executable, str(root / "kernels/benchmarks/bench_top1.py"), "--device", "tpu"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert run.returncode == 2 and "tpu" in run.stderr
+
+
+def test_an_encoders_operators_are_compared_and_what_cannot_run_says_why(root):
+    command = [
+        sys.executable, str(root / "kernels/benchmarks/bench_encoder.py"), "--toy",
+        "--dtype", "float32",
+    ]  # fmt: skip
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    assert run.returncode == 0, run.stderr
+    about, *rows = (json.loads(line) for line in run.stdout.splitlines())
+    assert about["interpreter"] and (about["sequences"], about["tokens"]) == (3, 16)
+    attention = {row["name"]: row for row in rows if row["part"] == "attention"}
+    assert attention.keys() == {"padded SDPA", "flash", "efficient", "ours"}
+    assert all("need a GPU" in attention[name]["skipped"] for name in ("flash", "efficient"))
+    ran = [row for row in rows if row["skipped"] is None]
+    assert len(ran) == 8 and all(row["error"] <= 2 and row["step_ms"] > 0 for row in ran)
