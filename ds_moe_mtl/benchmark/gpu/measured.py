@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from ds_moe_mtl.benchmark.steps import Step
 from ds_moe_mtl.benchmark.workload import Workload, find_workload
 from ds_moe_mtl.config import RunConfig, load_config
-from ds_moe_mtl.engine.engine import start_process_group
+from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.models.pretrained import find_encoder
 from ds_moe_mtl.planner.shape import Shape, random_transformer
 from ds_moe_mtl.ranks.rendezvous import Ranks, rendezvous
@@ -49,7 +48,9 @@ class Here(NamedTuple):
 
 
 def start_here() -> Here:
-    """Join a process group of one."""
+    """Join a process group of one; it needs DeepSpeed."""
+    from ds_moe_mtl.engine.engine import start_process_group
+
     ranks = rendezvous(os.environ)
     return Here(ranks, start_process_group(ranks))
 
@@ -80,9 +81,16 @@ def measured_workload(request: dict, more: Sequence[str] = ()) -> Workload:
     return find_workload(measured_config(request, more), measured_shape(request), _unsaid)
 
 
-def first_steps(workload: Workload, here: Here, count: int, padded: bool) -> list[Step]:
-    """Return the run's first batches; padded: with attention's groups."""
-    batches = workload.plan.super_batches(0, 1, padded, here.device.index)
+def device_of(request: dict) -> torch.device:
+    """Return the measured device, without a process group."""
+    return torch.device("cuda:0" if request["gpu"] else "cpu")
+
+
+def first_steps(
+    workload: Workload, device: torch.device, count: int, padded: bool
+) -> list[tuple[list[MultiTaskBatch], int]]:
+    """Return the run's first steps: micro-batches, and examples; padded: with attention's groups."""
+    batches = workload.plan.super_batches(0, 1, padded, device.index)
     with closing(batches) as loader:
         return list(islice(loader, count))
 

@@ -21,7 +21,7 @@ def measure(request: dict, tell: Callable[[dict], None]) -> dict:
     here = start_here()
     workload = measured_workload(request)
     warm_up = 4 if request["gpu"] else 1
-    steps = first_steps(workload, here, warm_up + 1, padded=not request["gpu"])
+    steps = first_steps(workload, here.device, warm_up + 1, padded=not request["gpu"])
     found: dict = {"kinds": {}, "names": {}, "tables": []}
     for name in SYSTEMS:
         own = workload.of_kind(name)

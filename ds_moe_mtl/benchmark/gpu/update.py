@@ -49,7 +49,7 @@ def measure(request: dict, tell: Callable[[dict], None]) -> dict:
 
 def _update(workload, here: Here, rounds: int) -> dict:
     """Return {"weights", "ms", "low", "high"} of steps' last part, timed apart."""
-    steps = first_steps(workload, here, 3, padded=here.device.type != "cuda")
+    steps = first_steps(workload, here.device, 3, padded=here.device.type != "cuda")
     stepper = EngineSteps(workload.network(), workload.plan, 1, here.device)
     weights = sum(p.numel() for p in stepper.engine.module.parameters() if p.requires_grad)
     times = [1e3 * stepper.step(steps[i % 3]).optimizer for i in range(2 + rounds)][2:]
