@@ -89,7 +89,10 @@ def device_of(request: dict) -> torch.device:
 def first_steps(
     workload: Workload, device: torch.device, count: int, padded: bool
 ) -> list[tuple[list[MultiTaskBatch], int]]:
-    """Return the run's first steps: micro-batches, and examples; padded: with attention's groups."""
+    """Return the run's first steps: micro-batches, and examples.
+
+    padded: with attention's groups.
+    """
     batches = workload.plan.super_batches(0, 1, padded, device.index)
     with closing(batches) as loader:
         return list(islice(loader, count))
