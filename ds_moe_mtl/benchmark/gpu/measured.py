@@ -35,8 +35,9 @@ REHEARSAL = (
     "train.limit_dev=8",
     "moe.num_experts=2",
     "moe.gate_scale=preserve",
-    "moe.impl=triton",
 )
+INTERPRETED = ("moe.impl=triton",)
+"""Without a card: Triton's interpreter, some seconds a step."""
 TOY = Shape(layers=1, hidden=32, intermediate=64, heads=2)
 
 

@@ -7,7 +7,13 @@ from collections.abc import Callable
 import torch
 
 from ds_moe_mtl.benchmark.gpu.kinds import OPTIMIZER, Work, by_kind, longest
-from ds_moe_mtl.benchmark.gpu.measured import Here, first_steps, measured_workload, start_here
+from ds_moe_mtl.benchmark.gpu.measured import (
+    INTERPRETED,
+    Here,
+    first_steps,
+    measured_workload,
+    start_here,
+)
 from ds_moe_mtl.benchmark.steps import EngineSteps, now
 from ds_moe_mtl.training.step import OPTIMIZER as STEP
 
@@ -19,7 +25,7 @@ NAMES_KEPT = 60
 def measure(request: dict, tell: Callable[[dict], None]) -> dict:
     """Return each system's kinds of work in a step, and its longest kernels by name."""
     here = start_here()
-    workload = measured_workload(request)
+    workload = measured_workload(request, () if request["gpu"] else INTERPRETED)
     warm_up = 4 if request["gpu"] else 1
     steps = first_steps(workload, here.device, warm_up + 1, padded=not request["gpu"])
     found: dict = {"kinds": {}, "names": {}, "tables": []}

@@ -10,72 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel
 
-from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
-from ds_moe_mtl.models.attention.choice import PACKED_SDPA
 from ds_moe_mtl.models.filling import filling_sequences, sequences_needed
 from ds_moe_mtl.models.graphs import EncoderGraphs, as_second_runs
 from ds_moe_mtl.models.shapes import SEQUENCES_STEP, Shapes, bucket_of
-from tests.support.tiny import BERT, differ_experts, spread_gates
+from tests.support.recorded import LENGTHS, assert_same, batch_of, network_of, step
 
-LENGTHS = {"first": [11, 9, 5, 2], "second": [10, 10, 6, 3, 3], "same tokens": [11, 8, 6, 2]}
 lengths_of_a_batch = st.lists(st.integers(1, 40), min_size=1, max_size=20)
-
-
-def network_of(kind: str, dropout: float):
-    config = BertConfig(
-        vocab_size=60,
-        max_position_embeddings=40,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        **BERT,
-    )
-    torch.manual_seed(0)
-    options = RoutingOptions(num_gates=2 if kind == "mt_tag" else 1, gate_scale="preserve")
-    heads = [HeadSpec("first", 2), HeadSpec("second", 3)]
-    network = build_network(
-        BertModel(config, add_pooling_layer=False), kind, heads, dropout, options
-    )
-    spread_gates(network)
-    if kind != "mt_dense":
-        differ_experts(network)
-    network.encoder.attention = PACKED_SDPA
-    return network.train()
-
-
-def batch_of(lengths: list[int], seed: int = 0) -> dict:
-    """Return a network's inputs for sequences of these lengths."""
-    draw = torch.Generator().manual_seed(seed)
-    tokens = sum(lengths)
-    return {
-        "input_ids_T": torch.randint(5, 60, (tokens,), generator=draw),
-        "token_type_ids_T": torch.zeros(tokens, dtype=torch.long),
-        "position_ids_T": torch.cat([torch.arange(n) for n in lengths]),
-        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).int(),
-        "groups": None,
-        "task_ids_B": torch.arange(len(lengths)) % 2,
-        "spans_B22": torch.full((len(lengths), 2, 2), -1),
-        "lengths": lengths,
-    }
-
-
-def step(network, batch: dict) -> tuple[torch.Tensor, list, dict]:
-    """Return outputs, counts and gradients of one training step's passes."""
-    network.zero_grad(set_to_none=True)
-    torch.manual_seed(7)
-    outputs = network(**batch)
-    outputs.logits_BC.clamp(min=-50).square().sum().backward()
-    grads = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
-    return outputs.logits_BC.detach(), [c.tolist() for c in outputs.counts], grads
-
-
-def assert_same(found, expected, **tolerance) -> None:
-    compare = torch.testing.assert_close
-    compare(found[0], expected[0], **tolerance)
-    assert found[1] == expected[1] and found[2].keys() == expected[2].keys()
-    for name, grad in expected[2].items():
-        compare(found[2][name], grad, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @given(lengths_of_a_batch, st.integers(0, 100), st.integers(0, 5))
