@@ -1,153 +1,86 @@
-"""Part: attention alone, four ways, at the lengths of a batch of the measured run.
+"""Part: an encoder layer's attention (four ways), residual norm and projection, at the lengths of
+a batch of the measured run. kernels/benchmarks/bench_encoder.py checks and times them."""
 
-T tokens, H heads, d head size.
-"""
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
-import torch
-from torch import Tensor
-
-from ds_moe_mtl.benchmark.gpu.measured import device_of, first_steps, measured_workload
-from ds_moe_mtl.benchmark.gpu.timing import alternated, middle, spread
-from ds_moe_mtl.models.attention.choice import PACKED_FLASH, PACKED_SDPA, attention_plan
-from ds_moe_mtl.models.attention.flash import flash, why_not_flash
-from ds_moe_mtl.models.attention.padded import padded, sdpa
-
-HEADS = {"BERT-Base": (12, 64), "MiniLM": (12, 32)}
-TOY_HEADS = {"toy": (2, 16)}
-LARGEST_ERROR = 2e-2
-"""Of output and gradients in bf16 against float32, |found - exact| / |exact|."""
-DROPOUT = 0.1
-COLUMNS = ["heads", "way", "forward, ms", "forward + backward, ms", "quartiles", "error"]
-
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""From q, k, v [1, H, T, d] and a dropout to the output [T, H, d]."""
+PROGRAM = Path(__file__).resolve().parents[3] / "kernels" / "benchmarks" / "bench_encoder.py"
+SHAPES = {"BERT-Base": (768, 64), "MiniLM": (384, 32)}
+"""Width and size of a head."""
+COLUMNS = ["shape", "operator", "way", "forward, ms", "forward + backward, ms", "IQR", "ratio"]
 
 
 def measure(request: dict, tell: Callable[[dict], None]) -> dict:
-    """Return each way's times and its error against float32; what cannot run says why."""
-    device = device_of(request)
-    step = first_steps(measured_workload(request), device, 1, padded=False)[0]
-    lengths = [length for batch in step[0] for length in batch.lengths]
-    found: dict = {"lengths": lengths, "rows": [], "cannot": {}, "tables": []}
-    for shape, (heads, size) in (HEADS if request["gpu"] else TOY_HEADS).items():
-        ways, cannot = _ways(lengths, size, device)
-        found["cannot"] |= cannot
-        for name, attend in ways.items():
-            row = _measured(attend, lengths, heads, size, device, request["gpu"])
-            found["rows"].append({"shape": f"{shape}, {heads} x {size}", "way": name} | row)
-            found["tables"] = _tables(found)
-            tell(found)
+    """Return the program's rows by shape.
+
+    Where the measured run's data cannot be had, the program draws lengths, and its rows say so.
+    Raises ImportError where the program is not there, RuntimeError with its last line where it
+    fails.
+    """
+    if not PROGRAM.is_file():
+        raise ImportError(f"there is no {PROGRAM}")
+    lengths, reason = _lengths(request)
+    found: dict = {"lengths": lengths, "drawn_because": reason, "rows": [], "tables": []}
+    for name, (hidden, head) in SHAPES.items() if request["gpu"] else [("toy", (32, 16))]:
+        options = ["--hidden", str(hidden), "--head", str(head)]
+        options += ["--device", "cuda"] if request["gpu"] else ["--device", "cpu", "--toy"]
+        if lengths is not None and request["gpu"]:
+            file = Path(request["scratch"]) / "lengths.json"
+            file.write_text(json.dumps(lengths))
+            options += ["--lengths", str(file)]
+        found["rows"] += [{"shape": name} | row for row in _run(options)]
+        found["tables"] = tables_of(found)
+        tell(found)
     return found
 
 
-def _ways(
-    lengths: Sequence[int], size: int, device: torch.device
-) -> tuple[dict[str, Attend], dict[str, str]]:
-    """Return the ways that run here by name, and why the others do not."""
-    scale, dtype = size**-0.5, torch.bfloat16
-    ways: dict[str, Attend] = {"padded SDPA": _of_transformers(padded(sdpa), PACKED_SDPA, lengths)}
-    cannot = {}
-    reason = why_not_flash(device, dtype, size)
-    if reason is None:
-        ways["flash"] = _of_transformers(flash, PACKED_FLASH, lengths)
-    else:
-        cannot["flash"] = reason
+def _lengths(request: dict) -> tuple[list[int] | None, str | None]:
+    """Return the lengths of the run's first batch, or None and why they cannot be had."""
     try:
-        from encoder_kernels.attention import attend, plan_of
-        from encoder_kernels.attention.torch_ops import Efficient
+        from ds_moe_mtl.benchmark.gpu.measured import device_of, first_steps, measured_workload
+        from ds_moe_mtl.config import UserError
     except ImportError as error:
-        return ways, cannot | dict.fromkeys(("ours", "efficient"), str(error))
-    plan = plan_of(lengths, device)
-
-    def ours(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        tensors = (x.transpose(1, 2).squeeze(0) for x in (q, k, v))
-        return attend(*tensors, plan, scale, dropout, impl="triton")
-
-    def efficient(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        tensors = (x.transpose(1, 2).squeeze(0).contiguous() for x in (q, k, v))
-        return Efficient.apply(*tensors, plan.ends, plan.longest, dropout, scale)
-
-    ways["ours"] = ours
-    if reason is None:
-        ways["efficient"] = efficient
-    else:
-        cannot["efficient"] = reason
-    return ways, cannot
+        return None, str(error)
+    try:
+        workload = measured_workload(request)
+    except (ImportError, UserError) as error:
+        return None, str(error)
+    step = first_steps(workload, device_of(request), 1, padded=False)[0]
+    return [length for batch in step[0] for length in batch.lengths], None
 
 
-def _of_transformers(function, name: str, lengths: Sequence[int]) -> Attend:
-    """Return one of the package's attentions as transformers calls it."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        if q.dtype not in plans:
-            plans[q.dtype] = attention_plan(name, lengths, None, q.device, q.dtype)
-        packing = plans[q.dtype]
-        scaling = q.shape[-1] ** -0.5
-        out, _ = function(None, q, k, v, None, scaling=scaling, dropout=dropout, packing=packing)
-        return out.squeeze(0)
-
-    plans: dict = {}
-    return attend
+def _run(options: list[str]) -> list[dict]:
+    """Return the lines of JSON that the program prints."""
+    command = [sys.executable, str(PROGRAM), *options]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        lines = (run.stderr + run.stdout).strip().splitlines() or ["nothing was printed"]
+        raise RuntimeError(f"{PROGRAM.name} ended with status {run.returncode}: {lines[-1]}")
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
-def _measured(
-    attend: Attend, lengths: Sequence[int], heads: int, size: int, device, gpu: bool
-) -> dict:
-    """Return the times of one way, and its largest error; none is timed that is wrong."""
-    torch.manual_seed(0)
-    shape = (1, sum(lengths), heads, size)
-    drawn = [torch.randn(shape, device=device).bfloat16() for _ in range(4)]
-    q, k, v, grad = (*(x.transpose(1, 2) for x in drawn[:3]), drawn[3].squeeze(0))
-    exact_way = _of_transformers(padded(sdpa), PACKED_SDPA, lengths)
-    exact = _results(exact_way, [x.float() for x in (q, k, v)], grad.float())
-    found = _results(attend, [q, k, v], grad)
-    error = max(float((a.float() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
-    if not error <= LARGEST_ERROR:  # NaN too
-        return {"error": error}
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-    rounds = 20 if gpu else 2
-    work = {
-        "forward": partial(_forward, attend, leaves),
-        "both": lambda: torch.autograd.grad(attend(*leaves, DROPOUT), leaves, grad),
-    }
-    times = alternated(work, device, rounds, 3)
-    ms, low, high = middle(times["both"])
-    return {
-        "error": error,
-        "forward_ms": middle(times["forward"])[0],
-        "ms": ms,
-        "low": low,
-        "high": high,
-    }
-
-
-@torch.no_grad()
-def _forward(attend: Attend, leaves: Sequence[Tensor]) -> None:
-    attend(*leaves, DROPOUT)
-
-
-def _results(attend: Attend, tensors: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    leaves = [x.detach().requires_grad_() for x in tensors]
-    out = attend(*leaves, 0.0)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
-
-
-def _tables(found: dict) -> list[dict]:
-    lengths = found["lengths"]
-    rows = [
-        [row["shape"], row["way"], row["forward_ms"], row["ms"], spread(row["low"], row["high"])]
-        if "ms" in row
-        else [row["shape"], row["way"], "wrong", "wrong", ""]
-        for row in found["rows"]
-    ]
-    for cells, row in zip(rows, found["rows"], strict=True):
-        cells.append(row["error"])
-    title = f"{len(lengths)} sequences, {sum(lengths):,} tokens, longest {max(lengths)}"
-    tables = [{"title": title, "columns": COLUMNS, "rows": rows}]
-    if found["cannot"]:
-        why = [list(item) for item in found["cannot"].items()]
-        tables.append({"title": "cannot run here", "columns": ["way", "why"], "rows": why})
+def tables_of(found: dict) -> list[dict]:
+    """Return the rows as a table; what did not run says why."""
+    timed, cannot, titles = [], [], []
+    for row in found["rows"]:
+        if row["part"] == "run":
+            titles.append(
+                f"{row['sequences']} sequences, {row['tokens']:,} tokens, longest {row['longest']}"
+                + (" (drawn)" if row["lengths"] == "drawn" else "")
+            )
+            continue
+        named = [row["shape"], row["part"], row["name"]]
+        if row.get("skipped"):
+            cannot.append([*named, row["skipped"]])
+        else:
+            keys = ("forward_ms", "step_ms", "step_iqr_ms", "ratio")
+            timed.append([*named, *(row[key] for key in keys)])
+    title = "; ".join(sorted(set(titles)))
+    tables = [{"title": title, "columns": COLUMNS, "rows": timed}]
+    if cannot:
+        columns = [*COLUMNS[:3], "why"]
+        tables.append({"title": "cannot run here", "columns": columns, "rows": cannot})
     return tables

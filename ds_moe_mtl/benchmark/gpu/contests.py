@@ -27,13 +27,23 @@ from ds_moe_mtl.config import UserError
 
 SYSTEMS = ("mt_dense", "mt_tag")
 TITLES = {"model": "forward + backward", "step": "whole step"}
-COLUMNS = ["variant", "system", "ms", "quartiles", "/ dense", "examples/s", "MFU", "parts, ms"]
+COLUMNS = [
+    "variant",
+    "system",
+    "ms",
+    "quartiles",
+    "/ dense",
+    "examples/s",
+    "of the peak",
+    "of a product",
+    "parts, ms",
+]
 
 
 def measure(request: dict, tell: Callable[[dict], None]) -> dict:
     """Return each variant's contest, and tables of them all; a variant that is refused says why."""
     here = start_here()
-    rounds = 8 if request["gpu"] else 2
+    rounds = 5 if request["gpu"] else 2
     found: dict = {"contests": {}, "refused": {}, "tables": []}
     if request["before"] is not None:
         found["contests"]["before"] = _earlier(request, rounds)
@@ -86,8 +96,9 @@ def _cells(row: dict) -> list:
         for key, value in row.items()
         if key.endswith("_ms") and isinstance(value, float)
     )
+    rates = [row.get("mfu") or "", row["utilisation"]]
     quartiles = spread(*row["quartiles_ms"])
-    return [row["ms"], quartiles, row["ratio"], row["examples_per_s"], row["utilisation"], parts]
+    return [row["ms"], quartiles, row["ratio"], row["examples_per_s"], *rates, parts]
 
 
 def _earlier(request: dict, rounds: int) -> dict:

@@ -14,7 +14,7 @@ from ds_moe_mtl.benchmark.gpu.measured import (
     measured_workload,
     start_here,
 )
-from ds_moe_mtl.benchmark.steps import EngineSteps, now
+from ds_moe_mtl.benchmark.steps import EngineSteps
 from ds_moe_mtl.training.step import OPTIMIZER as STEP
 
 SYSTEMS = ("mt_dense", "mt_tag")
@@ -55,9 +55,11 @@ def traced(stepper: EngineSteps, step, here: Here) -> tuple[list[Work], float]:
     Tracing slows the host: what is idle here may be less without it.
     """
     with torch.profiler.profile() as profile:
-        began = now(here.device, time.perf_counter)
+        began = time.perf_counter()
         stepper.step(step)
-        step_ms = 1e3 * (now(here.device, time.perf_counter) - began)
+        if here.device.type == "cuda":
+            torch.cuda.synchronize(here.device)
+        step_ms = 1e3 * (time.perf_counter() - began)
     if here.device.type == "cuda":
         return device_work(profile.profiler.kineto_results.events()), step_ms
     return host_work(profile.events()), step_ms
