@@ -1,5 +1,5 @@
 """Part: an encoder layer's attention (four ways), residual norm and projection, at the lengths of
-a batch of the measured run. kernels/benchmarks/bench_encoder.py checks and times them."""
+a batch of the measured run. PROGRAM, a benchmark of the kernels, checks and times them."""
 
 import json
 import subprocess

@@ -1,6 +1,5 @@
 """Part: forward + backward of the network as its batches come, filled up, and by CUDA graph."""
 
-import copy
 import gc
 from collections import Counter
 from collections.abc import Callable
@@ -62,7 +61,8 @@ def _ways(
     for way in ("filled", "graph"):
         for _ in range(4):  # a bucket is recorded when it has come before
             _step(network, batch, shapes[way])
-        gradients[way] = [copy.copy(p.grad).clone() for p in network.encoder.parameters()]
+        found = (p.grad for p in network.encoder.parameters())
+        gradients[way] = [grad.clone() for grad in found if grad is not None]
     equal = all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))
     work = {way: partial(_step, network, batch, shape) for way, shape in shapes.items()}
     rounds = 12 if device.type == "cuda" else 2
