@@ -21,7 +21,7 @@ from ds_moe_mtl.benchmark.gpu.measured import (
     start_here,
 )
 from ds_moe_mtl.benchmark.gpu.timing import spread
-from ds_moe_mtl.benchmark.gpu.variants import DEFAULT, VARIANTS
+from ds_moe_mtl.benchmark.gpu.variants import DEFAULT, variants_of
 from ds_moe_mtl.benchmark.throughput import contest
 from ds_moe_mtl.config import UserError
 
@@ -49,7 +49,7 @@ def measure(request: dict, tell: Callable[[dict], None]) -> dict:
         found["contests"]["before"] = _earlier(request, rounds)
         found["tables"] = tables_of(found)
         tell(found)
-    for name, overrides in VARIANTS.items():
+    for name, overrides in variants_of(request).items():
         try:
             config = measured_config(request, overrides)
             shape = measured_shape(request)

@@ -8,7 +8,7 @@ import torch
 from ds_moe_mtl.benchmark.gpu.machine import device_rates
 from ds_moe_mtl.benchmark.gpu.measured import Here, first_steps, measured_workload, start_here
 from ds_moe_mtl.benchmark.gpu.timing import middle, spread
-from ds_moe_mtl.benchmark.gpu.variants import DEFAULT, VARIANTS
+from ds_moe_mtl.benchmark.gpu.variants import DEFAULT, variants_of
 from ds_moe_mtl.benchmark.steps import EngineSteps
 from ds_moe_mtl.config import UserError
 
@@ -30,7 +30,7 @@ def measure(request: dict, tell: Callable[[dict], None]) -> dict:
     rate = device_rates(here.device)["copy"]["rate"] * 1e9
     rounds = 10 if request["gpu"] else 2
     found: dict = {"copy_bytes_per_s": rate, "bound": BOUND, "updates": [], "refused": {}}
-    for name, overrides in VARIANTS.items():
+    for name, overrides in variants_of(request).items():
         try:
             workload = measured_workload(request, overrides)
             for system in SYSTEMS:

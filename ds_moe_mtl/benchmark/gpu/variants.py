@@ -17,3 +17,11 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 }
 """Overrides by name, the most telling first: the time of a part may not do for all. triton: the
 update and the encoder's layers on our kernels; torch: on none of them, with the rest as it is."""
+
+REHEARSED = (DEFAULT, "graphs")
+"""What is tried without a card: the others are minutes of Triton's interpreter."""
+
+
+def variants_of(request: dict) -> dict[str, tuple[str, ...]]:
+    """Return the variants that a part measures."""
+    return {name: VARIANTS[name] for name in VARIANTS if request["gpu"] or name in REHEARSED}
