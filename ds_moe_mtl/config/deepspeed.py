@@ -124,6 +124,13 @@ def _check_ranks(config: RunConfig, world_size: int, device: str) -> None:
         )
     if train.precision == "fp16" and device == "cpu":
         raise UserError("train.precision = fp16 does not run on a CPU; allowed there: bf16, fp32")
+    if train.cuda_graphs and device == "cpu":
+        raise UserError("train.cuda_graphs = true needs a GPU; allowed on a CPU: false")
+    if train.cuda_graphs and world_size > 1:
+        raise UserError(
+            f"train.cuda_graphs = true on {world_size} ranks, where no graph was ever recorded; "
+            "allowed: one rank, or false"
+        )
 
 
 def _check_names(values: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic import model_validator as _model_validator
 
 from ds_moe_mtl.config.levers import check_levers
+from ds_moe_mtl.config.recorded import graphs_conflict
 
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
@@ -274,6 +275,8 @@ class TrainSection(Section):
     )
     activation_checkpointing: bool = False  # true: layers are computed again in the backward pass
     profile: CountOrZero = 0  # steps to trace with torch.profiler; 0: none
+    fill_tokens: Count = 1  # a micro-batch's tokens are filled up to a multiple of it
+    cuda_graphs: bool = False  # true: the encoder's passes are recorded once a shape
 
     @_model_validator(mode="after")
     def _one_length_and_whole_warmup(self) -> "TrainSection":
@@ -346,6 +349,18 @@ class RunConfig(Section):
             raise ValueError(
                 f"moe.tied_steps = {self.moe.tied_steps} with start.model = {self.start.model}, "
                 "whose experts have parted; allowed: 0"
+            )
+        return self
+
+    @_model_validator(mode="after")
+    def _recorded_passes_decide_nothing(self) -> "RunConfig":
+        conflict = graphs_conflict(self)
+        if conflict is not None:
+            raise ValueError(conflict)
+        if self.model.kind == "task_moe" and self.train.fill_tokens > 1:
+            raise ValueError(
+                f"train.fill_tokens = {self.train.fill_tokens} with model.kind = task_moe; "
+                "allowed: 1 (every sequence has a route)"
             )
         return self
 

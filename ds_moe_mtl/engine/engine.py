@@ -15,6 +15,7 @@ from ds_moe_mtl.config.deepspeed import updates_in_one_pass
 from ds_moe_mtl.engine.clipping import clip_apart
 from ds_moe_mtl.engine.contract import check_contract
 from ds_moe_mtl.engine.host_memory import keep_freed_memory
+from ds_moe_mtl.engine.shapes import set_shapes
 from ds_moe_mtl.engine.zero_update import update_in_one_pass
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.ranks.rendezvous import Ranks, apply, free_port
@@ -120,6 +121,7 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
             config=deepspeed_config,
             dist_init_required=False,
         )
+    set_shapes(network, config, engine.device)
     # DeepSpeed makes groups of its own, with torch's default: 10 minutes for NCCL.
     for group in torch.distributed.distributed_c10d._world.pg_map:
         torch.distributed.distributed_c10d._set_pg_timeout(collective_timeout(config), group)
