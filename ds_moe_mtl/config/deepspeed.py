@@ -60,6 +60,7 @@ def resolve_deepspeed(
         _fill_optimizer(resolved, config)
         _check_scheduler(resolved)
         _fill_clipping(resolved, config)
+        _fill_timers(resolved)
         _check_nothing_left(resolved, ())
     except UserError as error:
         raise UserError(f"{displayed(file)}: {error}") from None
@@ -231,6 +232,13 @@ def _fill_clipping(values: dict[str, Any], config: RunConfig) -> None:
     if config.clips_apart:
         clip, because = 0.0, "router.clip, which clips router and model apart"
     _agree(values, "gradient_clipping", clip, because)
+
+
+def _fill_timers(values: dict[str, Any]) -> None:
+    """Switch DeepSpeed's throughput timer off unless it is asked for: it waits for the device twice
+    a step, for figures that nobody prints; metrics.jsonl has our own."""
+    throughput = _section(_section(values, "timers", {}), "throughput", {}, "timers.")
+    throughput.setdefault("enabled", False)
 
 
 def _check_scheduler(values: dict[str, Any]) -> None:

@@ -168,7 +168,8 @@ def _plain_step(engine, wants_norm: bool, clipped_norm: float | None) -> Update:
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     bad = (~torch.isfinite(norm)).float()
-    torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
     skipped = bool(bad)
     if skipped:
         # After clipping, which wants gradients: without any AdamW moves and decays nothing.

@@ -79,7 +79,7 @@ class PackedEncoder(nn.Module):
             packing=attention_plan(name, lengths, groups, device, self.dtype, cu_seqlens),
             **types,
         )
-        return out.last_hidden_state[0]
+        return out.last_hidden_state.squeeze(0)
 
     def pool(self, cls_BD: torch.Tensor) -> torch.Tensor:
         """Return [CLS] states [B, D] through the pretrained pooler, or as they are without one."""

@@ -50,8 +50,9 @@ class MultiTaskNetwork(nn.Module):
         self.router = router
         self._scope = call_scope(transformer) if scope is None else scope
         self.tied_steps = 0
+        self._ffns = routed_ffns(transformer)  # it looks through all modules: asked once
         self._routes_sequences = any(
-            ffn.moe.options.route_by == "sequence" for ffn in routed_ffns(transformer)
+            ffn.moe.options.route_by == "sequence" for ffn in self._ffns
         )
         self.encoder = PackedEncoder(transformer)
         self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
@@ -82,7 +83,7 @@ class MultiTaskNetwork(nn.Module):
         """
         if self.router is not None:
             self.router.set_step(step)
-        for ffn in routed_ffns(self) if self.tied_steps else ():
+        for ffn in self._ffns if self.tied_steps else ():
             ffn.moe.tied = step < self.tied_steps
 
     def forward(
@@ -195,7 +196,9 @@ class MultiTaskNetwork(nn.Module):
             *tokens, gates_T = (nn.functional.pad(ids_T, fill) for ids_T in (*tokens, gates_T))
         call.gate_ids = gates_T[None]
         inputs = (*tokens, cu_seqlens, groups, lengths)
-        hidden_TD = self._run_encoder(call, inputs)[:num_tokens]
+        hidden_TD = self._run_encoder(call, inputs)
+        if size > num_tokens:  # a slice's gradient is a whole tensor of zeros, and a copy into it
+            hidden_TD = hidden_TD[:num_tokens]
         call.routes = [route.first(num_tokens) for route in call.routes]
         return hidden_TD
 
