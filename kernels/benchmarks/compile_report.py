@@ -1,9 +1,10 @@
 """Compile every Triton kernel of a layer for sm_90 without a GPU and print what each one takes.
 
     python kernels/benchmarks/compile_report.py --hidden 768 --experts 4 --tokens 32768
+    python kernels/benchmarks/compile_report.py --of update
 
-The launches are those that `top1_moe_ffn` and its backward pass make for these shapes: they are
-recorded instead of run, so the table cannot drift from the code.
+The launches are those that `top1_moe_ffn` and its backward pass make for these shapes, or those of
+one `adam_update`: they are recorded instead of run, so the table cannot drift from the code.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +33,10 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.float64: "*fp64",
 }
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 class Launch(NamedTuple):
@@ -50,13 +55,6 @@ def record_step(tokens: int, hidden: int, experts: int, gates: int, dtype) -> li
     from moe_kernels.fused import TritonTop1
     from moe_kernels.routing.launch import launch_route
 
-    launches = []
-
-    def record(kernel, *args, grid, warmup, **kwargs):
-        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-        names = [name for name in kernel.arg_names if name not in kwargs]
-        launches.append(Launch(kernel, dict(zip(names, args, strict=True)) | kwargs, options))
-
     def leaf(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, requires_grad=True)
 
@@ -64,13 +62,44 @@ def record_step(tokens: int, hidden: int, experts: int, gates: int, dtype) -> li
     weights = [leaf(*shape) for shape in shapes for _ in range(experts)]
     ids, mask = torch.empty(tokens, dtype=torch.int64), torch.empty(tokens, dtype=torch.bool)
     x, gate = leaf(tokens, hidden), leaf(gates * experts, hidden)
-    run, JITFunction.run = JITFunction.run, record
-    try:
+    with recorded() as launches:
         y, *_ = TritonTop1.apply(x, gate, ids, mask, False, False, launch_route, *weights)
         torch.autograd.grad(y, [x, gate, *weights], torch.empty_like(y))
+    return launches
+
+
+def record_update(hidden: int, dtype) -> list[Launch]:
+    """Return the launches of an update of two groups, one of whose tensors is of an odd size."""
+    from update_kernels import AdamOptions, Partition
+    from update_kernels.launch import launch_update
+
+    options = AdamOptions(1e-4, 0.9, 0.999, 1e-8, 0.01, True)
+    gradients = [[torch.empty(size, dtype=dtype)] for size in (4 * hidden * hidden, hidden + 1)]
+    partitions = []
+    for (gradient,) in gradients:
+        weights, average, square = (torch.empty(gradient.numel()) for _ in range(3))
+        stored = torch.empty_like(gradient)
+        partitions.append(Partition(weights, average, square, torch.empty(()), stored))
+    with recorded() as launches:
+        launch_update(gradients, partitions, [options] * 2, 1.0, 1.0, None)
+    return launches
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Yield a list that gets the launches made in the block, which are not run."""
+    launches = []
+
+    def record(kernel, *args, grid, warmup, **kwargs):
+        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        names = [name for name in kernel.arg_names if name not in kwargs]
+        launches.append(Launch(kernel, dict(zip(names, args, strict=True)) | kwargs, options))
+
+    run, JITFunction.run = JITFunction.run, record
+    try:
+        yield launches
     finally:
         JITFunction.run = run
-    return launches
 
 
 def compile_launch(launch: Launch, arch: int = 90) -> dict:
@@ -99,6 +128,7 @@ def compile_launch(launch: Launch, arch: int = 90) -> dict:
         "shared_bytes": compiled.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
         "copies_16_bytes": len(re.findall(r"cp\.async\.cg\.shared\.global.*0x10", ptx)),
+        "loads_16_bytes": len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
     }
 
 
@@ -114,10 +144,10 @@ def _resources(cubin: bytes) -> dict:
     return {"registers": int(usage[1]), "spilled_bytes": int(usage[2])}
 
 
-def compile_report(tokens: int, hidden: int, experts: int, gates: int, dtype) -> list[dict]:
-    """Return a row for every different kernel of a step."""
+def compile_report(launches: Iterable[Launch]) -> list[dict]:
+    """Return a row for every different kernel of the launches."""
     rows = {}
-    for launch in record_step(tokens, hidden, experts, gates, dtype):
+    for launch in launches:
         constants = tuple(v for v in launch.arguments.values() if not torch.is_tensor(v))
         key = (launch.kernel.__name__, constants)
         if key not in rows:
@@ -128,6 +158,7 @@ def compile_report(tokens: int, hidden: int, experts: int, gates: int, dtype) ->
 def main() -> None:
     """Print the table, or a JSON line a kernel."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--of", choices=("layer", "update"), default="layer")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--experts", type=int, default=4)
@@ -136,7 +167,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
-    rows = compile_report(options.tokens, options.hidden, options.experts, options.gates, dtype)
+    if options.of == "update":
+        launches = record_update(options.hidden, dtype)
+    else:
+        shape = options.tokens, options.hidden, options.experts, options.gates
+        launches = record_step(*shape, dtype)
+    rows = compile_report(launches)
     if options.json:
         print("\n".join(json.dumps(row) for row in rows))
         return

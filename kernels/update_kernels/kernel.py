@@ -2,8 +2,8 @@
 
 A block is a row (gradient, first, place, count) of a table: `count` elements from `first` on of the
 gradient whose address stands at `gradient` in a table of addresses, which belong to the weights
-from `place` on of the group's partition. ALIGNED: gradients start at multiples of 16 bytes, and in
-the update weights do, and each gradient has a multiple of 8 elements: 16 bytes are moved at once.
+from `place` on of the group's partition. ALIGN: 16 where every block starts at multiples of so many
+bytes, and in the update has a multiple of 8 elements: then 16 bytes are moved at once; else 1.
 Every division and root is rounded correctly, and no product and sum are joined to one rounding
 (launch.py switches that off): a GPU computes what the reference does, bit for bit. G groups.
 """
@@ -27,12 +27,10 @@ def block_of(blocks_ptr, block):
 
 
 @triton.jit
-def gradient_at(addresses_ptr, gradient, first, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return the place in memory of element `first` of a gradient; the first one of a block."""
-    address = tl.load(addresses_ptr + gradient)
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(TYPE)) + tl.multiple_of(first, 16)
+def gradient_at(addresses_ptr, gradient, first, i, TYPE: tl.constexpr, ALIGN: tl.constexpr):
+    """Return where elements first + i of a gradient lie."""
+    start = tl.load(addresses_ptr + gradient).to(tl.pointer_type(TYPE))
+    return tl.multiple_of(start + first + i, ALIGN)
 
 
 @triton.jit
@@ -53,7 +51,7 @@ def store_rounded(spot, values, inside, BY_HAND: tl.constexpr):
 @triton.jit(do_not_specialize=["num_blocks"])
 def norm_kernel(
     addresses_ptr, blocks_ptr, partial_ptr, num_blocks,
-    TYPE: tl.constexpr, ALIGNED: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
+    TYPE: tl.constexpr, ALIGN: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the sum of the squares of this program's blocks, float32."""
     program = tl.program_id(0)
@@ -61,11 +59,11 @@ def norm_kernel(
     sums = tl.zeros([BLOCK], tl.float32)
     for block in range(program, num_blocks, PROGRAMS):
         gradient, first, _, count = block_of(blocks_ptr, block)
-        spot = gradient_at(addresses_ptr, gradient, first, TYPE, ALIGNED)
+        spot = gradient_at(addresses_ptr, gradient, first, i, TYPE, ALIGN)
         if count == BLOCK:
-            g = tl.load(spot + i).to(tl.float32)
+            g = tl.load(spot).to(tl.float32)
         else:
-            g = tl.load(spot + i, mask=i < count, other=0.0).to(tl.float32)
+            g = tl.load(spot, mask=i < count, other=0.0).to(tl.float32)
         sums += g * g
     tl.store(partial_ptr + program, tl.sum(sums, 0))
 
@@ -135,23 +133,24 @@ def update_kernel(
     addresses_ptr, blocks_ptr, row_ptr, finite_ptr,
     weights_ptr, average_ptr, square_ptr, stored_ptr,
     TYPE: tl.constexpr, DECAYS: tl.constexpr, DECOUPLED: tl.constexpr, BY_HAND: tl.constexpr,
-    ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    ALIGN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adam of one block: nothing is written where a gradient of the step is not finite."""
     if tl.load(finite_ptr) == 0:
         return
     gradient, first, place, count = block_of(blocks_ptr, tl.program_id(0))
-    if ALIGNED:
-        place = tl.multiple_of(place, 8)
-        count = tl.multiple_of(count, 8)
     i = tl.arange(0, BLOCK)
     inside = i < count
-    spot = gradient_at(addresses_ptr, gradient, first, TYPE, ALIGNED)
-    g = tl.load(spot + i, mask=inside, other=0.0).to(tl.float32)
-    g = g * tl.load(row_ptr + FACTOR)
-    new = tl.load(weights_ptr + place + i, mask=inside, other=0.0)
-    m = tl.load(average_ptr + place + i, mask=inside, other=0.0)
-    v = tl.load(square_ptr + place + i, mask=inside, other=0.0)
+    if ALIGN > 1:
+        inside = tl.max_constancy(inside, 8)
+    spot = gradient_at(addresses_ptr, gradient, first, i, TYPE, ALIGN)
+    g = tl.load(spot, mask=inside, other=0.0).to(tl.float32) * tl.load(row_ptr + FACTOR)
+    weights = tl.multiple_of(weights_ptr + place + i, ALIGN)
+    average = tl.multiple_of(average_ptr + place + i, ALIGN)
+    square = tl.multiple_of(square_ptr + place + i, ALIGN)
+    new = tl.load(weights, mask=inside, other=0.0)
+    m = tl.load(average, mask=inside, other=0.0)
+    v = tl.load(square, mask=inside, other=0.0)
     if DECAYS:
         shrink = tl.load(row_ptr + SHRINK)
         if DECOUPLED:
@@ -164,7 +163,7 @@ def update_kernel(
     v = v * tl.load(row_ptr + KEPT) + g * tl.load(row_ptr + ADDED) * g
     denominator = tl.div_rn(tl.sqrt_rn(v), tl.load(row_ptr + ROOT)) + tl.load(row_ptr + ROW_EPS)
     new = new + tl.div_rn(m * tl.load(row_ptr + STEP), denominator)
-    tl.store(weights_ptr + place + i, new, mask=inside)
-    tl.store(average_ptr + place + i, m, mask=inside)
-    tl.store(square_ptr + place + i, v, mask=inside)
-    store_rounded(stored_ptr + place + i, new, inside, BY_HAND)
+    tl.store(weights, new, mask=inside)
+    tl.store(average, m, mask=inside)
+    tl.store(square, v, mask=inside)
+    store_rounded(tl.multiple_of(stored_ptr + place + i, ALIGN), new, inside, BY_HAND)

@@ -50,14 +50,14 @@ def launch_update(
     sizes = tuple(tuple(g.numel() for g in gradients) for gradients in gradients_G)
     blocks = plan_blocks(sizes, device)
     starts = [g.data_ptr() for g in flat]
-    aligned = all(start % VECTOR_BYTES == 0 for start in starts)
+    align = VECTOR_BYTES if all(start % VECTOR_BYTES == 0 for start in starts) else 1
     gradients, steps, scalars = _to_device(starts, partitions_G, options_G, scale, bound)
 
     programs = max(1, min(NORM_PROGRAMS, len(blocks.table)))
     partial = torch.empty(programs, dtype=torch.float32, device=device)
     kernel.norm_kernel[(programs,)](
         gradients, blocks.table, partial, len(blocks.table),
-        **constants, PROGRAMS=programs, ALIGNED=aligned, num_warps=4, **NO_FUSION,
+        **constants, PROGRAMS=programs, ALIGN=align, num_warps=4, **NO_FUSION,
     )  # fmt: skip
     if reduce is not None:
         partial = partial.double().sum().reshape(1)
@@ -72,7 +72,7 @@ def launch_update(
             partition.weights, partition.exp_avg, partition.exp_avg_sq, partition.stored,
             **constants, DECAYS=options.weight_decay != 0, DECOUPLED=options.decoupled,
             BY_HAND=interpreting() and partition.stored.dtype == torch.bfloat16,
-            ALIGNED=aligned and _moves_in_vectors(partition, sizes[g]), num_warps=4, **NO_FUSION,
+            ALIGN=align if _starts_in_vectors(partition, sizes[g]) else 1, num_warps=4, **NO_FUSION,
         )  # fmt: skip
     return Outcome(norm, finite.bool())
 
@@ -116,7 +116,7 @@ def _to_device(
     return gradients, steps, rest.view(torch.float64)
 
 
-def _moves_in_vectors(partition: Partition, sizes: tuple[int, ...]) -> bool:
+def _starts_in_vectors(partition: Partition, sizes: tuple[int, ...]) -> bool:
     """Return whether every gradient's weights start at a multiple of 16 bytes."""
     tensors = (partition.weights, partition.exp_avg, partition.exp_avg_sq, partition.stored)
     return all(size % VECTOR == 0 for size in sizes) and all(
