@@ -62,6 +62,7 @@ def resolve_deepspeed(
         _fill_clipping(resolved, config)
         _fill_timers(resolved)
         _check_nothing_left(resolved, ())
+        _check_kernels(resolved, config)
     except UserError as error:
         raise UserError(f"{displayed(file)}: {error}") from None
     return resolved
@@ -125,6 +126,15 @@ def _check_ranks(config: RunConfig, world_size: int, device: str) -> None:
         )
     if train.precision == "fp16" and device == "cpu":
         raise UserError("train.precision = fp16 does not run on a CPU; allowed there: bf16, fp32")
+
+
+def _check_kernels(resolved: Mapping[str, Any], config: RunConfig) -> None:
+    """Refuse kernels that were asked for by name where the update has none."""
+    if config.train.kernels == "triton" and not updates_in_one_pass(resolved):
+        raise UserError(
+            "train.kernels = triton with an update that is DeepSpeed's own; allowed: auto, torch, "
+            "or torch's fused Adam or AdamW under stage 1 or 2, without offload"
+        )
 
 
 def _check_names(values: Mapping[str, Any]) -> None:

@@ -270,6 +270,8 @@ class TrainSection(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = (
         None  # CPU threads a rank; null: torch's own choice
     )
+    # What runs beside the experts' operators on a GPU; auto: Triton where it is verified.
+    kernels: Literal["auto", "torch", "triton"] = "auto"
     activation_checkpointing: bool = False  # true: layers are computed again in the backward pass
     profile: CountOrZero = 0  # steps to trace with torch.profiler; 0: none
 

@@ -75,7 +75,7 @@ class _Update:
                 self._update(group, factor)
                 zero.averaged_gradients[group] = None
             zero._lazy_init_hp_params_optimizer_state()
-            self._gather()
+            gather_weights(zero)
         zero.zero_grad(set_to_none=True)
         for group in range(len(zero.bit16_groups)):
             zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
@@ -128,11 +128,7 @@ class _Update:
         weights = zero.single_partition_of_fp32_groups[number]
         rank = torch.distributed.get_rank(zero.real_dp_process_group[number])
         stored = zero.parallel_partitioned_bit16_groups[number][rank]
-        state = zero.optimizer.state[weights]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=weights.device)
-            state["exp_avg"] = torch.zeros_like(weights)
-            state["exp_avg_sq"] = torch.zeros_like(weights)
+        state = adam_state(zero.optimizer, weights)
         before = state["step"].clone()
         for piece, buffer in self._pieces(number):
             if factor is not None:
@@ -173,17 +169,28 @@ class _Update:
             torch._foreach_copy_(list(buffer.split([part.numel() for part in parts])), parts)
             yield piece, buffer
 
-    def _gather(self) -> None:
-        """Give every rank the weights that the others have updated; a collective call."""
-        from deepspeed.runtime.utils import all_gather_dp_groups
 
-        all_gather_dp_groups(
-            groups_flat=self.zero.bit16_groups_flat,
-            partitioned_param_groups=self.zero.parallel_partitioned_bit16_groups,
-            dp_process_group=self.zero.real_dp_process_group,
-            start_alignment_factor=self.zero.nccl_start_alignment_factor,
-            allgather_bucket_size=self.zero.allgather_bucket_size,
-        )
+def adam_state(optimizer, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the optimizer's state of a partition, as torch's Adam has it; made where it is new."""
+    state = optimizer.state[weights]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=weights.device)
+        state["exp_avg"] = torch.zeros_like(weights)
+        state["exp_avg_sq"] = torch.zeros_like(weights)
+    return state
+
+
+def gather_weights(zero) -> None:
+    """Give every rank the weights that the others have updated; a collective call."""
+    from deepspeed.runtime.utils import all_gather_dp_groups
+
+    all_gather_dp_groups(
+        groups_flat=zero.bit16_groups_flat,
+        partitioned_param_groups=zero.parallel_partitioned_bit16_groups,
+        dp_process_group=zero.real_dp_process_group,
+        start_alignment_factor=zero.nccl_start_alignment_factor,
+        allgather_bucket_size=zero.allgather_bucket_size,
+    )
 
 
 def _plan(sizes: list[int], piece_size: int) -> list[_Piece]:

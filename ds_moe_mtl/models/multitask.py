@@ -51,9 +51,7 @@ class MultiTaskNetwork(nn.Module):
         self._scope = call_scope(transformer) if scope is None else scope
         self.tied_steps = 0
         self._ffns = routed_ffns(transformer)  # it looks through all modules: asked once
-        self._routes_sequences = any(
-            ffn.moe.options.route_by == "sequence" for ffn in self._ffns
-        )
+        self._routes_sequences = any(ffn.moe.options.route_by == "sequence" for ffn in self._ffns)
         self.encoder = PackedEncoder(transformer)
         self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
         gates = torch.zeros(len(heads), dtype=torch.long)

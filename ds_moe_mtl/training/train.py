@@ -56,10 +56,11 @@ def train(
         return 0
     deepspeed = resolve_deepspeed(config, ranks.world_size, device_type())
     check_native(deepspeed, config)
-    try:
-        moe_kernels.resolve_impl(config.moe.impl, device_type())
-    except ValueError as error:
-        raise UserError(f"moe.impl: {error}") from error
+    for key, impl in (("moe.impl", config.moe.impl), ("train.kernels", config.train.kernels)):
+        try:
+            moe_kernels.resolve_impl(impl, device_type())
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from error
     plan = make_plan(config, task_specs(config), say)
     group = group_of(plan, folder, say)
     group.build_first(deepspeed, ranks)

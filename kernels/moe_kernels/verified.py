@@ -13,7 +13,7 @@ from moe_kernels.implementation import resolve_impl
 VERIFIED = {
     ("moe", (9, 0)): "docs/gpu.md, one H100",
 }
-"""By kernels (moe: the layer's; update: update_kernels) and compute capability: where it is told."""
+"""Where it is told, by kernels (moe: the layer's; update: update_kernels) and capability."""
 
 
 class Choice(NamedTuple):

@@ -37,9 +37,7 @@ def adam_update_reference(
     norm = norm.where(finite, torch.full_like(norm, math.inf))
     if finite:
         factor = clip_factor(norm, scale, bound)
-        for gradients, partition, options in zip(
-            gradients_G, partitions_G, options_G, strict=True
-        ):
+        for gradients, partition, options in zip(gradients_G, partitions_G, options_G, strict=True):
             flat = [partition.weights.new_empty(0), *(g.reshape(-1).float() for g in gradients)]
             update_partition(torch.cat(flat), partition, options, factor)
     return Outcome(norm, finite)
