@@ -15,9 +15,20 @@ HEADINGS = ("kernel", "block", "registers", "spilled_bytes", "shared_bytes", "wg
 @pytest.fixture(scope="module")
 def table(root):
     """A row for every kernel of a BERT-Base layer's step: 32,768 tokens, 4 experts, bfloat16."""
+    return compiled(root, "--tokens", "32768", "--hidden", "768")
+
+
+@pytest.fixture(scope="module")
+def update(root):
+    """A row for every kernel of an update: of a group that 16 bytes are moved of, and another."""
+    return compiled(root, "--of", "update")
+
+
+def compiled(root, *options: str) -> list[dict]:
+    """Return the report's rows, by a process in which Triton compiles."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     script = root / "kernels/benchmarks/compile_report.py"
-    command = [sys.executable, str(script), "--tokens", "32768", "--hidden", "768", "--json"]
+    command = [sys.executable, str(script), *options, "--json"]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
@@ -52,3 +63,13 @@ def test_tiles_that_share_a_multiprocessor_leave_each_other_room(table):
     for row in found:
         assert 2 * row["registers"] * row["warps"] * 32 <= 65536, row
         assert 2 * row["shared_bytes"] <= 228 * 1024, row
+
+
+def test_the_updates_kernels_spill_nothing_and_move_16_bytes_at_once(update):
+    names = ["norm_kernel", "decide_kernel", "update_kernel", "update_kernel"]
+    assert [row["kernel"] for row in update] == names
+    assert all(row["spilled_bytes"] == 0 for row in update)
+    loads = [row["loads_16_bytes"] for row in update]
+    assert loads[0] >= 1 and loads[2] >= 7 and loads[3] == 0  # the last one's sizes are odd
+    # Of 2,048 threads that a multiprocessor runs at most, half are enough to wait for memory.
+    assert all(1024 * row["registers"] <= 65536 for row in update[::2])
