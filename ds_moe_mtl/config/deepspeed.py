@@ -55,6 +55,7 @@ def resolve_deepspeed(
         _check_names(resolved)
         _fill_batch(resolved, config, world_size)
         _check_zero(resolved, config)
+        _check_order(resolved, config, world_size)
         _check_finite(resolved)
         _fill_precision(resolved, config)
         _fill_optimizer(resolved, config)
@@ -181,6 +182,25 @@ def _check_zero(values: dict[str, Any], config: RunConfig) -> None:
         raise UserError(
             f"zero_optimization.stage = 0 with train.precision = {config.train.precision}: "
             "DeepSpeed scales the first update wrongly there; allowed: stage 1 or 2, or fp32"
+        )
+
+
+def _check_order(values: dict[str, Any], config: RunConfig, world_size: int) -> None:
+    """Refuse what reduces gradients in the order of the backward pass where ranks differ in it.
+
+    Ranks whose examples take other experts (whole layers) fill DeepSpeed's buckets in another
+    order, and gradients of different weights would be added up.
+    """
+    zero = values["zero_optimization"]
+    if config.model.kind != "task_moe" or world_size == 1:
+        return
+    because = f"with model.kind = task_moe on {world_size} ranks: they may reduce in other orders"
+    if zero.get("overlap_comm"):
+        raise UserError(f"zero_optimization.overlap_comm = true {because}; allowed: false")
+    if zero["stage"] == 2 and config.router.route == "random_instance":
+        raise UserError(
+            f"zero_optimization.stage = 2 and router.route = random_instance {because}; "
+            "allowed: stage 0 or 1"
         )
 
 
