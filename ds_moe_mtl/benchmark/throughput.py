@@ -118,7 +118,7 @@ def _gflops(rate: float | None) -> float | None:
 def _attention(workload: Workload, device) -> str:
     size = workload.shape.hidden // workload.shape.heads
     train = workload.config.train
-    return packed_attention(device, DTYPES[train.precision], size, train.kernels)
+    return packed_attention(device, DTYPES[train.precision], size, train.encoder_kernels)
 
 
 def _who(

@@ -265,7 +265,8 @@ class TrainSection(Section):
     log_every: Count = 10  # steps
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # The encoder's layers: torch's own kernels, ours, or ours where verified on that kind of card.
-    kernels: Literal["auto", "torch", "triton"] = "auto"
+    encoder_kernels: Literal["auto", "torch", "triton"] = "auto"
+    update_kernels: Literal["auto", "torch", "triton"] = "auto"  # the optimizer's step, likewise
     save_every: CountOrZero = 0  # steps; 0: only at the end or when stopped
     keep_checkpoints: CountOrZero = 2  # 0: one while the run lasts, none of a complete run
     max_skipped: CountOrZero = 100  # steps in a row whose loss or gradient is not finite

@@ -21,7 +21,7 @@ class PackedEncoder(nn.Module):
     """Runs a `transformer` of a known family on T real tokens of many sequences at once.
 
     attention: one of models.attention's names, to run that one; None: the fastest that can.
-    kernels: as train.kernels; use_kernels sets it.
+    kernels: as train.encoder_kernels; use_kernels sets it.
     """
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -59,19 +59,19 @@ class PackedEncoder(nn.Module):
         return EncoderKernels(*(a and b for a, b in zip(found, self._forms, strict=True)))
 
     def use_kernels(self, option: str) -> None:
-        """Have the layers run on what train.kernels = `option` means.
+        """Have the layers run on what train.encoder_kernels = `option` means.
 
         Raises ValueError for triton where the layers are not of the form that it takes.
         """
         if option == "triton" and not all(self._forms):
             raise ValueError(
-                f"train.kernels = triton, but layers of {type(self.transformer).__name__} do not "
-                f"do as BERT's; allowed: auto, torch"
+                f"train.encoder_kernels = triton, but layers of {type(self.transformer).__name__} do "
+                f"not do as BERT's; allowed: auto, torch"
             )
         if option == "triton" and self._head_size > LARGEST_HEAD:
             raise ValueError(
-                f"train.kernels = triton, but attention heads of size {self._head_size}; allowed: "
-                f"up to {LARGEST_HEAD}, or auto, torch"
+                f"train.encoder_kernels = triton, but attention heads of size {self._head_size}; "
+                f"allowed: up to {LARGEST_HEAD}, or auto, torch"
             )
         self.kernels = option
 
@@ -112,7 +112,7 @@ class PackedEncoder(nn.Module):
             packing=attention_plan(name, lengths, groups, device, self.dtype, cu_seqlens),
             **types,
         )
-        return out.last_hidden_state[0]
+        return out.last_hidden_state.squeeze(0)
 
     def pool(self, cls_BD: torch.Tensor) -> torch.Tensor:
         """Return [CLS] states [B, D] through the pretrained pooler, or as they are without one."""

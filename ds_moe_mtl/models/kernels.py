@@ -6,7 +6,8 @@ import torch
 
 import moe_kernels
 from ds_moe_mtl.config import RunConfig, UserError
-from encoder_kernels import LARGEST_HEAD, OPERATORS, verified
+from encoder_kernels import LARGEST_HEAD, OPERATORS
+from moe_kernels.verified import verified
 
 
 class EncoderKernels(NamedTuple):
@@ -27,7 +28,7 @@ TORCH = EncoderKernels()
 def kernels_on(
     option: str, device: torch.device, dtype: torch.dtype, head_size: int
 ) -> EncoderKernels:
-    """Return what train.kernels = `option` means there.
+    """Return what train.encoder_kernels = `option` means there.
 
     auto: what is recorded as verified on that kind of card, in 16 bits; torch: nothing; triton:
     all. Raises ValueError, one line, for triton where it cannot run.
@@ -36,7 +37,7 @@ def kernels_on(
         fault = why_not_triton(device, dtype, head_size)
         if fault:
             raise ValueError(
-                f"train.kernels = triton cannot run here: {fault}; allowed: auto, torch"
+                f"train.encoder_kernels = triton cannot run here: {fault}; allowed: auto, torch"
             )
         return EncoderKernels(True, True, True)
     if option == "torch" or device.type != "cuda" or why_not_triton(device, dtype, head_size):
@@ -69,6 +70,6 @@ def check_kernels(config: RunConfig, device_type: str) -> None:
         raise UserError(f"moe.impl: {error}") from error
     dtype = torch.float32 if config.train.precision == "fp32" else torch.bfloat16
     try:
-        kernels_on(config.train.kernels, device, dtype, head_size=8)
+        kernels_on(config.train.encoder_kernels, device, dtype, head_size=8)
     except ValueError as error:
         raise UserError(str(error)) from error

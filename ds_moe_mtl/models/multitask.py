@@ -57,9 +57,8 @@ class MultiTaskNetwork(nn.Module):
         self.router = router
         self._scope = call_scope(transformer) if scope is None else scope
         self.tied_steps = 0
-        self._routes_sequences = any(
-            ffn.moe.options.route_by == "sequence" for ffn in routed_ffns(transformer)
-        )
+        self._ffns = routed_ffns(transformer)  # it looks through all modules: asked once
+        self._routes_sequences = any(ffn.moe.options.route_by == "sequence" for ffn in self._ffns)
         self.encoder = PackedEncoder(transformer)
         self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
         gates = torch.zeros(len(heads), dtype=torch.long)
@@ -89,7 +88,7 @@ class MultiTaskNetwork(nn.Module):
         """
         if self.router is not None:
             self.router.set_step(step)
-        for ffn in routed_ffns(self) if self.tied_steps else ():
+        for ffn in self._ffns if self.tied_steps else ():
             ffn.moe.tied = step < self.tied_steps
 
     def forward(
@@ -139,7 +138,7 @@ class MultiTaskNetwork(nn.Module):
         return str(self.encoder.kernels_on(device, dtype))
 
     def use_kernels(self, option: str) -> None:
-        """Have the encoder's layers run on what train.kernels = `option` means; see Network."""
+        """Have the encoder run on what train.encoder_kernels = `option` means; see Network."""
         self.encoder.use_kernels(option)
 
     def description(
@@ -221,7 +220,9 @@ class MultiTaskNetwork(nn.Module):
         if size > num_tokens and attention == PACKED_FLASH:
             cu_seqlens, lengths = filling_sequences(cu_seqlens, lengths, size)
         inputs = (*tokens, cu_seqlens, groups, lengths)
-        hidden_TD = self._run_encoder(call, inputs)[:num_tokens]
+        hidden_TD = self._run_encoder(call, inputs)
+        if size > num_tokens:  # a slice's gradient is a whole tensor of zeros, and a copy into it
+            hidden_TD = hidden_TD[:num_tokens]
         call.routes = [route.first(num_tokens) for route in call.routes]
         return hidden_TD
 

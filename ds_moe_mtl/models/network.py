@@ -60,7 +60,7 @@ class Network(Protocol):
         """Return which kernels its layers run on there, in words."""
 
     def use_kernels(self, option: str) -> None:
-        """Have its layers run on what train.kernels = `option` means: auto, torch or triton.
+        """Have its layers run on what train.encoder_kernels means: auto, torch or triton.
 
         Raises ValueError for kernels that this network does not have.
         """

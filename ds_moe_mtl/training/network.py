@@ -89,7 +89,7 @@ def _new_generator(plan: RunPlan, router, vectors) -> tuple[RoutedBart, str]:
         config.router.expert_noise,
         config.train.label_smoothing,
     )
-    network.use_kernels(config.train.kernels)
+    network.use_kernels(config.train.encoder_kernels)
     if router is not None and config.router.routes_from is not None:
         names = [spec.name for spec in plan.specs]
         load_routes(network.router, config.router.routes_from, names)
@@ -168,7 +168,7 @@ def network_around(
         router=_router(config),
         vectors=vectors,
     )
-    network.use_kernels(config.train.kernels)
+    network.use_kernels(config.train.encoder_kernels)
     network.tied_steps = config.moe.tied_steps if config.model.kind in SPARSE_KINDS else 0
     if config.train.activation_checkpointing:
         network.checkpoint_activations()

@@ -141,10 +141,7 @@ class Run:
         """Take step `step`, counted from 0, and return what came of it."""
         wants_norm = self.is_logged(step + 1)
         outcome = self.training_step.take(step, micro_batches, num_examples, wants_norm)
-        if outcome.update.skipped:
-            self.skipped.skipped(step + 1, outcome.parts, outcome.loss_scale)
-        else:
-            self.skipped.taken()
+        self.skipped.look(step + 1, outcome.update, outcome.parts, outcome.loss_scale)
         return outcome
 
     def is_logged(self, step: int) -> bool:
@@ -154,6 +151,7 @@ class Run:
     def save(self, step: int) -> None:
         """Write the checkpoint of `step` steps."""
         shared = self.shared
+        self.skipped.settle()
         shared.watchdog.progress(step, "checkpoint")
         keep = max(1, self.config.train.keep_checkpoints)
         path = save_checkpoint(
@@ -192,6 +190,7 @@ class Run:
         Lets the engine go.
         """
         folder, selection, watchdog = self.folder, self.selection, self.shared.watchdog
+        self.skipped.settle()
         watchdog.progress(steps, "model folder")
         if selection is None:
             results = run_results(self.plan, self.evaluation.results, self.sha256, steps)

@@ -14,9 +14,9 @@ from torch.profiler import record_function
 
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import Update, optimizer_step, set_learning_rate
+from ds_moe_mtl.engine.levers import Levers
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
-from ds_moe_mtl.training.levers import Levers
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
 from ds_moe_mtl.training.skipped import Part, loss_scale
@@ -100,7 +100,7 @@ class TrainingStep:
             with self.span(OPTIMIZER):
                 update = optimizer_step(engine, wants_norm, config)
             self.progress(step + 1)
-        self.levers.after_step(step, rate_share, update.skipped)
+        self.levers.after_step(step, rate_share, update)
         return StepOutcome(parts, counts, update, scale)
 
     def _set(self, step: int) -> float:

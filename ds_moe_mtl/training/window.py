@@ -29,9 +29,8 @@ class Window:
                 loads_LE = torch.stack(list(counts)).double()
                 self._loads_LE = loads_LE if self._loads_LE is None else self._loads_LE + loads_LE
         for losses_B, batch in outcome.parts:
-            if not outcome.update.skipped:
-                sums = task_sums(losses_B, batch.weights_B, batch.task_ids_B, self.num_tasks)
-                self._sums += sums
+            sums = task_sums(losses_B, batch.weights_B, batch.task_ids_B, self.num_tasks)
+            self._sums += outcome.update.kept(sums)
             self._tokens += batch.num_tokens
             self._attended += batch.num_tokens / (1 - batch.attention_padding)
 

@@ -2,10 +2,11 @@
 
     python kernels/benchmarks/compile_report.py --hidden 768 --experts 4 --tokens 32768
     python kernels/benchmarks/compile_report.py --part encoder --hidden 768
+    python kernels/benchmarks/compile_report.py --part update
 
 The launches are those that `top1_moe_ffn`, or encoder_kernels' attention and residual norm, and
-their backward passes make for these shapes: they are recorded instead of run, so the table cannot
-drift from the code.
+their backward passes make for these shapes, or those of one `adam_update`: they are recorded
+instead of run, so the table cannot drift from the code.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +35,10 @@ TYPES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.float64: "*fp64",
 }
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 class Launch(NamedTuple):
@@ -106,6 +109,23 @@ def record_encoder(hidden: int, head: int, dtype) -> list[Launch]:
     return launches
 
 
+def record_update(hidden: int, dtype) -> list[Launch]:
+    """Return the launches of an update of two groups, one of whose tensors is of an odd size."""
+    from update_kernels import AdamOptions, Partition
+    from update_kernels.launch import launch_update
+
+    options = AdamOptions(1e-4, 0.9, 0.999, 1e-8, 0.01, True)
+    gradients = [[torch.empty(size, dtype=dtype)] for size in (4 * hidden * hidden, hidden + 1)]
+    partitions = []
+    for (gradient,) in gradients:
+        weights, average, square = (torch.empty(gradient.numel()) for _ in range(3))
+        stored = torch.empty_like(gradient)
+        partitions.append(Partition(weights, average, square, torch.empty(()), stored))
+    with recorded() as launches:
+        launch_update(gradients, partitions, [options] * 2, 1.0, 1.0, None)
+    return launches
+
+
 def compile_launch(launch: Launch, arch: int = 90) -> dict:
     """Return a kernel's registers, spilled bytes and shared memory, and its fast instructions."""
     signature, constants, attributes = {}, {}, {}
@@ -136,6 +156,7 @@ def compile_launch(launch: Launch, arch: int = 90) -> dict:
         "wgmma": ptx.count("wgmma.mma_async"),
         "after_products": _instructions_after_products(compiled.asm["cubin"]),
         "copies_16_bytes": len(re.findall(r"cp\.async\.cg\.shared\.global.*0x10", ptx)),
+        "loads_16_bytes": len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
     }
 
 
@@ -171,8 +192,8 @@ def _tile(arguments: dict) -> str:
     return ""
 
 
-def compile_report(launches: list[Launch]) -> list[dict]:
-    """Return a row for every different kernel among the launches."""
+def compile_report(launches: Iterable[Launch]) -> list[dict]:
+    """Return a row for every different kernel of the launches."""
     rows = {}
     for launch in launches:
         constants = tuple(v for v in launch.arguments.values() if not torch.is_tensor(v))
@@ -185,7 +206,7 @@ def compile_report(launches: list[Launch]) -> list[dict]:
 def main() -> None:
     """Print the table, or a JSON line a kernel."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--part", choices=("top1", "encoder"), default="top1")
+    parser.add_argument("--part", choices=("top1", "encoder", "update"), default="top1")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--experts", type=int, default=4)
@@ -197,10 +218,11 @@ def main() -> None:
     dtype = getattr(torch, options.dtype)
     if options.part == "encoder":
         launches = record_encoder(options.hidden, options.head, dtype)
+    elif options.part == "update":
+        launches = record_update(options.hidden, dtype)
     else:
-        launches = record_step(
-            options.tokens, options.hidden, options.experts, options.gates, dtype
-        )
+        shape = options.tokens, options.hidden, options.experts, options.gates
+        launches = record_step(*shape, dtype)
     rows = compile_report(launches)
     if options.json:
         print("\n".join(json.dumps(row) for row in rows))

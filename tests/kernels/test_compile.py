@@ -25,6 +25,12 @@ def table(root):
     return report(root, "--tokens", "32768", "--hidden", "768")
 
 
+@pytest.fixture(scope="module")
+def update(root):
+    """A row for every kernel of an update: of a group that 16 bytes are moved of, and another."""
+    return report(root, "--part", "update")
+
+
 def report(root, *arguments):
     """Return the rows of the compile report."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -76,3 +82,13 @@ def test_an_encoders_kernels_compile_without_spills_for_every_size_of_a_head(roo
     for row in rows:  # a block of 64 rows is what Hopper's matrix units take
         if row["block"].startswith(("64x", "128x")) and "attend" in row["kernel"]:
             assert row["wgmma"] > 0, row
+
+
+def test_the_updates_kernels_spill_nothing_and_move_16_bytes_at_once(update):
+    names = ["norm_kernel", "decide_kernel", "update_kernel", "update_kernel"]
+    assert [row["kernel"] for row in update] == names
+    assert all(row["spilled_bytes"] == 0 for row in update)
+    loads = [row["loads_16_bytes"] for row in update]
+    assert loads[0] >= 1 and loads[2] >= 7 and loads[3] == 0  # the last one's sizes are odd
+    # Of 2,048 threads that a multiprocessor runs at most, half are enough to wait for memory.
+    assert all(1024 * row["registers"] <= 65536 for row in update[::2])

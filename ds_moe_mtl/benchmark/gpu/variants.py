@@ -11,12 +11,13 @@ DEFAULT = "default"
 
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     DEFAULT: (),
-    "triton": ("train.kernels=triton",),
-    "graphs": ("train.kernels=torch", "train.fill_tokens=1024", "train.cuda_graphs=true"),
-    "torch": ("train.kernels=torch",),
+    "triton": ("train.update_kernels=triton", "train.encoder_kernels=triton"),
+    "update": ("train.update_kernels=triton", "train.encoder_kernels=torch"),
+    "graphs": ("train.encoder_kernels=torch", "train.fill_tokens=1024", "train.cuda_graphs=true"),
+    "torch": ("train.update_kernels=torch", "train.encoder_kernels=torch"),
 }
 """Overrides by name, the most telling first: the time of a part may not do for all. triton: the
-update and the encoder's layers on our kernels; torch: on none of them, with the rest as it is."""
+update and the encoder's layers on our kernels; update: the update alone; torch: none of them."""
 
 REHEARSED = (DEFAULT, "graphs")
 """What is tried without a card: the others are minutes of Triton's interpreter."""

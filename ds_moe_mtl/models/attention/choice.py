@@ -45,8 +45,8 @@ def register_packed_attention() -> None:
 def packed_attention(
     device: torch.device, dtype: torch.dtype, head_size: int, kernels: str = "auto"
 ) -> str:
-    """Return the attention to run: ours for short sequences where `kernels` (train.kernels) has it
-    run, flash where that can, eager in 16 bits on a CPU, else SDPA.
+    """Return the attention to run: ours for short sequences where `kernels`
+    (train.encoder_kernels) has it run, flash where that can, eager in 16 bits on a CPU, else SDPA.
 
     The first two know no pads; the others pad within groups of like lengths. On CPU in bfloat16
     eager was 1.6 times as fast as SDPA for MiniLM; in float32 SDPA led by 3%.

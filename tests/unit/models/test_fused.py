@@ -172,9 +172,9 @@ def test_kernels_that_cannot_run_are_a_mistake_of_the_users(tmp_path, monkeypatc
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     write_tiny(tmp_path)
     with pytest.raises(
-        UserError, match="train.kernels = triton cannot run here: .* a GPU; allowed"
+        UserError, match="train.encoder_kernels = triton cannot run here: .* a GPU; allowed"
     ):
-        check_kernels(tiny_config(tmp_path, train={"kernels": "triton"}), "cpu")
+        check_kernels(tiny_config(tmp_path, train={"encoder_kernels": "triton"}), "cpu")
     with pytest.raises(UserError, match="moe.impl: "):
         check_kernels(tiny_config(tmp_path, moe={"impl": "cuda"}), "cpu")
     check_kernels(tiny_config(tmp_path), "cpu")
