@@ -65,8 +65,8 @@ class PackedEncoder(nn.Module):
         """
         if option == "triton" and not all(self._forms):
             raise ValueError(
-                f"train.encoder_kernels = triton, but layers of {type(self.transformer).__name__} do "
-                f"not do as BERT's; allowed: auto, torch"
+                f"train.encoder_kernels = triton, but layers of {type(self.transformer).__name__} "
+                f"do not do as BERT's; allowed: auto, torch"
             )
         if option == "triton" and self._head_size > LARGEST_HEAD:
             raise ValueError(

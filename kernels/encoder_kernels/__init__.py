@@ -5,9 +5,9 @@ Imports torch only; triton is imported by the first call that needs it. See kern
 """
 
 from encoder_kernels.attention import LARGEST_BLOCK, LARGEST_HEAD, SequencePlan, attend, plan_of
+from encoder_kernels.operators import OPERATORS
 from encoder_kernels.projection import project
 from encoder_kernels.residual_norm import LARGEST_WIDTH, dropout_residual_norm
-from encoder_kernels.operators import OPERATORS
 
 __all__ = [
     "LARGEST_BLOCK",

@@ -143,8 +143,8 @@ class RoutedBart(nn.Module):
         """Refuse what is not torch's own; see Network."""
         if option == "triton":
             raise ValueError(
-                "train.encoder_kernels = triton, but a model that generates has none; allowed: auto, "
-                "torch"
+                "train.encoder_kernels = triton, but a model that generates has none; allowed: "
+                "auto, torch"
             )
 
     def description(
