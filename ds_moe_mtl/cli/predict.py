@@ -31,9 +31,9 @@ def main(arguments: list[str]) -> int:
     """Print or write the answers and return the exit status."""
     parser = Parser(
         "predict",
-        "Labels texts. A .csv, .tsv, .jsonl or .parquet is read by its columns' names, all of which "
-        "are carried through; other input is one example a line, tabs between the values of a pair, "
-        "or between a text and the options of its answer.",
+        "Labels texts. A .csv, .tsv, .jsonl or .parquet is read by its columns' names, and all "
+        "columns are carried through; other input is one example a line, tabs between the values "
+        "of a pair, or between a text and the options of its answer.",
         "ds-moe-mtl predict RUN --input reviews.csv --output labelled.jsonl",
     )
     parser.add_argument("folder", type=Path, help="a run's folder or a model folder")

@@ -145,8 +145,22 @@ class StartSection(Section):
     """Stage two: a trained model whose weights the run starts from, instead of an encoder's."""
 
     model: Text | None = None  # a model folder or a finished run's; it gives the encoder
-    gate: Text = "own"  # of mt_tag: own | random | the task whose gate the tasks here begin with
+    # Of mt_tag: own | random | the task whose gate the tasks here begin with; or one of these a
+    # task, own for those that are not named.
+    gate: Text | dict[Text, Text] = "own"
     head: Literal["auto", "keep", "new"] = "auto"  # auto: kept where the model has the task
+    keep_tasks: bool = False  # true: the model's other tasks stay in it, without training
+    train: Literal["all", "new"] = "all"  # new: gates and heads of tasks that the model lacks
+
+    @_model_validator(mode="after")
+    def _needs_a_model(self) -> "StartSection":
+        for key in ("gate", "head", "keep_tasks", "train"):
+            value = getattr(self, key)
+            if self.model is None and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"start.{key} = {value} without start.model; allowed: both, or neither"
+                )
+        return self
 
 
 class MoeSection(Section):
@@ -357,6 +371,15 @@ class RunConfig(Section):
         if self.model.kind == "task_moe" and self.train.activation_checkpointing:
             raise ValueError(
                 "train.activation_checkpointing = true with model.kind = task_moe; allowed: false"
+            )
+        if self.start.train == "new" and self.moe.ep_size > 1:
+            raise ValueError(
+                f"moe.ep_size = {self.moe.ep_size} with start.train = new, where no expert is "
+                "trained; allowed: 1"
+            )
+        if self.start.keep_tasks and self.model.kind == "single":
+            raise ValueError(
+                "start.keep_tasks with model.kind = single, a model a task; allowed: false"
             )
         if self.model.kind == "task_moe" and self.start.model is not None:
             raise ValueError(

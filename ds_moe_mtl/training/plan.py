@@ -10,6 +10,7 @@ from ds_moe_mtl.config.levers import tell_tied
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
+from ds_moe_mtl.models.description import model_folder, read_description
 from ds_moe_mtl.models.pretrained import (
     EncoderSource,
     find_encoder,
@@ -27,7 +28,10 @@ Say = Callable[[str], None]
 
 @dataclass
 class RunPlan:
-    """Everything a run needs to start. train and dev are in the order of `specs`."""
+    """Everything a run needs to start. train and dev are in the order of `specs`.
+
+    kept: tasks that the network has beside them, after them, and that are not trained.
+    """
 
     config: RunConfig
     specs: list[TaskSpec]
@@ -36,6 +40,7 @@ class RunPlan:
     train: list[EncodedSplit]
     dev: list[EncodedSplit]
     total_steps: int
+    kept: tuple[TaskSpec, ...] = ()
 
     @property
     def warmup_steps(self) -> int:
@@ -138,7 +143,17 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         say(f"data: {describe(spec, *splits)}")
     steps = _total_steps(config, train, specs)
     tell_tied(config, steps, say)
-    return RunPlan(config, specs, source, tokenizer, train, dev, steps)
+    kept = kept_tasks(config, specs)
+    return RunPlan(config, specs, source, tokenizer, train, dev, steps, kept)
+
+
+def kept_tasks(config: RunConfig, specs: list[TaskSpec]) -> tuple[TaskSpec, ...]:
+    """Return the tasks of start.model that stay in the model and are not of this run."""
+    if not config.start.keep_tasks:
+        return ()
+    here = {spec.name for spec in specs}
+    rows = read_description(model_folder(Path(config.start.model)))["tasks"]
+    return tuple(TaskSpec.from_dict(row) for row in rows if row["name"] not in here)
 
 
 def _check_lengths(config: RunConfig, specs: list[TaskSpec], longest: int, say: Say) -> None:

@@ -31,7 +31,7 @@ from ds_moe_mtl.training.checkpoint import (
 )
 from ds_moe_mtl.training.dev import Evaluation
 from ds_moe_mtl.training.model_files import model_files
-from ds_moe_mtl.training.network import described, new_network
+from ds_moe_mtl.training.network import described, new_network, with_untrained
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.results import run_results
 from ds_moe_mtl.training.run_folder import RunFolder
@@ -261,5 +261,6 @@ class Run:
             "encoder": results["encoder"],
             "notes": results["notes"],
         }
+        state = with_untrained(state, self.engine.module, self.plan)
         description = described(self.engine.module, self.plan, about)
         save_folder(folder, description, state, self.plan.tokenizer)

@@ -1,4 +1,4 @@
-"""Rows of a file one after the other: the same as the whole table, each with its place and fault."""
+"""Rows of a file one by one: the same as the whole table, each with its place and fault."""
 
 import csv
 import json

@@ -9,7 +9,7 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data.streams import RowStream
 from ds_moe_mtl.evaluation.shards import Shards
 
-ROWS = [{"a": f"text {n}, \"{n}\"\n", "n": n, "p": {"x": n / 10}} for n in range(7)]
+ROWS = [{"a": f'text {n}, "{n}"\n', "n": n, "p": {"x": n / 10}} for n in range(7)]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
