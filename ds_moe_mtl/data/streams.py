@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data.rows import is_unicode
-from ds_moe_mtl.data.tables import READERS, need_columns
+from ds_moe_mtl.data.tables import need_columns
 
 PARQUET_ROWS = 4096
 """Rows of a parquet file that are in memory at once."""
@@ -186,4 +186,3 @@ _COLUMNS: dict[str, Callable[[Path], list[str]]] = {
     ".jsonl": _first_keys,
     ".parquet": _schema,
 }
-assert _STREAMS.keys() == READERS.keys()

@@ -9,6 +9,7 @@ from pathlib import Path
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data.streams import Row, RowStream
 from ds_moe_mtl.evaluation.model import MultiTaskModel
+from ds_moe_mtl.evaluation.probable import WITHOUT
 from ds_moe_mtl.evaluation.shards import Shards
 from ds_moe_mtl.tasks import TaskSpec
 
@@ -102,7 +103,7 @@ def predict_file(
     """
     stream = RowStream(source)
     tasks = readings(model, wish, stream.columns, str(source))
-    new = [name for one in tasks for name in _names(model, one.spec, wish)]
+    new = [name for one in tasks for name in _names(one.spec, wish)]
     columns = [*stream.columns, *new, *([FAULT] if wish.skip_bad else [])]
     taken = [name for name in columns if columns.count(name) > 1]
     if taken:
@@ -164,7 +165,7 @@ def _each_answer(
         {own: chunk[n].values.get(theirs) for own, theirs in task.columns.items()} for n in rows
     ]
     try:
-        answers = model.predict(task.spec.name, examples)
+        answers = model.predict(task.spec.name, examples, **_wanted(task.spec, wish))
     except UserError as error:
         if len(rows) == 1:
             yield rows[0], error
@@ -174,11 +175,45 @@ def _each_answer(
         yield from _each_answer(model, task, chunk, rows[half:], wish)
         return
     for number, answer in zip(rows, answers, strict=True):
-        yield number, {f"{PREFIX}{task.spec.name}": answer}
+        yield number, _fields(task.spec, answer)
 
 
-def _names(model: MultiTaskModel, spec: TaskSpec, wish: Wish) -> list[str]:
-    return [f"{PREFIX}{spec.name}"]
+def _wanted(spec: TaskSpec, wish: Wish) -> dict:
+    """Return `predict`'s keywords for a task: what it has no probabilities of goes without."""
+    if spec.kind in WITHOUT or not (wish.probabilities or wish.top_k):
+        return {}
+    top_k = None if spec.kind == "answer" else wish.top_k
+    return {"return_probabilities": True, "top_k": top_k}
+
+
+def _fields(spec: TaskSpec, answer: object) -> dict:
+    """Return an answer as columns of the output; see _names."""
+    name, found = f"{PREFIX}{spec.name}", {}
+    if isinstance(answer, dict):
+        found = {f"{name}_{key}": value for key, value in answer.items() if key != "label"}
+        answer = answer["label"]
+    elif spec.kind == "multilabel":
+        answer = [label for label, _ in answer]
+    if spec.kind == "tags":
+        answer = [tag for _, tag in answer]
+    if spec.kind == "answer":
+        found |= {f"{name}_start": answer.start, f"{name}_end": answer.end}
+        answer = answer.text
+    return {name: answer, **found}
+
+
+def _names(spec: TaskSpec, wish: Wish) -> list[str]:
+    """Return the names of a task's columns in the output."""
+    name = f"{PREFIX}{spec.name}"
+    names = [name]
+    if _wanted(spec, wish):
+        if spec.kind not in ("multilabel", "tags"):
+            names.append(f"{name}_probability")
+        if spec.kind != "answer":
+            names.append(f"{name}_probabilities")
+    if spec.kind == "answer":
+        names += [f"{name}_start", f"{name}_end"]
+    return names
 
 
 def _of_one_row(message: str, task: str) -> str:

@@ -130,6 +130,11 @@ def _cell(value: object) -> str:
     return str(value) if isinstance(value, int | float | bool) else json_line(value)
 
 
+def _parquet_value(value: object) -> object:
+    """Return a value for a column of one type: objects, whose keys may differ, as JSON."""
+    return json_line(value) if isinstance(value, dict) else value
+
+
 def _on_one_line(text: str) -> str:
     """Return a value as a .tsv, which has no quoting, can hold it: on one line, without tabs."""
     return " ".join(text.replace("\t", " ").splitlines())
@@ -141,7 +146,7 @@ def _table(shards: Shards, rows: Sequence[Mapping]) -> bytes:
 
     try:
         table = pyarrow.Table.from_pydict(
-            {name: [row.get(name) for row in rows] for name in shards.columns}
+            {name: [_parquet_value(row.get(name)) for row in rows] for name in shards.columns}
         )
     except pyarrow.ArrowException as error:
         reason = str(error).splitlines()[0]
