@@ -8,9 +8,9 @@ from ds_moe_mtl.benchmark.contestants import STOCK, TRAINER, of_kind
 from ds_moe_mtl.benchmark.rounds import Times
 from ds_moe_mtl.benchmark.steps import Step
 from ds_moe_mtl.benchmark.workload import Workload, levers_of
+from ds_moe_mtl.models.task_fit import head_specs
 from ds_moe_mtl.planner.flops import count_flops
 from ds_moe_mtl.planner.levers import NO_LEVERS
-from ds_moe_mtl.training.network import head_specs
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationError,
 )
 from pydantic import model_validator as _model_validator
 
@@ -21,6 +22,7 @@ from ds_moe_mtl.config.levers import check_levers
 from ds_moe_mtl.config.recorded import graphs_conflict
 
 Text = Annotated[str, Field(min_length=1)]
+ClassName = str | int | float | bool  # as YAML reads it
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
 _LONGEST_NAME = 100  # of a task: folders and files are called by it
 Count = Annotated[int, Field(ge=1)]
@@ -38,6 +40,9 @@ def _as_tuple(value: Any) -> Any:
 def _as_columns(value: Any) -> Any:
     """Return column names as a tuple; one name may stand without brackets."""
     return (value,) if isinstance(value, str) else _as_tuple(value)
+
+
+Classes = Annotated[tuple[ClassName, ...], Field(min_length=2), BeforeValidator(_as_tuple)]
 
 
 class Section(BaseModel):
@@ -70,17 +75,36 @@ class OwnTask(Section):
     name: Name
     hub: Text | None = None  # a data set of the Hub: train and dev are then its splits
     hub_config: Text | None = None  # its configuration; null: the only one
-    train: Text  # csv, tsv, jsonl or parquet
+    train: Text  # csv, tsv, jsonl, parquet, conll or bio
     dev: Text | None = None  # null: a seeded part of train
     dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    dev_by: Literal["label", "text"] = "label"  # text: cut by the texts alone, not class by class
+    test: Text | None = None  # scored once, at the end, with the model that is kept
     text: Annotated[
         tuple[Text, ...], Field(min_length=1, max_length=2), BeforeValidator(_as_columns)
     ]
-    label: Text
-    kind: Literal["classification", "regression", "text"] | None = None  # null: by the columns
+    # Several columns of yes or no: one task of several labels, or with `separate` a task for each.
+    label: Text | Annotated[tuple[Text, ...], Field(min_length=2), BeforeValidator(_as_tuple)]
+    separate: bool = False
+    kind: Literal["classification", "regression", "text", "multilabel", "tags", "answer"] | None = (
+        None  # null: by the columns
+    )
+    labels: Classes | None = None  # their order; others in the data are faults; null: sorted
+    separator: Text = ","  # of labels in one text, with kind multilabel
     options: Text | None = None  # column with the list of options that the label is one of
-    metric: Text | None = None  # null: accuracy, or Spearman for regression
+    answer_start: Text | None = None  # column with an answer's first character; kind answer
+    longest_answer: Count = 30  # tokens of the longest answer that is given; kind answer
+    metric: Text | None = None  # null: the first of its kind's
+    metrics: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_as_tuple)] | None = (
+        None  # several; the first selects
+    )
     max_length: Annotated[int, Field(ge=8)] | None = None
+    prefix: str = ""  # before the first text
+    class_weights: Literal["balanced"] | dict[ClassName, Positive] | None = None  # of the loss
+    loss_weight: Positive = 1.0
+    sampling_weight: Positive = 1.0
+    # Of the labels' probabilities, kind multilabel; null: one a label, chosen on the dev rows.
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @_model_validator(mode="after")
     def _name_is_a_files(self) -> "OwnTask":
@@ -92,7 +116,8 @@ class OwnTask(Section):
         return self
 
     @_model_validator(mode="after")
-    def _options_are_a_kind(self) -> "OwnTask":
+    def _keys_go_together(self) -> "OwnTask":
+        several = not isinstance(self.label, str)
         if self.kind is not None and self.options is not None:
             raise ValueError(
                 f"tasks: {self.name!r} has kind = {self.kind} and options; allowed: one of them"
@@ -101,7 +126,48 @@ class OwnTask(Section):
             raise ValueError(
                 f"tasks: {self.name!r} has hub_config = {self.hub_config} and no hub; allowed: both"
             )
+        if self.metric is not None and self.metrics is not None:
+            raise ValueError(
+                f"tasks: {self.name!r} has metric and metrics; allowed: one of them (the first of "
+                "metrics selects)"
+            )
+        if self.separate and not several:
+            raise ValueError(
+                f"tasks: {self.name!r} has separate = true with one label column; allowed: a list "
+                "of them, as in label: [food, service]"
+            )
+        if several and not self.separate and self.labels is not None:
+            raise ValueError(
+                f"tasks: {self.name!r} has labels beside several label columns, whose order it is; "
+                "allowed: label alone"
+            )
+        if several and not self.separate and self.kind not in (None, "multilabel"):
+            raise ValueError(
+                f"tasks: {self.name!r} has kind = {self.kind} with several label columns; allowed: "
+                "multilabel, or separate: true for a task a column"
+            )
         return self
+
+    @property
+    def rows(self) -> tuple["OwnTask", ...]:
+        """The row itself, or with `separate` one row a label column: <name>_<column>.
+
+        Their dev rows are cut by the texts alone, so that they are the same.
+        """
+        if not self.separate:
+            return (self,)
+        return tuple(
+            OwnTask.model_validate(
+                {
+                    **self.model_dump(),
+                    "name": f"{self.name}_{column}",
+                    "label": column,
+                    "separate": False,
+                    "dev_by": "text",
+                }
+            )
+            for column in self.label
+        )
 
 
 TaskEntry = Annotated[
@@ -112,11 +178,24 @@ TaskEntry = Annotated[
 
 def _distinct_tasks(tasks: tuple[str | OwnTask, ...]) -> tuple[str | OwnTask, ...]:
     """Return the tasks; their names lead to gates, folders and results, so they differ."""
-    names = [task if isinstance(task, str) else task.name for task in tasks]
+    names = []
+    for task in tasks:
+        names += [task] if isinstance(task, str) else [row.name for row in _checked_rows(task)]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"tasks names {name!r} twice; allowed: each task once")
     return tasks
+
+
+def _checked_rows(task: OwnTask) -> tuple[OwnTask, ...]:
+    """Return a task's rows. Raises ValueError for a label column that no task can be called by."""
+    try:
+        return task.rows
+    except ValidationError:
+        raise ValueError(
+            f"tasks: {task.name!r}: a label column is no part of a name; allowed with separate: "
+            "columns of letters, digits and _+-"
+        ) from None
 
 
 class MixtureSection(Section):
@@ -146,8 +225,22 @@ class StartSection(Section):
     """Stage two: a trained model whose weights the run starts from, instead of an encoder's."""
 
     model: Text | None = None  # a model folder or a finished run's; it gives the encoder
-    gate: Text = "own"  # of mt_tag: own | random | the task whose gate the tasks here begin with
+    # Of mt_tag: own | random | the task whose gate the tasks here begin with; or one of these a
+    # task, own for those that are not named.
+    gate: Text | dict[Text, Text] = "own"
     head: Literal["auto", "keep", "new"] = "auto"  # auto: kept where the model has the task
+    keep_tasks: bool = False  # true: the model's other tasks stay in it, without training
+    train: Literal["all", "new"] = "all"  # new: gates and heads of tasks that the model lacks
+
+    @_model_validator(mode="after")
+    def _needs_a_model(self) -> "StartSection":
+        for key in ("gate", "head", "keep_tasks", "train"):
+            value = getattr(self, key)
+            if self.model is None and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"start.{key} = {value} without start.model; allowed: both, or neither"
+                )
+        return self
 
 
 class MoeSection(Section):
@@ -340,6 +433,13 @@ class RunConfig(Section):
     deepspeed: Text = "ds_configs/deepspeed/zero1.json"
 
     @property
+    def task_rows(self) -> tuple[str | OwnTask, ...]:
+        """The tasks, each row of several label columns as its rows of one."""
+        return tuple(
+            row for task in self.tasks for row in ((task,) if isinstance(task, str) else task.rows)
+        )
+
+    @property
     def clips_apart(self) -> bool:
         """Whether the task router's gradient has a norm and a bound of its own."""
         return self.model.kind == "task_moe" and self.router.clip is not None
@@ -375,6 +475,15 @@ class RunConfig(Section):
         if self.model.kind == "task_moe" and self.train.activation_checkpointing:
             raise ValueError(
                 "train.activation_checkpointing = true with model.kind = task_moe; allowed: false"
+            )
+        if self.start.train == "new" and self.moe.ep_size > 1:
+            raise ValueError(
+                f"moe.ep_size = {self.moe.ep_size} with start.train = new, where no expert is "
+                "trained; allowed: 1"
+            )
+        if self.start.keep_tasks and self.model.kind == "single":
+            raise ValueError(
+                "start.keep_tasks with model.kind = single, a model a task; allowed: false"
             )
         if self.model.kind == "task_moe" and self.start.model is not None:
             raise ValueError(

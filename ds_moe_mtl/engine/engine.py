@@ -19,6 +19,7 @@ from ds_moe_mtl.engine.kernel_update import Verdict, update_by_kernels
 from ds_moe_mtl.engine.shapes import set_shapes
 from ds_moe_mtl.engine.zero_update import update_in_one_pass
 from ds_moe_mtl.models import MultiTaskNetwork
+from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
 from ds_moe_mtl.ranks.rendezvous import Ranks, apply, free_port
 from moe_kernels.verified import choose
 
@@ -134,7 +135,8 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
     from ds_moe_mtl.moe import to_deepspeed
 
     _import_muon()
-    to_deepspeed(network, config.moe.ep_size)
+    if _trains_experts(network):
+        to_deepspeed(network, config.moe.ep_size)
     train = config.train
     groups = parameter_groups(network, train.weight_decay, train.betas, config.moe.gate_momentum)
     with _quiet():
@@ -157,6 +159,17 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
         # train.max_skipped ends such a run, with the examples' names, not an exception.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     return engine
+
+
+def _trains_experts(network: MultiTaskNetwork) -> bool:
+    """Whether an expert learns. Frozen ones stay in the plain form: DeepSpeed has no group for them
+    and refuses a model with its own MoE layers and no weights of experts to train.
+    """
+    return any(
+        parameter.requires_grad
+        for ffn in routed_ffns(network)
+        for parameter in ffn.moe.experts.parameters()
+    )
 
 
 def set_learning_rate(engine, rate: float, rates: Mapping[str, float]) -> None:

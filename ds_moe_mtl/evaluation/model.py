@@ -1,6 +1,6 @@
 """A trained model in use: load the folder, predict, score; no DeepSpeed, no process group."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -8,15 +8,24 @@ import numpy as np
 import torch
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.data import EncodedSplit, encode_columns, encode_task, evaluation_batches
+from ds_moe_mtl.data import (
+    EncodedSplit,
+    encode_columns,
+    encode_task,
+    evaluation_batches,
+    mixed_batches,
+)
 from ds_moe_mtl.evaluation.examples import columns_of
 from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, decoded, task_result
+from ds_moe_mtl.evaluation.probable import check_wish, probable_answers
+from ds_moe_mtl.evaluation.shapes import predictions_of
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.description import model_folder
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.pretrained import state_hash
 from ds_moe_mtl.models.tokenizer import load_tokenizer
-from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 from ds_moe_mtl.tasks.numbers import is_whole
 
 _TOKENIZER = Lock()
@@ -70,7 +79,14 @@ class MultiTaskModel:
             raise UserError(f"the model has no task {name!r}; it has: {', '.join(self.specs)}")
         return self.specs[name]
 
-    def predict(self, task: str, examples: Iterable, max_length: int | None = None) -> list:
+    def predict(
+        self,
+        task: str,
+        examples: Iterable,
+        max_length: int | None = None,
+        return_probabilities: bool = False,
+        top_k: int | None = None,
+    ) -> list:
         """Return a label name (or a score, for a regression) for each example, in order.
 
         examples: a list (or an array, a column of a table, a generator) of texts, or of one tuple
@@ -78,40 +94,92 @@ class MultiTaskModel:
         pairs; a word-sense example adds its word positions); or a table (DataFrame) of those
         columns. For a ranking task the answer is the name of the chosen column; for one with
         options, whose examples are (text, list of options), the chosen option; for one that
-        generates, a text. Raises UserError for examples of another shape and for a model whose
+        generates, a text. For a task of several labels it is a list of (label, probability); for
+        tags, whose examples are lists of words (a text is split at its blanks), a list of (word,
+        tag); for an answer in a context its (text, start, end) there, in characters.
+
+        return_probabilities, top_k (the so many most probable classes): instead a dict an example,
+        {"label", "probability", "probabilities"} (evaluation.probable). Raises UserError for
+        examples of another shape, for probabilities of a task that has none, and for a model whose
         outputs are not finite.
         """
         spec = self.task(task)
+        check_wish(spec, return_probabilities, top_k)
         columns = columns_of(spec, self.inputs(task), examples)
         if not columns[spec.text[0]]:
             return []
+        split = self._encoded(spec, columns, max_length)
+        outputs = self.outputs(spec.name, split)
+        return self._answers(spec, outputs, split, columns, return_probabilities, top_k)
+
+    def predict_many(
+        self,
+        pairs: Iterable[tuple[str, object]],
+        max_length: int | None = None,
+        return_probabilities: bool = False,
+        top_k: int | None = None,
+    ) -> list:
+        """Return an answer for each (task, example), in order, as `predict` gives it.
+
+        The tasks' sequences share packed batches. Raises UserError as predict does.
+        """
+        places: dict[str, list[int]] = {}
+        examples: dict[str, list] = {}
+        for number, pair in enumerate(pairs):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise UserError(f"example {number} is {pair!r:.60}; allowed: (task, example)")
+            name = self.task(pair[0]).name
+            places.setdefault(name, []).append(number)
+            examples.setdefault(name, []).append(pair[1])
+        columns, splits = {}, {}
+        for name, given in examples.items():
+            spec = self.task(name)
+            check_wish(spec, return_probabilities, top_k)
+            columns[name] = columns_of(spec, self.inputs(name), given, places[name])
+            splits[name] = self._encoded(spec, columns[name], max_length)
+        answers: list = [None] * sum(map(len, places.values()))
+        for name, outputs in self.outputs_together(splits).items():
+            split = splits[name]
+            given = self._answers(
+                self.task(name), outputs, split, columns[name], return_probabilities, top_k
+            )
+            for place, value in zip(places[name], given, strict=True):
+                answers[place] = value
+        return answers
+
+    def _encoded(
+        self, spec: TaskSpec, columns: dict[str, list], max_length: int | None
+    ) -> EncodedSplit:
         if max_length is not None and (
             isinstance(max_length, str) or not is_whole(max_length) or max_length < 1
         ):
             raise UserError(f"max_length: {max_length!r}; allowed: a whole number above 0, or None")
         with _TOKENIZER:
-            split = encode_columns(
+            return encode_columns(
                 spec, columns, self.tokenizer, max_length, "the examples given", blank=True
             )
-        outputs_NC = self.outputs(spec.name, split)
+
+    def _answers(
+        self,
+        spec: TaskSpec,
+        outputs: np.ndarray,
+        split: EncodedSplit,
+        columns: dict[str, list],
+        return_probabilities: bool,
+        top_k: int | None,
+    ) -> list:
         if spec.kind == "text":
             with _TOKENIZER:
-                return decoded(outputs_NC, self.tokenizer)
-        if not np.isfinite(outputs_NC).all():
+                return decoded(outputs, self.tokenizer)
+        if not np.isfinite(outputs).all():
             raise UserError(f"the model's outputs for {spec.name} are not finite: it has diverged")
-        if spec.kind == "options":
-            return _best_options(columns[spec.choices[0]], outputs_NC[:, 0], split.questions)
-        if spec.kind == "regression":
-            return [float(value) for value in outputs_NC[:, 0]]
-        if spec.kind == "ranking":
-            truth_QC = outputs_NC[:, 1].reshape(-1, len(spec.choices))
-            return [spec.choices[i] for i in truth_QC.argmax(axis=1)]
-        return [spec.labels[i] for i in outputs_NC.argmax(axis=1)]
+        if return_probabilities or top_k:
+            return probable_answers(spec, outputs, split, columns, top_k)
+        return predictions_of(spec, outputs, split, columns)
 
     def inputs(self, task: str) -> tuple[str, ...]:
         """Return the names of the values that an example of a task is made of."""
-        spec = self.task(task)
-        return spec.text if spec.kind == "text" else spec.columns[:-1]
+        return self.task(task).inputs
 
     def evaluate(
         self, task: str, root: str | None, cache: str | None = None, limit: int | None = None
@@ -134,6 +202,33 @@ class MultiTaskModel:
         return assemble(pieces, split, spec.num_outputs)
 
     @torch.no_grad()
+    def outputs_together(self, splits: Mapping[str, EncodedSplit]) -> dict[str, np.ndarray]:
+        """Return `outputs` of several tasks' splits, whose sequences share batches."""
+        if any(self.task(name).kind == "text" for name in splits):
+            return {name: self.outputs(name, split) for name, split in splits.items()}
+        names = {self._index(name): name for name in splits}
+        pieces: dict[str, list] = {name: [] for name in splits}
+        for batch in mixed_batches({index: splits[name] for index, name in names.items()}):
+            outputs = self.network(**network_inputs(batch.to(self.device)))
+            for index in batch.task_ids_B.unique().tolist():
+                spec = self.specs[names[index]]
+                mine_B = batch.task_ids_B == index
+                logits, rows = outputs.logits_BC, batch.example_ids_B
+                if spec.kind in TOKEN_KINDS:
+                    mine_B = mine_B[batch.unit_rows_U]
+                    logits, rows = outputs.unit_logits_UC, batch.unit_ids_U
+                found = logits[mine_B.to(logits.device), : spec.num_outputs].float()
+                pieces[spec.name].append((rows[mine_B].numpy(), found.cpu().numpy()))
+        return {
+            name: assemble(pieces[name], split, self.specs[name].num_outputs)
+            for name, split in splits.items()
+        }
+
+    def weights_hash(self) -> str:
+        """Return a SHA-256 of the model's weights."""
+        return state_hash(self.network.state_dict())
+
+    @torch.no_grad()
     def route_counts(self, task: str, split: EncodedSplit) -> np.ndarray:
         """Return tokens of a split by layer and expert [layers, experts]; needs MoE.
 
@@ -151,13 +246,3 @@ class MultiTaskModel:
 
     def _index(self, task: str) -> int:
         return list(self.specs).index(task)
-
-
-def _best_options(
-    options: Sequence[Sequence[str]], scores_N: np.ndarray, questions_N: np.ndarray
-) -> list[str]:
-    """Return each example's option with the best score."""
-    return [
-        choices[int(scores_N[questions_N == number].argmax())]
-        for number, choices in enumerate(options)
-    ]

@@ -131,8 +131,8 @@ def _base(job: FineTuning) -> list[str]:
     """Return the overrides that a job's model and task make."""
     description = trained_description(job.model)
     config = _run_config(Path(job.model))
-    own = [t for t in (config.tasks if config else ()) if isinstance(t, OwnTask)]
-    named = [task for task in own if task.name == job.task]
+    rows = [*_rows_of(job.experiment), *(config.tasks if config else ())]
+    named = [t for t in rows if isinstance(t, OwnTask) and t.name == job.task]
     task = json.dumps(named[0].model_dump(mode="json")) if named else json.dumps(job.task)
     values = {"tasks": f"[{task}]"}
     if config is not None:
@@ -141,11 +141,22 @@ def _base(job: FineTuning) -> list[str]:
     if description is None:
         values |= {"model.kind": "single", "model.encoder": job.model}
     else:
-        values |= {"model.kind": description["kind"], "start.model": job.model}
-        values |= {"start.head": job.head, "model.pooler": json.dumps(description["pooler"])}
-        for key, value in form_of(description).items():
-            values[f"moe.{key}"] = str(list(value) if isinstance(value, tuple) else value)
+        values |= form_overrides(description, job.model) | {"start.head": job.head}
     return [f"{key}={value}" for key, value in values.items()]
+
+
+def form_overrides(description: Mapping, model: str) -> dict[str, str]:
+    """Return what a configuration has to say to start from a trained model, by dotted key."""
+    values = {"model.kind": description["kind"], "start.model": model}
+    values["model.pooler"] = json.dumps(description["pooler"])
+    for key, value in form_of(description).items():
+        values[f"moe.{key}"] = str(list(value) if isinstance(value, tuple) else value)
+    return values
+
+
+def _rows_of(experiment: Path) -> Sequence:
+    """Return the tasks of the YAML that is asked for: the task's row may be there."""
+    return load_config(experiment).tasks if experiment != EXPERIMENT else ()
 
 
 def _run_config(folder: Path) -> RunConfig | None:
