@@ -42,6 +42,8 @@ def _as_columns(value: Any) -> Any:
 
 
 Classes = Annotated[tuple[ClassName, ...], Field(min_length=2), BeforeValidator(_as_tuple)]
+Metrics = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+ClassWeights = Literal["balanced"] | dict[str | int | float, Positive]
 
 
 class Section(BaseModel):
@@ -66,6 +68,15 @@ class DataSection(Section):
     # The share of each task's published training examples that is used, drawn class by class.
     sample: Annotated[float, Field(gt=0, lt=1)] | None = None
     sample_seed: Seed = 0  # of that draw alone: seeds of a run share their sample
+
+
+def check_metrics(task: "OwnTask | KnownTask") -> None:
+    """Raise ValueError for a row that names its metric twice over."""
+    if task.metric is not None and task.metrics is not None:
+        raise ValueError(
+            f"tasks: {task.name!r} has metric and metrics; allowed: one of them (the first of "
+            "metrics selects)"
+        )
 
 
 class OwnTask(Section):
@@ -94,12 +105,10 @@ class OwnTask(Section):
     answer_start: Text | None = None  # column with an answer's first character; kind answer
     longest_answer: Count = 30  # tokens of the longest answer that is given; kind answer
     metric: Text | None = None  # null: the first of its kind's
-    metrics: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_as_tuple)] | None = (
-        None  # several; the first selects
-    )
+    metrics: Metrics | None = None  # several; the first selects
     max_length: Annotated[int, Field(ge=8)] | None = None
     prefix: str = ""  # before the first text
-    class_weights: Literal["balanced"] | dict[ClassName, Positive] | None = None  # of the loss
+    class_weights: ClassWeights | None = None  # of the loss
     loss_weight: Positive = 1.0
     sampling_weight: Positive = 1.0
     # Of the labels' probabilities, kind multilabel; null: one a label, chosen on the dev rows.
@@ -125,11 +134,7 @@ class OwnTask(Section):
             raise ValueError(
                 f"tasks: {self.name!r} has hub_config = {self.hub_config} and no hub; allowed: both"
             )
-        if self.metric is not None and self.metrics is not None:
-            raise ValueError(
-                f"tasks: {self.name!r} has metric and metrics; allowed: one of them (the first of "
-                "metrics selects)"
-            )
+        check_metrics(self)
         if self.separate and not several:
             raise ValueError(
                 f"tasks: {self.name!r} has separate = true with one label column; allowed: a list "
@@ -169,13 +174,46 @@ class OwnTask(Section):
         )
 
 
+class KnownTask(Section):
+    """A known task, by its name, with some of its row's values changed."""
+
+    name: Name
+    metric: Text | None = None
+    metrics: Metrics | None = None
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    prefix: str = ""
+    class_weights: ClassWeights | None = None
+    loss_weight: Positive = 1.0
+    sampling_weight: Positive = 1.0
+
+    @_model_validator(mode="after")
+    def _metrics_once(self) -> "KnownTask":
+        check_metrics(self)
+        return self
+
+    @property
+    def rows(self) -> tuple["KnownTask", ...]:
+        """The row itself; see OwnTask."""
+        return (self,)
+
+
+def _entry_tag(entry: Any) -> str:
+    """Return which kind of entry of `tasks` this is to be read as."""
+    if isinstance(entry, dict):
+        known = "name" in entry and entry.keys() <= KnownTask.model_fields.keys()
+        return "changed" if known else "own"
+    return {OwnTask: "own", KnownTask: "changed"}.get(type(entry), "known")
+
+
 TaskEntry = Annotated[
-    Annotated[Name, Tag("known")] | Annotated[OwnTask, Tag("own")],
-    Discriminator(lambda entry: "own" if isinstance(entry, dict | OwnTask) else "known"),
+    Annotated[Name, Tag("known")]
+    | Annotated[OwnTask, Tag("own")]
+    | Annotated[KnownTask, Tag("changed")],
+    Discriminator(_entry_tag),
 ]
 
 
-def _distinct_tasks(tasks: tuple[str | OwnTask, ...]) -> tuple[str | OwnTask, ...]:
+def _distinct_tasks(tasks: tuple[TaskEntry, ...]) -> tuple[TaskEntry, ...]:
     """Return the tasks; their names lead to gates, folders and results, so they differ."""
     names = []
     for task in tasks:
@@ -186,7 +224,7 @@ def _distinct_tasks(tasks: tuple[str | OwnTask, ...]) -> tuple[str | OwnTask, ..
     return tasks
 
 
-def _checked_rows(task: OwnTask) -> tuple[OwnTask, ...]:
+def _checked_rows(task: OwnTask | KnownTask) -> tuple[OwnTask | KnownTask, ...]:
     """Return a task's rows. Raises ValueError for a label column that no task can be called by."""
     try:
         return task.rows
@@ -413,7 +451,7 @@ class RunConfig(Section):
     deepspeed: Text = "ds_configs/deepspeed/zero1.json"
 
     @property
-    def task_rows(self) -> tuple[str | OwnTask, ...]:
+    def task_rows(self) -> tuple[str | OwnTask | KnownTask, ...]:
         """The tasks, each row of several label columns as its rows of one."""
         return tuple(
             row for task in self.tasks for row in ((task,) if isinstance(task, str) else task.rows)

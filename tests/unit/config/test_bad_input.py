@@ -17,7 +17,8 @@ TASKS = (
     "a list of 1 or more, each a name of letters, digits and _+- or a section with the keys name, "
     "hub, hub_config, train, dev, dev_fraction, dev_by, test, text, label, separate, kind, labels, "
     "separator, options, answer_start, longest_answer, metric, metrics, max_length, prefix, "
-    "class_weights, loss_weight, sampling_weight, threshold"
+    "class_weights, loss_weight, sampling_weight, threshold or a section with the keys name, "
+    "metric, metrics, max_length, prefix, class_weights, loss_weight, sampling_weight"
 )
 LINE = "command line: "
 SECTIONS = "run, data, tasks, mixture, model, start, moe, train, router, deepspeed"
