@@ -9,7 +9,8 @@ from ds_moe_mtl.config.load import (
     dump_config,
     load_config,
 )
-from ds_moe_mtl.config.schema import KnownTask, OwnTask, RunConfig
+from ds_moe_mtl.config.schema import RunConfig
+from ds_moe_mtl.config.task_rows import KnownTask, OwnTask
 
 __all__ = [
     "DEFAULT_EXPERIMENT",

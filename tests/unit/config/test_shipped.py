@@ -8,7 +8,8 @@ import yaml
 from ds_moe_mtl.config import load_config, resolve_deepspeed
 from ds_moe_mtl.config.complaint import known_keys
 from ds_moe_mtl.config.load import EXPERIMENTS
-from ds_moe_mtl.config.schema import KnownTask, OwnTask, RunConfig
+from ds_moe_mtl.config.schema import RunConfig
+from ds_moe_mtl.config.task_rows import KnownTask, OwnTask
 from ds_moe_mtl.tasks.metrics import OWN_KINDS, metrics_of
 
 SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
