@@ -1,7 +1,8 @@
 """What a run is, as typed and frozen sections: one section of the YAML, one class.
 
-Every default of a run lives here and nowhere else (those of a row of `tasks` in task_rows). What needs other keys of the same
-section is checked in that section; what needs several sections is checked in RunConfig.
+Every default of a run lives here, those of a row of `tasks` in task_rows, and nowhere else. What
+needs other keys of the same section is checked in that section; what needs several sections is
+checked in RunConfig.
 """
 
 from typing import Annotated, Literal
