@@ -12,7 +12,8 @@ from ds_moe_mtl.config.complaint import complaint
 from ds_moe_mtl.config.document import dotted, dump_yaml, parse_yaml
 from ds_moe_mtl.config.errors import UserError
 from ds_moe_mtl.config.files import REPOSITORY, displayed, locate, read_text
-from ds_moe_mtl.config.schema import OwnTask, RunConfig
+from ds_moe_mtl.config.schema import RunConfig
+from ds_moe_mtl.config.task_rows import OwnTask
 
 EXPERIMENTS = REPOSITORY / "ds_configs" / "experiments"
 DEFAULT_EXPERIMENT = EXPERIMENTS / "embedded_mttag_minilm.yaml"

@@ -1,54 +1,28 @@
 """What a run is, as typed and frozen sections: one section of the YAML, one class.
 
-Every default of a run lives here and nowhere else. What needs other keys of the same
-section is checked in that section; what needs several sections is checked in RunConfig.
+Every default of a run lives here, those of a row of `tasks` in task_rows, and nowhere else. What
+needs other keys of the same section is checked in that section; what needs several sections is
+checked in RunConfig.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic import model_validator as _model_validator
 
 from ds_moe_mtl.config.levers import check_levers
 from ds_moe_mtl.config.recorded import graphs_conflict
-
-Text = Annotated[str, Field(min_length=1)]
-ClassName = str | int | float | bool  # as YAML reads it
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
-_LONGEST_NAME = 100  # of a task: folders and files are called by it
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy's and PyTorch's generators take
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-def _as_tuple(value: Any) -> Any:
-    """Return YAML's list as the tuple that a frozen section holds."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_columns(value: Any) -> Any:
-    """Return column names as a tuple; one name may stand without brackets."""
-    return (value,) if isinstance(value, str) else _as_tuple(value)
-
-
-Classes = Annotated[tuple[ClassName, ...], Field(min_length=2), BeforeValidator(_as_tuple)]
-
-
-class Section(BaseModel):
-    """A part of a run's configuration: frozen, with no unknown keys and no coerced types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from ds_moe_mtl.config.section import (
+    Count,
+    CountOrZero,
+    NotNegative,
+    Positive,
+    Section,
+    Seed,
+    Text,
+    as_tuple,
+)
+from ds_moe_mtl.config.task_rows import KnownTask, OwnTask, TaskEntry, distinct_tasks
 
 
 class RunSection(Section):
@@ -67,135 +41,6 @@ class DataSection(Section):
     # The share of each task's published training examples that is used, drawn class by class.
     sample: Annotated[float, Field(gt=0, lt=1)] | None = None
     sample_seed: Seed = 0  # of that draw alone: seeds of a run share their sample
-
-
-class OwnTask(Section):
-    """A user's own data as one row: files (or splits of a set of the Hub), columns, the label."""
-
-    name: Name
-    hub: Text | None = None  # a data set of the Hub: train and dev are then its splits
-    hub_config: Text | None = None  # its configuration; null: the only one
-    train: Text  # csv, tsv, jsonl, parquet, conll or bio
-    dev: Text | None = None  # null: a seeded part of train
-    dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    dev_by: Literal["label", "text"] = "label"  # text: cut by the texts alone, not class by class
-    test: Text | None = None  # scored once, at the end, with the model that is kept
-    text: Annotated[
-        tuple[Text, ...], Field(min_length=1, max_length=2), BeforeValidator(_as_columns)
-    ]
-    # Several columns of yes or no: one task of several labels, or with `separate` a task for each.
-    label: Text | Annotated[tuple[Text, ...], Field(min_length=2), BeforeValidator(_as_tuple)]
-    separate: bool = False
-    kind: Literal["classification", "regression", "text", "multilabel", "tags", "answer"] | None = (
-        None  # null: by the columns
-    )
-    labels: Classes | None = None  # their order; others in the data are faults; null: sorted
-    separator: Text = ","  # of labels in one text, with kind multilabel
-    options: Text | None = None  # column with the list of options that the label is one of
-    answer_start: Text | None = None  # column with an answer's first character; kind answer
-    longest_answer: Count = 30  # tokens of the longest answer that is given; kind answer
-    metric: Text | None = None  # null: the first of its kind's
-    metrics: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_as_tuple)] | None = (
-        None  # several; the first selects
-    )
-    max_length: Annotated[int, Field(ge=8)] | None = None
-    prefix: str = ""  # before the first text
-    class_weights: Literal["balanced"] | dict[ClassName, Positive] | None = None  # of the loss
-    loss_weight: Positive = 1.0
-    sampling_weight: Positive = 1.0
-    # Of the labels' probabilities, kind multilabel; null: one a label, chosen on the dev rows.
-    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
-
-    @_model_validator(mode="after")
-    def _name_is_a_files(self) -> "OwnTask":
-        if len(self.name) > _LONGEST_NAME:
-            raise ValueError(
-                f"tasks: the name {self.name[:20]}... has {len(self.name)} characters; "
-                f"allowed: at most {_LONGEST_NAME}"
-            )
-        return self
-
-    @_model_validator(mode="after")
-    def _keys_go_together(self) -> "OwnTask":
-        several = not isinstance(self.label, str)
-        if self.kind is not None and self.options is not None:
-            raise ValueError(
-                f"tasks: {self.name!r} has kind = {self.kind} and options; allowed: one of them"
-            )
-        if self.hub_config is not None and self.hub is None:
-            raise ValueError(
-                f"tasks: {self.name!r} has hub_config = {self.hub_config} and no hub; allowed: both"
-            )
-        if self.metric is not None and self.metrics is not None:
-            raise ValueError(
-                f"tasks: {self.name!r} has metric and metrics; allowed: one of them (the first of "
-                "metrics selects)"
-            )
-        if self.separate and not several:
-            raise ValueError(
-                f"tasks: {self.name!r} has separate = true with one label column; allowed: a list "
-                "of them, as in label: [food, service]"
-            )
-        if several and not self.separate and self.labels is not None:
-            raise ValueError(
-                f"tasks: {self.name!r} has labels beside several label columns, whose order it is; "
-                "allowed: label alone"
-            )
-        if several and not self.separate and self.kind not in (None, "multilabel"):
-            raise ValueError(
-                f"tasks: {self.name!r} has kind = {self.kind} with several label columns; allowed: "
-                "multilabel, or separate: true for a task a column"
-            )
-        return self
-
-    @property
-    def rows(self) -> tuple["OwnTask", ...]:
-        """The row itself, or with `separate` one row a label column: <name>_<column>.
-
-        Their dev rows are cut by the texts alone, so that they are the same.
-        """
-        if not self.separate:
-            return (self,)
-        return tuple(
-            OwnTask.model_validate(
-                {
-                    **self.model_dump(),
-                    "name": f"{self.name}_{column}",
-                    "label": column,
-                    "separate": False,
-                    "dev_by": "text",
-                }
-            )
-            for column in self.label
-        )
-
-
-TaskEntry = Annotated[
-    Annotated[Name, Tag("known")] | Annotated[OwnTask, Tag("own")],
-    Discriminator(lambda entry: "own" if isinstance(entry, dict | OwnTask) else "known"),
-]
-
-
-def _distinct_tasks(tasks: tuple[str | OwnTask, ...]) -> tuple[str | OwnTask, ...]:
-    """Return the tasks; their names lead to gates, folders and results, so they differ."""
-    names = []
-    for task in tasks:
-        names += [task] if isinstance(task, str) else [row.name for row in _checked_rows(task)]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"tasks names {name!r} twice; allowed: each task once")
-    return tasks
-
-
-def _checked_rows(task: OwnTask) -> tuple[OwnTask, ...]:
-    """Return a task's rows. Raises ValueError for a label column that no task can be called by."""
-    try:
-        return task.rows
-    except ValidationError:
-        raise ValueError(
-            f"tasks: {task.name!r}: a label column is no part of a name; allowed with separate: "
-            "columns of letters, digits and _+-"
-        ) from None
 
 
 class MixtureSection(Section):
@@ -267,7 +112,7 @@ class MoeSection(Section):
     route_by: Literal["token", "sequence"] = "token"
     tied_steps: CountOrZero = 0  # steps in which experts are one, before they part
     layers: (
-        Annotated[tuple[CountOrZero, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+        Annotated[tuple[CountOrZero, ...], Field(min_length=1), BeforeValidator(as_tuple)]
         | Literal["all", "last_half", "every_other"]
     ) = "all"  # that have experts; numbers from 0
     impl: Literal["auto", "torch", "triton", "cuda"] = "auto"
@@ -292,7 +137,7 @@ class RouterSection(Section):
     """
 
     experts: Annotated[int, Field(ge=2)] = 3
-    layers: Annotated[tuple[CountOrZero, ...], BeforeValidator(_as_tuple)] | None = None  # from 0
+    layers: Annotated[tuple[CountOrZero, ...], BeforeValidator(as_tuple)] | None = None  # from 0
     route: Literal["learned", "average", "random_task", "random_instance"] = "learned"
     net: Literal["linear", "mlp", "lstm", "transformer"] = "mlp"
     hidden: Annotated[int, Field(ge=4, multiple_of=4)] = 64
@@ -341,7 +186,7 @@ class TrainSection(Section):
     weight_decay: NotNegative = 0.0
     betas: Annotated[
         tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
-        BeforeValidator(_as_tuple),
+        BeforeValidator(as_tuple),
     ] = (0.9, 0.999)  # paper, appendix A.3.2, as eps
     eps: Positive = 1e-8
     clip: NotNegative = 1.0  # largest norm of the gradient; 0: no clipping
@@ -421,8 +266,8 @@ class RunConfig(Section):
     tasks: Annotated[
         tuple[TaskEntry, ...],
         Field(min_length=1),
-        BeforeValidator(_as_tuple),
-        AfterValidator(_distinct_tasks),
+        BeforeValidator(as_tuple),
+        AfterValidator(distinct_tasks),
     ]
     mixture: MixtureSection = MixtureSection()
     model: ModelSection = ModelSection()
@@ -433,7 +278,7 @@ class RunConfig(Section):
     deepspeed: Text = "ds_configs/deepspeed/zero1.json"
 
     @property
-    def task_rows(self) -> tuple[str | OwnTask, ...]:
+    def task_rows(self) -> tuple[str | OwnTask | KnownTask, ...]:
         """The tasks, each row of several label columns as its rows of one."""
         return tuple(
             row for task in self.tasks for row in ((task,) if isinstance(task, str) else task.rows)

@@ -17,7 +17,8 @@ class Outputs(NamedTuple):
     """logits_BC float32 (-inf beyond a task's own outputs), the auxiliary loss, and layer records.
 
     counts: tokens an expert [E] a sparse layer; routes: filled where asked for. losses_B: where
-    the network itself computes each sequence's loss (answers that are generated). A tuple: in it
+    the network itself computes each sequence's loss (answers that are generated). unit_logits_UC:
+    as logits_BC, of each of the batch's units, where a task's head reads tokens. A tuple: in it
     DeepSpeed's engine finds the tensors at which the backward pass begins (its timers, its state).
     """
 

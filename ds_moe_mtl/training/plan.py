@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ds_moe_mtl.config import OwnTask, RunConfig, UserError
+from ds_moe_mtl.config import KnownTask, OwnTask, RunConfig, UserError
 from ds_moe_mtl.config.levers import tell_tied
-from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
+from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, entry_specs
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
 from ds_moe_mtl.models.description import model_folder, read_description
@@ -20,7 +20,7 @@ from ds_moe_mtl.models.pretrained import (
 )
 from ds_moe_mtl.models.task_fit import balanced, check_lengths, fitting_rows
 from ds_moe_mtl.models.tokenizer import load_tokenizer
-from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
+from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.run_folder import task_folder
 
 Say = Callable[[str], None]
@@ -163,13 +163,14 @@ def kept_tasks(config: RunConfig, specs: list[TaskSpec]) -> tuple[TaskSpec, ...]
 
 
 def task_specs(config: RunConfig) -> list[TaskSpec]:
-    """Return the rows of config.tasks in order, groups replaced by their members."""
+    """Return the rows of config.tasks in order, groups replaced by their members.
+
+    A task that is in a group and has an entry of its own has what that entry says.
+    """
     specs: dict[str, TaskSpec] = {}
     for entry in config.task_rows:
-        if isinstance(entry, OwnTask):
-            specs[entry.name] = own_spec(entry)
-        else:
-            specs.update((name, get_task(name)) for name in expand_tasks([entry]))
+        for spec in entry_specs(entry):
+            specs[spec.name] = specs.get(spec.name, spec) if isinstance(entry, str) else spec
     return list(specs.values())
 
 
@@ -192,8 +193,9 @@ def single_plans(plan: RunPlan) -> list[RunPlan]:
     return plans
 
 
-def _entries(plan: RunPlan) -> list[str | OwnTask]:
-    own = {entry.name: entry for entry in plan.config.task_rows if isinstance(entry, OwnTask)}
+def _entries(plan: RunPlan) -> list[str | OwnTask | KnownTask]:
+    rows = [entry for entry in plan.config.task_rows if not isinstance(entry, str)]
+    own = {entry.name: entry for entry in rows}
     return [own.get(spec.name, spec.name) for spec in plan.specs]
 
 

@@ -53,10 +53,13 @@ def training_loss(
     """Return (each sequence's loss [B], the scalar to differentiate) of one micro-batch.
 
     The scalar is the examples' sum times `share`, with the layers' auxiliary losses. scaling: as
-    in losses.sequence_losses.
+    in losses.sequence_losses. task_weights [tasks]: of examples in the scalar; None: all 1.
     """
     losses_B = network.losses(outputs, batch, scaling)
-    return losses_B, (losses_B * batch.weights_B).sum() * share + outputs.aux_loss
+    weights_B = batch.weights_B
+    if task_weights is not None:
+        weights_B = weights_B * task_weights[batch.task_ids_B]
+    return losses_B, (losses_B * weights_B).sum() * share + outputs.aux_loss
 
 
 class TrainingStep:
