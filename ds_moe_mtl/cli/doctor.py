@@ -52,7 +52,7 @@ def examine_encoder(name: str) -> dict[str, str]:
     except (ValueError, OSError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
     found = {
-        "encoder": source.resolved + (f"; {source.note}" if source.note else ""),
+        "encoder": _told(source),
         "class": type(model).__name__,
         "weights": f"{sum(weight.numel() for weight in model.parameters()):,}",
         "tokens": f"{len(tokenizer):,}, rows of the embedding {limits.ids:,}",
@@ -66,6 +66,13 @@ def examine_encoder(name: str) -> dict[str, str]:
         except ValueError as error:
             found[names] = f"refused: {error}"
     return found
+
+
+def _told(source) -> str:
+    """Return what an encoder is and what a reader of its scores must know."""
+    note = f"; {source.note}" if source.note else ""
+    seen = f"; has seen data of {', '.join(source.seen_tasks)}" if source.seen_tasks else ""
+    return source.resolved + note + seen
 
 
 def _in_words(difference: float, tolerance: float, reference: str) -> str:
@@ -89,7 +96,7 @@ def examine() -> dict[str, str]:
     found["kernels"] = resolve_impl("auto", torch.device(device))
     try:
         source = find_encoder("minilm")
-        found["minilm"] = source.resolved + (f"; {source.note}" if source.note else "")
+        found["minilm"] = _told(source)
     except ValueError as error:
         found["minilm"] = str(error)
     for command in ("deepspeed", "torchrun", "mpirun", "srun", "nvcc"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ds_moe_mtl.cli import version_line
-from ds_moe_mtl.cli.arguments import BAD_INPUT, INTERRUPTED
+from ds_moe_mtl.cli.arguments import BAD_INPUT, INTERRUPTED, repeated_key
 from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RankError, RunConfig, UserError, load_config
 from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
 from ds_moe_mtl.ranks.rendezvous import Ranks, rendezvous
@@ -184,5 +184,8 @@ def _split(arguments: Sequence[str]) -> _Asked:
             f"command line: two YAML files, {paths[0]} and {paths[1]}; allowed: one, then "
             f"section.key=value"
         )
+    fault = repeated_key(asked.overrides)
+    if fault:
+        raise UserError(fault)
     asked.path = paths[0] if paths else None
     return asked

@@ -8,6 +8,7 @@ from ds_moe_mtl.config.load import (
     differing_keys,
     dump_config,
     load_config,
+    plain_values,
 )
 from ds_moe_mtl.config.schema import OwnTask, RunConfig
 
@@ -22,5 +23,6 @@ __all__ = [
     "differing_keys",
     "dump_config",
     "load_config",
+    "plain_values",
     "resolve_deepspeed",
 ]

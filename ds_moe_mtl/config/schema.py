@@ -27,6 +27,8 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy's and PyTorch's generators take
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+HookName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -148,6 +150,17 @@ class StartSection(Section):
     gate: Text = "own"  # of mt_tag: own | random | the task whose gate the tasks here begin with
     head: Literal["auto", "keep", "new"] = "auto"  # auto: kept where the model has the task
 
+    @_model_validator(mode="after")
+    def _there_is_a_model(self) -> "StartSection":
+        for key, default in (("gate", "own"), ("head", "auto")):
+            value = getattr(self, key)
+            if self.model is None and value != default:
+                raise ValueError(
+                    f"start.{key} = {value} without start.model; allowed: start.model=FOLDER, "
+                    f"which has what start.{key} is about"
+                )
+        return self
+
 
 class MoeSection(Section):
     """The sparse layer: experts, gates, and how tokens reach them."""
@@ -255,7 +268,8 @@ class TrainSection(Section):
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; null: each task's own
     limit_examples: Count | None = None  # training examples a task
     limit_dev: Count | None = None  # dev examples a task
-    eval_every: CountOrZero | Literal["epoch"] = 0  # steps; epoch: once a pass; 0: at the end
+    # Steps; epoch: once a pass; 0: at the end; null: epoch where a task is a user's own, else 0.
+    eval_every: CountOrZero | Literal["epoch"] | None = None
     select: Literal["last", "dev_score", "dev_loss"] = "last"  # which evaluated model is kept
     patience: CountOrZero = 0  # evaluations without a better one that end the run; 0: none
     # The share of the steps after which weights are averaged; null: the last ones are the run's.
@@ -264,7 +278,7 @@ class TrainSection(Section):
     log_every: Count = 10  # steps
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     save_every: CountOrZero = 0  # steps; 0: only at the end or when stopped
-    keep_checkpoints: CountOrZero = 2  # 0: one while the run lasts, none of a complete run
+    keep_checkpoints: CountOrZero = 1  # 0: one while the run lasts, none of a complete run
     max_skipped: CountOrZero = 100  # steps in a row whose loss or gradient is not finite
     hang_timeout: Positive = 1800.0  # seconds without progress after which all ranks end
     threads: Annotated[int, Field(ge=1, le=1024)] | None = (
@@ -291,7 +305,7 @@ class TrainSection(Section):
             raise ValueError(
                 f"train.warmup = {self.warmup:g} is longer than train.steps = {self.steps}"
             )
-        if self.select != "last" and not self.eval_every:
+        if self.select != "last" and self.eval_every == 0:
             raise ValueError(
                 f"train.select = {self.select} with train.eval_every = 0; allowed: a number of "
                 "steps or epoch"
@@ -332,11 +346,30 @@ class RunConfig(Section):
     train: TrainSection
     router: RouterSection = RouterSection()
     deepspeed: Text = "ds_configs/deepspeed/zero1.json"
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(_as_columns)] = ("tensorboard",)
+    # Classes or functions of a user's own, as mypackage.module:Hook, called with each run.
+    hooks: Annotated[tuple[HookName, ...], BeforeValidator(_as_columns)] = ()
+
+    @property
+    def eval_every(self) -> int | Literal["epoch"]:
+        """Steps between evaluations; epoch: once a pass; 0: only at the end."""
+        if self.train.eval_every is not None:
+            return self.train.eval_every
+        return "epoch" if any(isinstance(task, OwnTask) for task in self.tasks) else 0
 
     @property
     def clips_apart(self) -> bool:
         """Whether the task router's gradient has a norm and a bound of its own."""
         return self.model.kind == "task_moe" and self.router.clip is not None
+
+    @_model_validator(mode="after")
+    def _something_is_evaluated_to_select(self) -> "RunConfig":
+        if self.train.select != "last" and not self.eval_every:
+            raise ValueError(
+                f"train.select = {self.train.select} without train.eval_every; allowed: a number "
+                "of steps or epoch"
+            )
+        return self
 
     @_model_validator(mode="after")
     def _tied_experts_are_copies(self) -> "RunConfig":

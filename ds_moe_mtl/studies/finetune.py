@@ -15,6 +15,7 @@ from ds_moe_mtl.models.pretrained import state_hash
 from ds_moe_mtl.models.transfer import form_of
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.trials import LEADERBOARD, Trial, leaderboard, make_trials, run_trials
+from ds_moe_mtl.tasks import get_task
 from ds_moe_mtl.training.plan import make_plan, task_specs
 
 Say = Callable[[str], None]
@@ -133,6 +134,8 @@ def _base(job: FineTuning) -> list[str]:
     config = _run_config(Path(job.model))
     own = [t for t in (config.tasks if config else ()) if isinstance(t, OwnTask)]
     named = [task for task in own if task.name == job.task]
+    if not named and description is not None:
+        _check_known(job.task, [task["name"] for task in description["tasks"]])
     task = json.dumps(named[0].model_dump(mode="json")) if named else json.dumps(job.task)
     values = {"tasks": f"[{task}]"}
     if config is not None:
@@ -146,6 +149,15 @@ def _base(job: FineTuning) -> list[str]:
         for key, value in form_of(description).items():
             values[f"moe.{key}"] = str(list(value) if isinstance(value, tuple) else value)
     return [f"{key}={value}" for key, value in values.items()]
+
+
+def _check_known(task: str, its_tasks: Sequence[str]) -> None:
+    """Raise UserError, which lists a model's own tasks, for a task that nobody knows."""
+    try:
+        get_task(task)
+    except UserError as error:
+        known = ", ".join(its_tasks)
+        raise UserError(f"--task {task}: the model's tasks: {known}; {error}") from None
 
 
 def _run_config(folder: Path) -> RunConfig | None:

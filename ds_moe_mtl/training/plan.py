@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ds_moe_mtl.config import OwnTask, RunConfig, UserError
-from ds_moe_mtl.config.levers import tell_tied
+from ds_moe_mtl.config.levers import tell_idle
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
@@ -46,7 +46,7 @@ class RunPlan:
     @property
     def eval_every(self) -> int:
         """Steps between evaluations; 0: only at the end."""
-        every = self.config.train.eval_every
+        every = self.config.eval_every
         return _steps_per_epoch(self.config, self.train, self.specs) if every == "epoch" else every
 
     def super_batches(
@@ -137,8 +137,11 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         dev.append(splits[1])
         say(f"data: {describe(spec, *splits)}")
     steps = _total_steps(config, train, specs)
-    tell_tied(config, steps, say)
-    return RunPlan(config, specs, source, tokenizer, train, dev, steps)
+    tell_idle(config, steps, say)
+    plan = RunPlan(config, specs, source, tokenizer, train, dev, steps)
+    if plan.contaminated:
+        say(f"note: the encoder has seen, or may have seen, data of {', '.join(plan.contaminated)}")
+    return plan
 
 
 def _check_lengths(config: RunConfig, specs: list[TaskSpec], longest: int, say: Say) -> None:

@@ -1,12 +1,13 @@
-"""results.json: the proof of a finished run, and the table a person reads."""
+"""results.json: the proof of a finished run."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ds_moe_mtl.data import SUBSTITUTE
 from ds_moe_mtl.data.describe import leaks
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
-from ds_moe_mtl.tasks import TaskSpec, is_small
+from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks.score_table import is_paper_small
 from ds_moe_mtl.training.plan import RunPlan
 
 
@@ -66,8 +67,8 @@ def _gathered_data(parts: Mapping[str, dict]) -> dict:
 
 
 def averages(scores: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
-    """Return the means over small tasks (None where there is none) and over all tasks."""
-    small = [scores[spec.name]["value"] for spec in specs if is_small(spec)]
+    """Return the means over the papers' small tasks (None where there is none) and over all."""
+    small = [scores[spec.name]["value"] for spec in specs if is_paper_small(spec)]
     every = [result["value"] for result in scores.values()]
     return {
         "small_tasks": math.fsum(small) / len(small) if small else None,
@@ -106,20 +107,3 @@ def data_notes(plan: RunPlan) -> list[str]:
             f"{', '.join(plan.contaminated)}"
         )
     return notes
-
-
-def print_results(results: Mapping, say: Callable[[str], None]) -> None:
-    """Say the table of a finished run; averages and values are rounded half up."""
-    from ds_moe_mtl.tasks.metrics import average_half_up
-
-    say("")
-    width = max(15, *(len(name) for name in results["tasks"])) + 1
-    say(f"{'task':<{width}}{'metric':<12}{'dev':>8}{'examples':>10}")
-    for name, result in results["tasks"].items():
-        value = average_half_up([result["value"]], 1)
-        say(f"{name:<{width}}{result['metric']:<12}{value:>8}{result['examples']:>10,}")
-    for key, title in (("small_tasks", "small tasks"), ("all_tasks", "all tasks")):
-        if results[key] is not None:
-            say(f"{title:<{width + 12}}{average_half_up([results[key]], 1):>8}")
-    for note in results["notes"]:
-        say(f"note: {note}")

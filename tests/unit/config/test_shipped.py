@@ -67,4 +67,4 @@ def default_of(key):
         field = field.annotation.model_fields[leaf]
     if field.is_required():
         return "required"
-    return yaml.safe_load(repr(list(field.default))) if leaf == "betas" else field.default
+    return list(field.default) if isinstance(field.default, tuple) else field.default
