@@ -9,7 +9,6 @@ from pathlib import Path
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RunConfig, UserError, load_config
 from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
-from ds_moe_mtl.config.files import REPOSITORY
 
 GIB = 2**30
 Say = Callable[[str], None]
@@ -105,7 +104,7 @@ def _plan(asked: _Plan) -> int:
     if asked.write is not None:
         from ds_moe_mtl.benchmark.job_files import write_job
 
-        name = asked.config or str(DEFAULT_EXPERIMENT.relative_to(REPOSITORY))
+        name = asked.config or str(DEFAULT_EXPERIMENT)
         for path in write_job(asked.write, paper, plan, name, asked.overrides):
             say(f"written: {path}")
     if asked.json:

@@ -62,5 +62,5 @@ class MlflowRun:
 
 
 def _key(key: str) -> str:
-    """Return a key with the characters that MLflow takes."""
-    return key.replace("+", ".")
+    """Return a key as MLflow takes it: a folder of metrics has no room for loss beside loss/rte."""
+    return "train_loss" if key == "loss" else key.replace("+", ".")
