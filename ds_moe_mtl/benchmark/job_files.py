@@ -1,6 +1,7 @@
 """A DeepSpeed JSON and a Slurm script that fit a plan."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from ds_moe_mtl.config.load import find_experiment
 
 LAUNCHERS = REPOSITORY / "launchers" / "slurm"
 _PATHS = ("run.dir", "run.resume", "data.root", "data.cache", "model.encoder", "start.model")
-_WORDS = (None, "auto", "never", "embedded", "minilm")
+_PATHS += ("router.vectors", "router.routes_from")
+_FILE_OF_A_TASK = re.compile(r"tasks\.\d+\.(train|dev)")
+_WORDS = (None, "auto", "never", "embedded", "minilm", "random")
 """What stands in such keys and is no path."""
 
 HOST_GIB_A_RANK = 4
@@ -67,18 +70,22 @@ def write_job(
 
 
 def _from_anywhere(overrides: Sequence[str], config: RunConfig) -> list[str]:
-    """Return overrides whose paths hold from any folder, and the run's folder, which is one too.
+    """Return overrides whose paths hold from any folder, those of the YAML's own paths added.
 
     The others are as they were typed.
     """
-    values = [text for text in overrides if text.partition("=")[0] not in _PATHS]
-    for key in _PATHS:
-        section, _, name = key.partition(".")
-        found = getattr(getattr(config, section), name)
-        if found not in _WORDS and (key == "run.dir" or Path(found).exists()):
-            values.append(f"{key}={Path(found).absolute()}")
-        elif any(text.startswith(f"{key}=") for text in overrides):
-            values.append(f"{key}={found}")
+    values = config.model_dump(mode="json")
+    found = {text.partition("=")[0]: text for text in overrides}
+    for key in dict.fromkeys((*found, *_PATHS)):
+        path = _at(values, key) if key in _PATHS or _FILE_OF_A_TASK.fullmatch(key) else None
+        if path not in _WORDS and (key == "run.dir" or Path(path).exists()):
+            found[key] = f"{key}={Path(path).absolute()}"
+    return list(found.values())
+
+
+def _at(values: dict, key: str) -> str | None:
+    for part in key.split("."):
+        values = values[int(part) if part.isdecimal() else part]
     return values
 
 

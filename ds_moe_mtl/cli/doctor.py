@@ -18,7 +18,18 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("encoder", nargs="?", help="minilm, a Hub id or a folder: is tried out")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="look at the ranks of a launcher: torchrun -m ds_moe_mtl doctor --distributed",
+    )
     options = parser.parse_args(arguments)
+    if options.distributed:
+        from ds_moe_mtl.cli.checkup import distributed_doctor
+
+        if options.encoder is not None:
+            parser.error("--distributed with an encoder; allowed: one of them")
+        return answer(lambda: distributed_doctor(options.json))
     return answer(lambda: _doctor(options.encoder, options.json))
 
 

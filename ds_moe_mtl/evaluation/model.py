@@ -15,6 +15,7 @@ from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.description import model_folder
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.network import evaluating
 from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.numbers import is_whole
@@ -128,9 +129,11 @@ class MultiTaskModel:
         """Return the head's outputs [N, C] for every sequence of a split, in row order."""
         spec = self.task(task)
         batches = evaluation_batches(split, self._index(task))
-        pieces = [
-            batch_outputs(self.network, batch, spec.num_outputs, self.device) for batch in batches
-        ]
+        with evaluating(self.network):
+            pieces = [
+                batch_outputs(self.network, batch, spec.num_outputs, self.device)
+                for batch in batches
+            ]
         return assemble(pieces, split, spec.num_outputs)
 
     @torch.no_grad()
