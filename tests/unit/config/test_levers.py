@@ -80,3 +80,5 @@ def test_experts_that_never_part_are_told(kind, tied, is_told):
     said: list[str] = []
     tell_idle(RunConfig.model_validate(values), 10, said.append)
     assert any(f"tied_steps = {tied} of 10 steps" in line for line in said) == is_told
+    idle = ["note: moe.tied_steps has no effect for model.kind mt_dense"]
+    assert [line for line in said if "no effect" in line] == idle * (kind == "mt_dense")
