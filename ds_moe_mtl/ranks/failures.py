@@ -16,7 +16,7 @@ LOGS = "logs"
 
 @contextlib.contextmanager
 def kept_by_rank(run: Path, rank: int) -> Iterator[None]:
-    """Append an error that leaves the block to <run>/logs/rank<N>.log, and say where it is.
+    """Append an error that leaves the block to <run>/logs/rank<N>.log.
 
     A mistake of the user's that all ranks tell in one line is no failure of a rank.
     """
@@ -35,4 +35,3 @@ def _write(path: Path, rank: int, error: Exception) -> None:
     with path.open("a") as file:
         file.write(f"{when} rank {rank} on {socket.gethostname()}: {' '.join(sys.argv)}\n")
         file.write("".join(traceback.format_exception(error)) + "\n")
-    print(f"rank {rank} has failed: {path}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ Those whose packages are not installed are skipped; all work without a server or
 """
 
 import json
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -108,6 +109,7 @@ def test_a_tracker_that_cannot_be_opened_for_a_new_run_is_one_line(tmp_path):
 
 def test_absent_packages_are_named_and_a_folder_of_that_name_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     (tmp_path / "mlflow").mkdir()
     with pytest.raises(UserError, match=r"track: mlflow: not installed; .*track=\[\]"):
         check_trackers(["mlflow"])
