@@ -8,6 +8,7 @@ from ds_moe_mtl.config.load import (
     differing_keys,
     dump_config,
     load_config,
+    plain_values,
 )
 from ds_moe_mtl.config.schema import RunConfig
 from ds_moe_mtl.config.task_rows import KnownTask, OwnTask
@@ -24,5 +25,6 @@ __all__ = [
     "differing_keys",
     "dump_config",
     "load_config",
+    "plain_values",
     "resolve_deepspeed",
 ]

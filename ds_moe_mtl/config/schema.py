@@ -20,9 +20,13 @@ from ds_moe_mtl.config.section import (
     Section,
     Seed,
     Text,
+    as_columns,
     as_tuple,
 )
 from ds_moe_mtl.config.task_rows import KnownTask, OwnTask, TaskEntry, distinct_tasks
+
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+HookName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
 class RunSection(Section):
@@ -83,7 +87,8 @@ class StartSection(Section):
             value = getattr(self, key)
             if self.model is None and value != type(self).model_fields[key].default:
                 raise ValueError(
-                    f"start.{key} = {value} without start.model; allowed: both, or neither"
+                    f"start.{key} = {value} without start.model; allowed: start.model=FOLDER, "
+                    f"which has what start.{key} is about"
                 )
         return self
 
@@ -194,7 +199,8 @@ class TrainSection(Section):
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; null: each task's own
     limit_examples: Count | None = None  # training examples a task
     limit_dev: Count | None = None  # dev examples a task
-    eval_every: CountOrZero | Literal["epoch"] = 0  # steps; epoch: once a pass; 0: at the end
+    # Steps; epoch: once a pass; 0: at the end; null: epoch where a task is a user's own, else 0.
+    eval_every: CountOrZero | Literal["epoch"] | None = None
     select: Literal["last", "dev_score", "dev_loss"] = "last"  # which evaluated model is kept
     patience: CountOrZero = 0  # evaluations without a better one that end the run; 0: none
     # The share of the steps after which weights are averaged; null: the last ones are the run's.
@@ -206,7 +212,7 @@ class TrainSection(Section):
     encoder_kernels: Literal["auto", "torch", "triton"] = "auto"
     update_kernels: Literal["auto", "torch", "triton"] = "auto"  # the optimizer's step, likewise
     save_every: CountOrZero = 0  # steps; 0: only at the end or when stopped
-    keep_checkpoints: CountOrZero = 2  # 0: one while the run lasts, none of a complete run
+    keep_checkpoints: CountOrZero = 1  # 0: one while the run lasts, none of a complete run
     max_skipped: CountOrZero = 100  # steps in a row whose loss or gradient is not finite
     hang_timeout: Positive = 1800.0  # seconds without progress after which all ranks end
     threads: Annotated[int, Field(ge=1, le=1024)] | None = (
@@ -235,7 +241,7 @@ class TrainSection(Section):
             raise ValueError(
                 f"train.warmup = {self.warmup:g} is longer than train.steps = {self.steps}"
             )
-        if self.select != "last" and not self.eval_every:
+        if self.select != "last" and self.eval_every == 0:
             raise ValueError(
                 f"train.select = {self.select} with train.eval_every = 0; allowed: a number of "
                 "steps or epoch"
@@ -276,6 +282,16 @@ class RunConfig(Section):
     train: TrainSection
     router: RouterSection = RouterSection()
     deepspeed: Text = "ds_configs/deepspeed/zero1.json"
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(as_columns)] = ("tensorboard",)
+    # Classes or functions of a user's own, as mypackage.module:Hook, called with each run.
+    hooks: Annotated[tuple[HookName, ...], BeforeValidator(as_columns)] = ()
+
+    @property
+    def eval_every(self) -> int | Literal["epoch"]:
+        """Steps between evaluations; epoch: once a pass; 0: only at the end."""
+        if self.train.eval_every is not None:
+            return self.train.eval_every
+        return "epoch" if any(isinstance(task, OwnTask) for task in self.tasks) else 0
 
     @property
     def task_rows(self) -> tuple[str | OwnTask | KnownTask, ...]:
@@ -288,6 +304,15 @@ class RunConfig(Section):
     def clips_apart(self) -> bool:
         """Whether the task router's gradient has a norm and a bound of its own."""
         return self.model.kind == "task_moe" and self.router.clip is not None
+
+    @_model_validator(mode="after")
+    def _something_is_evaluated_to_select(self) -> "RunConfig":
+        if self.train.select != "last" and not self.eval_every:
+            raise ValueError(
+                f"train.select = {self.train.select} without train.eval_every; allowed: a number "
+                "of steps or epoch"
+            )
+        return self
 
     @_model_validator(mode="after")
     def _tied_experts_are_copies(self) -> "RunConfig":

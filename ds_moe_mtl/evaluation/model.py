@@ -23,6 +23,7 @@ from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.description import model_folder
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.network import evaluating
 from ds_moe_mtl.models.pretrained import state_hash
 from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
@@ -196,9 +197,11 @@ class MultiTaskModel:
         """Return the head's outputs [N, C] for every sequence of a split, in row order."""
         spec = self.task(task)
         batches = evaluation_batches(split, self._index(task))
-        pieces = [
-            batch_outputs(self.network, batch, spec.num_outputs, self.device) for batch in batches
-        ]
+        with evaluating(self.network):
+            pieces = [
+                batch_outputs(self.network, batch, spec.num_outputs, self.device)
+                for batch in batches
+            ]
         return assemble(pieces, split, spec.num_outputs)
 
     @torch.no_grad()
@@ -209,7 +212,8 @@ class MultiTaskModel:
         names = {self._index(name): name for name in splits}
         pieces: dict[str, list] = {name: [] for name in splits}
         for batch in mixed_batches({index: splits[name] for index, name in names.items()}):
-            outputs = self.network(**network_inputs(batch.to(self.device)))
+            with evaluating(self.network):
+                outputs = self.network(**network_inputs(batch.to(self.device)))
             for index in batch.task_ids_B.unique().tolist():
                 spec = self.specs[names[index]]
                 mine_B = batch.task_ids_B == index

@@ -3,7 +3,8 @@
 B sequences, C outputs of the widest task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,19 @@ import torch
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.models.token_level.context import LayerRoute
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
+
+
+@contextmanager
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """Have a network be in eval mode inside the block, without dropout; then as it was."""
+    training = network.training
+    if training:
+        network.eval()
+    try:
+        yield
+    finally:
+        if training:
+            network.train()
 
 
 class Outputs(NamedTuple):

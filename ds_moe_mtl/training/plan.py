@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ds_moe_mtl.config import KnownTask, OwnTask, RunConfig, UserError
-from ds_moe_mtl.config.levers import tell_tied
+from ds_moe_mtl.config.levers import tell_idle
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, entry_specs
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
@@ -53,7 +53,7 @@ class RunPlan:
     @property
     def eval_every(self) -> int:
         """Steps between evaluations; 0: only at the end."""
-        every = self.config.train.eval_every
+        every = self.config.eval_every
         return _steps_per_epoch(self.config, self.train, self.specs) if every == "epoch" else every
 
     def super_batches(
@@ -148,9 +148,12 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         say(f"data: {describe(spec, *splits)}")
     specs = [balanced(spec, split) for spec, split in zip(specs, train, strict=True)]
     steps = _total_steps(config, train, specs)
-    tell_tied(config, steps, say)
+    tell_idle(config, steps, say)
     kept = kept_tasks(config, specs)
-    return RunPlan(config, specs, source, tokenizer, train, dev, test, steps, kept)
+    plan = RunPlan(config, specs, source, tokenizer, train, dev, test, steps, kept)
+    if plan.contaminated:
+        say(f"note: the encoder has seen, or may have seen, data of {', '.join(plan.contaminated)}")
+    return plan
 
 
 def kept_tasks(config: RunConfig, specs: list[TaskSpec]) -> tuple[TaskSpec, ...]:

@@ -26,9 +26,12 @@ _FREE_KEYS = (
     "train.accumulation",
     "moe.ep_size",
     "deepspeed",
+    "track",
 )
 _ASIDE = re.compile(r"previous-[0-9]+")
-_TAKEN = re.compile(r"model|checkpoints|best|tensorboard|lock|finetune|previous-.*", re.IGNORECASE)
+_TAKEN = re.compile(
+    r"model|checkpoints|best|tensorboard|wandb|logs|lock|finetune|previous-.*", re.IGNORECASE
+)
 """What a run's folder has, or may be given, that a task's folder below it must not be taken for."""
 
 
@@ -113,6 +116,8 @@ class RunFolder:
     def _check_config(self) -> None:
         before = load_config(self.path / "config.yaml", check_files=False)
         free_keys = _FREE_KEYS if self.config.model.kind in SPARSE_KINDS else (*_FREE_KEYS, "moe")
+        if self.config.train.select == "last":
+            free_keys = (*free_keys, "train.eval_every")
         keys = [
             key
             for key in differing_keys(before, self.config)

@@ -70,7 +70,7 @@ def default_of(key):
         field = field.annotation.model_fields[leaf]
     if field.is_required():
         return "required"
-    return yaml.safe_load(repr(list(field.default))) if leaf == "betas" else field.default
+    return list(field.default) if isinstance(field.default, tuple) else field.default
 
 
 def test_the_list_of_rows_keys_is_the_schemas_and_that_of_metrics_the_codes():
