@@ -35,6 +35,7 @@ class RunSection(Section):
     dir: Text
     seed: Seed = 0
     resume: Text = "auto"  # auto | never | the folder of a checkpoint
+    extend: bool = False  # true: a complete run goes on to more steps, at another rate perhaps
 
 
 class DataSection(Section):
@@ -346,6 +347,9 @@ class RunConfig(Section):
             raise ValueError(
                 "train.activation_checkpointing = true with model.kind = task_moe; allowed: false"
             )
+        if self.run.extend and (self.model.kind == "single" or self.train.average_from is not None):
+            key = "model.kind = single" if self.model.kind == "single" else "train.average_from"
+            raise ValueError(f"run.extend = true with {key}; allowed: false")
         if self.start.train == "new" and self.moe.ep_size > 1:
             raise ValueError(
                 f"moe.ep_size = {self.moe.ep_size} with start.train = new, where no expert is "

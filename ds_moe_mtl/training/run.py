@@ -13,6 +13,7 @@ from ds_moe_mtl.config import plain_values
 from ds_moe_mtl.config.files import read_json, shown_bytes, write_json
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import rank_zero_says, start_engine
+from ds_moe_mtl.engine.skipped import SkippedSteps
 from ds_moe_mtl.evaluation.outputs import with_thresholds
 from ds_moe_mtl.evaluation.predictions import FILE as PREDICTIONS
 from ds_moe_mtl.evaluation.predictions import collect_predictions, write_predictions
@@ -40,7 +41,6 @@ from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.results import data_notes, encoder_facts, run_results
 from ds_moe_mtl.training.run_folder import RunFolder
 from ds_moe_mtl.training.selection import Selection
-from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.step import StepOutcome, TrainingStep
 
 OWED = "owed.json"

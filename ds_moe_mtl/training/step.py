@@ -15,11 +15,11 @@ from torch.profiler import record_function
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import Update, optimizer_step, set_learning_rate
 from ds_moe_mtl.engine.levers import Levers
+from ds_moe_mtl.engine.skipped import Part, loss_scale
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
-from ds_moe_mtl.training.skipped import Part, loss_scale
 
 FORWARD, BACKWARD, OPTIMIZER = (f"ds_moe_mtl::{name}" for name in ("forward", "backward", "step"))
 """The parts of a step by name, in a trace and in a benchmark."""
