@@ -30,6 +30,12 @@ class Course:
             if key.startswith(prefix)
         }
 
+    @property
+    def last_step(self) -> int:
+        """The last step that was logged, 0 of none."""
+        steps = [int(found[-1]) for found, _ in self.series.values()]
+        return max([*steps, *map(int, self.load_steps[-1:])], default=0)
+
     def balance(self) -> dict | None:
         """Return how evenly the last logged loads lie: their largest and least share, percent.
 
