@@ -104,11 +104,13 @@ def _draw(run, picture: Path) -> str | None:
 
     from ds_moe_mtl.analysis.report import draw_report
 
-    course = run.parts[0].course
+    part = run.parts[0]
+    course, loads_SLE = part.course, part.course.loads_SLE
     if len(run.parts) > 1 or not course.series:
         return None
     kind = f", {run.kind}" if run.kind else ""
-    draw_report(replace(course, title=f"{run.name}{kind}: {run.state}"), picture)
+    numbers = None if loads_SLE is None else part.sparse_layers(loads_SLE.shape[1])[0]
+    draw_report(replace(course, title=f"{run.name}{kind}: {run.state}"), picture, numbers)
     return str(picture)
 
 

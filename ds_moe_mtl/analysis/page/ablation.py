@@ -60,9 +60,12 @@ def stored_losses(part: Part) -> tuple[ExpertLosses | None, str]:
     """Return the figures of a run whose weights are those they were made of, and else why not."""
     found = read_json(part.folder / FILE)
     if found is None:
-        return None, "not measured: `ds-moe-mtl report RUN --experts` does, from the model and data"
+        return (
+            None,
+            "Not measured: `ds-moe-mtl report RUN --experts` does, with the model and the data.",
+        )
     if found.get("format") != FORMAT or found["model"] != _weights_hash(part):
-        return None, f"{FILE} is of another model; `ds-moe-mtl report RUN --experts` makes it anew"
+        return None, f"{FILE} is of another model; `ds-moe-mtl report RUN --experts` makes it anew."
     known = {key: found[key] for key in ExpertLosses.__dataclass_fields__}
     known |= {"tasks": tuple(known["tasks"]), "whole": tuple(known["whole"])}
     return ExpertLosses(**known), ""

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from ds_moe_mtl.analysis.page.scores import Estimate
 from ds_moe_mtl.analysis.page.similarity import Similarity
-from ds_moe_mtl.analysis.page.svg import SLOTS, Drawing, axis, frame
+from ds_moe_mtl.analysis.page.svg import SLOTS, TOP, Drawing, axis, frame
 
 PANEL = (300, 168)
 """Width and height of one of many small charts, in pixels."""
@@ -30,8 +30,9 @@ def curves(title: str, lines: Sequence[Line]) -> Markup:
     """Return curves over steps."""
     drawing = Drawing(*PANEL, title)
     steps = np.concatenate([line.steps for line in lines])
-    values = np.concatenate([line.values for line in lines])
-    across = axis(steps, 48, PANEL[0] - 8, whole=True)
+    drawn = [each for line in lines for each in (line.values, line.smooth) if each is not None]
+    values = np.concatenate(drawn)
+    across = axis(steps, 48, PANEL[0] - 16, whole=True)
     up = axis(values, PANEL[1] - 24, 8)
     frame(drawing, across, up)
     for line in lines:
@@ -53,7 +54,7 @@ def curves(title: str, lines: Sequence[Line]) -> Markup:
 def shares(title: str, steps: np.ndarray, shares_SE: np.ndarray) -> Markup:
     """Return what each of up to SLOTS parts has of a whole over steps, one on the other."""
     drawing = Drawing(*PANEL, title)
-    across, up = axis(steps, 48, PANEL[0] - 8, whole=True), axis((0, 100), PANEL[1] - 24, 8)
+    across, up = axis(steps, 48, PANEL[0] - 16, whole=True), axis((0, 100), PANEL[1] - 24, 8)
     frame(drawing, across, up)
     xs = [across.at(step) for step in steps] if len(steps) > 1 else [across.start, across.end]
     edges_SE = (
@@ -78,16 +79,16 @@ def intervals(
     """
     per_row = max((len(estimates) for _, estimates in rows), default=1)
     height, left, width = 10 * per_row + 10, 210, 720
-    drawing = Drawing(width, height * len(rows) + 30, title)
+    drawing = Drawing(width, height * len(rows) + TOP + 26, title)
     found = [one for _, estimates in rows for _, _, one in estimates]
     ends = [v for one in found for v in (one.value, one.low, one.high) if v is not None]
     across = axis([*ends, *([0.0] if zero else [])], left, width - 14, ticks=8)
     frame(drawing, across, None)
     if zero:
-        drawing.line(across.at(0), 4, across.at(0), drawing.height - 22, "zero")
+        drawing.line(across.at(0), TOP, across.at(0), drawing.height - 22, "zero")
     for number, (name, estimates) in enumerate(rows):
-        middle = 4 + height * (number + 0.5)
-        drawing.text(left - 10, middle + 4, name, "end", room=left - 14)
+        middle = TOP + height * (number + 0.5)
+        drawing.text(left - 10, middle + 4, name, "name end", room=left - 14)
         for place, (slot, run, one) in enumerate(estimates):
             y = middle + 10 * (place - (len(estimates) - 1) / 2)
             if one.low is not None:
@@ -117,21 +118,19 @@ def points(title: str, right_U: np.ndarray, given_U: np.ndarray, most: int = 600
 def tree(title: str, similarity: Similarity) -> Markup:
     """Return the tree that joins the nearest tasks first; distances grow to the left."""
     tasks, height = len(similarity.tasks), 18
-    drawing = Drawing(620, height * tasks + 30, title)
-    bottom = height * tasks + 4
+    drawing = Drawing(620, height * tasks + TOP + 26, title)
     far = float(similarity.merges[:, 2].max()) if len(similarity.merges) else 0.0
     across = axis((0.0, max(far, 1e-6)), 380, 12)
     frame(drawing, across, None)
-    places = {task: 4 + height * (row + 0.5) for row, task in enumerate(similarity.order)}
-    for row, task in enumerate(similarity.order):
-        drawing.text(390, 4 + height * (row + 0.5) + 4, similarity.tasks[task], room=224)
+    places = {task: TOP + height * (row + 0.5) for row, task in enumerate(similarity.order)}
+    for task, y in places.items():
+        drawing.text(390, y + 4, similarity.tasks[task], "name", room=224)
     heads = {task: (across.at(0), y) for task, y in places.items()}
     for number, (one, other, distance, _) in enumerate(similarity.merges):
         x = across.at(distance)
         (x1, y1), (x2, y2) = heads[int(one)], heads[int(other)]
         drawing.path([(x1, y1), (x, y1), (x, y2), (x2, y2)], "branch")
         heads[tasks + number] = (x, (y1 + y2) / 2)
-    assert bottom <= drawing.height
     return drawing.markup()
 
 

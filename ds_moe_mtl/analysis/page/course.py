@@ -60,7 +60,10 @@ def dev_panels(runs: Sequence[StoredRun], names: Sequence[str]) -> list[Panel]:
 
 def pace_panels(runs: Sequence[StoredRun], names: Sequence[str]) -> list[Panel]:
     """Return how the steps went: norm, rate, throughput, memory, waiting."""
-    panels = [_panel(title, key, runs, names, smooth=False) for key, title in PACE.items()]
+    exact = ("lr", "skipped", "host_memory_gib", "gpu_memory_gib")
+    panels = [
+        _panel(title, key, runs, names, smooth=key not in exact) for key, title in PACE.items()
+    ]
     return [panel for panel in panels if panel is not None]
 
 

@@ -34,6 +34,7 @@ def run_facts(runs: Sequence[StoredRun]) -> list[Fact]:
     """Return what tells one run from another: kind, encoder, routing, steps, machine, sizes."""
     rows = [_facts(run) for run in runs]
     names = dict.fromkeys(name for row in rows for name in row)
+    names = [name for name in names if any(row.get(name) for row in rows)]
     return [(name, [row.get(name) or _EMPTY for row in rows]) for name in names]
 
 

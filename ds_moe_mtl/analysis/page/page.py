@@ -197,7 +197,9 @@ def _confusion(answers: Answers) -> Heat:
 def _routing_view(name: str, routing: Routing) -> dict:
     view: dict = {"numbers": routing, "why_not": routing.why_not}
     if routing.routes is not None:
-        view["routes"] = routes_table(routing.routes)
+        tasks = range(len(routing.routes.tasks))
+        order = routing.by_routes.order if routing.by_routes is not None else tasks
+        view["routes"] = routes_table(routing.routes, order)
     for key in ("by_routes", "by_gates"):
         similarity = getattr(routing, key)
         if similarity is not None:

@@ -120,13 +120,13 @@ def read_routing(
     return Routing(routes, by_routes, by_gates, found, losses, layers, why_not)
 
 
-def routes_table(routes: RouteShares) -> Heat:
+def routes_table(routes: RouteShares, order: Sequence[int]) -> Heat:
     """Return tasks down, layers and experts across, the share of tokens in percent."""
     layers, experts = routes.shares_KLE.shape[1:]
-    percent = 100 * routes.shares_KLE.reshape(len(routes.tasks), -1)
+    percent = 100 * routes.shares_KLE[list(order)].reshape(len(routes.tasks), -1)
     return heat(
         "task",
-        routes.tasks,
+        [routes.tasks[task] for task in order],
         [str(expert) for _ in range(layers) for expert in range(1, experts + 1)],
         percent,
         scale=100,

@@ -13,8 +13,12 @@ from markupsafe import Markup
 SLOTS = 8
 """Colours that page.css tells apart: s0 to s7."""
 
+TOP = 16
+"""Pixels above a drawing's rows, where an axis that is far below is written too."""
+
+_TALL = 400
 _TEXT = 11  # pixels high
-_GLYPH = 6.3  # pixels wide, the mean of the page's font at that height
+_GLYPH = 6.9  # pixels wide, as a digit of a wide font at that height
 
 
 class Drawing:
@@ -51,10 +55,13 @@ class Drawing:
         """Draw a filled rectangle."""
         self._tipped(self._add("rect", kind, x=x, y=y, width=width, height=height), tip)
 
-    def text(self, x: float, y: float, text: str, anchor: str = "start", room: float = 1e9) -> None:
-        """Write a text, cut where it is wider than `room` pixels; the whole text is its tip."""
+    def text(self, x: float, y: float, text: str, kind: str = "", room: float = 1e9) -> None:
+        """Write a text, cut where it is wider than `room` pixels; the whole text is its tip.
+
+        kind: classes; it starts at x, or is "middle" or "end" there.
+        """
         shown = fitted(text, room)
-        element = self._add("text", f"t {anchor}", x=x, y=y)
+        element = self._add("text", f"t {kind}".strip(), x=x, y=y)
         element.text = shown
         if shown != text:
             self._tipped(element, text)
@@ -112,31 +119,35 @@ def axis(values: Sequence[float], start: float, end: float, ticks: int = 4, whol
 def frame(drawing: Drawing, across: Axis, up: Axis | None) -> None:
     """Draw the grid and the numbers of both axes; up: from the bottom's pixel to the top's."""
     bottom = up.start if up is not None else drawing.height - 22
-    top = up.end if up is not None else 4
+    top = up.end if up is not None else TOP
     for tick in across.ticks:
         x = across.at(tick)
-        drawing.line(x, top, x, bottom, "grid")
+        drawing.line(x, top, x, bottom, "rule")
         half = _GLYPH * len(across.name(tick)) / 2
         place = min(max(x, half), drawing.width - half)
         drawing.text(place, bottom + 14, across.name(tick), "middle")
+        if bottom - top > _TALL:
+            drawing.text(place, top - 5, across.name(tick), "middle")
     for tick in up.ticks if up is not None else ():
         y = up.at(tick)
-        drawing.line(across.start, y, across.end, y, "grid")
+        drawing.line(across.start, y, across.end, y, "rule")
         drawing.text(across.start - 5, y + 4, up.name(tick), "end")
 
 
 def fitted(text: str, room: float) -> str:
-    """Return a text in one line, cut with an ellipsis where it is wider than `room` pixels."""
+    """Return a text in one line; where it is wider than `room` pixels, without its middle."""
     text = " ".join(text.split())
     if _width(text) <= room:
         return text
-    used, kept = _GLYPH, []
-    for letter in text:
-        used += _width(letter)
-        if used > room:
-            break
-        kept.append(letter)
-    return "".join(kept).rstrip() + "…"
+    half = (room - _width("…")) / 2
+    return f"{_beginning(text, half)}…{_beginning(text[::-1], half)[::-1]}"
+
+
+def _beginning(text: str, room: float) -> str:
+    kept = 0
+    while _width(text[: kept + 1]) <= room:
+        kept += 1
+    return text[:kept]
 
 
 def _width(text: str) -> float:
