@@ -116,16 +116,17 @@ def points(title: str, right_U: np.ndarray, given_U: np.ndarray, most: int = 600
 
 
 def tree(title: str, similarity: Similarity) -> Markup:
-    """Return the tree that joins the nearest tasks first; distances grow to the left."""
-    tasks, height = len(similarity.tasks), 18
-    drawing = Drawing(620, height * tasks + TOP + 26, title)
+    """Return the tree that joins the nearest tasks first; distances grow to the right."""
+    tasks, height, left, width = len(similarity.tasks), 18, 210, 600
+    drawing = Drawing(width, height * tasks + TOP + 26, title)
     far = float(similarity.merges[:, 2].max()) if len(similarity.merges) else 0.0
-    across = axis((0.0, max(far, 1e-6)), 380, 12)
+    across = axis((0.0, max(far, 1e-6)), left, width - 14)
     frame(drawing, across, None)
-    places = {task: TOP + height * (row + 0.5) for row, task in enumerate(similarity.order)}
-    for task, y in places.items():
-        drawing.text(390, y + 4, similarity.tasks[task], "name", room=224)
-    heads = {task: (across.at(0), y) for task, y in places.items()}
+    heads = {}
+    for row, task in enumerate(similarity.order):
+        y = TOP + height * (row + 0.5)
+        drawing.text(left - 10, y + 4, similarity.tasks[task], "name end", room=left - 14)
+        heads[task] = (across.at(0), y)
     for number, (one, other, distance, _) in enumerate(similarity.merges):
         x = across.at(distance)
         (x1, y1), (x2, y2) = heads[int(one)], heads[int(other)]
