@@ -39,7 +39,7 @@ from ds_moe_mtl.analysis.page.routing import (
     routes_table,
 )
 from ds_moe_mtl.analysis.page.scores import Scoreboard
-from ds_moe_mtl.analysis.page.similarity import read_features
+from ds_moe_mtl.analysis.page.similarity import features_of, read_features
 from ds_moe_mtl.analysis.page.stored import StoredRun, distinct_names
 from ds_moe_mtl.analysis.page.svg import SLOTS
 
@@ -76,10 +76,11 @@ class Page:
 def make_page(runs: Sequence[StoredRun], board: Scoreboard, options: Options) -> Page:
     """Return the page of these runs. Raises UserError for features that cannot be read."""
     names = distinct_names(runs)
+    table = None if options.features is None else read_features(options.features)
     details, numbers = [], []
     for slot, (run, name) in enumerate(zip(runs, names, strict=True)):
         rows, reasons = read_dev_rows(run) if options.with_data else ({}, {})
-        routing = _routing(run, rows, options)
+        routing = _routing(run, rows, table, options)
         details.append(_run_view(slot, name, run, rows, reasons, routing, options.with_data))
         numbers.append(_run_numbers(name, run, routing))
     html = render(
@@ -100,10 +101,14 @@ def make_page(runs: Sequence[StoredRun], board: Scoreboard, options: Options) ->
     return Page(html, {"runs": numbers, "scores": board.to_dict()})
 
 
-def _routing(run: StoredRun, rows: Mapping[str, DevRows], options: Options) -> Routing | None:
+def _routing(
+    run: StoredRun, rows: Mapping[str, DevRows], table: Mapping | None, options: Options
+) -> Routing | None:
+    """Return what a run's experts tell. table: the rows of the user's features, by task."""
+
     def features(tasks: Sequence[str]) -> Mapping[str, np.ndarray]:
-        if options.features is not None:
-            return read_features(options.features, tasks)
+        if table is not None:
+            return features_of(table, tasks)
         return own_features(run, tasks, rows)
 
     experts = None, "Its experts are whole layers, which are not disabled one by one."

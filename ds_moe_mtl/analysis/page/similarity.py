@@ -107,28 +107,37 @@ def associations(
     return found
 
 
-def read_features(path: Path, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the features of a user's CSV: a column "task", then one a feature, for each task.
+def read_features(path: Path) -> dict[str, dict[str, str]]:
+    """Return by task the row of a user's CSV: a column "task", then one a feature.
 
-    A column of text becomes one feature a value, 1 or 0. Raises UserError for a file that is none,
-    and where it has a row for fewer than two of the tasks.
+    Raises UserError for a file that is none.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file, restkey="", restval=""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--features {path}: cannot be read ({error})") from None
     if not rows or "task" not in rows[0] or len(rows[0]) < 2:
         raise UserError(f'--features {path}: allowed: a CSV with a column "task" and others')
-    of_task = {row["task"]: row for row in rows}
+    of_task = {row.pop("task"): row for row in rows}
     if len(of_task) < len(rows):
         raise UserError(f"--features {path}: a task has two rows; allowed: one")
-    if len(of_task.keys() & set(tasks)) < 2:
-        raise UserError(
-            f"--features {path}: no rows of the run's tasks; these are: {', '.join(tasks)}"
-        )
-    columns = [name for name in rows[0] if name not in ("task", None)]
-    return numeric({c: [of_task.get(task, {}).get(c) for task in tasks] for c in columns})
+    if any("" in row for row in of_task.values()):
+        raise UserError(f"--features {path}: a row has more values than the first line has names")
+    return of_task
+
+
+def features_of(
+    rows: Mapping[str, Mapping[str, str]], tasks: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return the features of tasks as numbers; NaN of a task without a row.
+
+    A column of text becomes one feature a value, 1 or 0. Raises UserError where no task has a row.
+    """
+    if not rows.keys() & set(tasks):
+        raise UserError(f"--features: no row of the run's tasks; these are: {', '.join(tasks)}")
+    columns = next(iter(rows.values()))
+    return numeric({c: [rows.get(task, {}).get(c) for task in tasks] for c in columns})
 
 
 def numeric(columns: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
