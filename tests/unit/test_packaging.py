@@ -1,6 +1,7 @@
 """What is declared can be installed: every range has a tested pin inside it."""
 
 import re
+from fnmatch import fnmatch
 
 import pytest
 from packaging.requirements import Requirement
@@ -34,3 +35,18 @@ def test_every_range_admits_its_pin(project, pins):
 def test_torch_is_pinned_without_a_local_version_so_that_the_cpu_build_fits(pins):
     assert "+" not in pins["torch"]
     assert Requirement(f"torch=={pins['torch']}").specifier.contains(pins["torch"] + "+cpu")
+
+
+def test_a_wheel_has_every_file_that_is_no_python(root):
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["*"]
+    left = []
+    for folder in ("ds_moe_mtl", "kernels/moe_kernels"):
+        for file in (root / folder).rglob("*.*"):
+            if file.suffix in (".py", ".pyc") or file.is_dir():
+                continue
+            package = next(up for up in file.parents if (up / "__init__.py").exists())
+            name = file.relative_to(package).as_posix()
+            if not any(fnmatch(name, pattern) for pattern in patterns):
+                left.append(str(file.relative_to(root)))
+    assert left == []
