@@ -1,6 +1,7 @@
 """What is declared can be installed: every range has a tested pin inside it."""
 
 import re
+from fnmatch import fnmatch
 
 import pytest
 from packaging.requirements import Requirement
@@ -44,3 +45,18 @@ def test_an_installed_package_brings_the_configurations_and_launchers_along(root
     }
     tools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     assert tools["setuptools"]["package-data"]["ds_moe_mtl.shipped"] == ["**/*"]
+
+
+def test_a_wheel_has_every_file_that_is_no_python(root):
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["*"]
+    left = []
+    for folder in ("ds_moe_mtl", "kernels"):
+        for file in (root / folder).rglob("*.*"):
+            if file.suffix in (".py", ".pyc") or file.is_dir():
+                continue
+            package = next(up for up in file.parents if (up / "__init__.py").exists())
+            name = file.relative_to(package).as_posix()
+            if not any(fnmatch(name, pattern) for pattern in patterns):
+                left.append(str(file.relative_to(root)))
+    assert left == []
