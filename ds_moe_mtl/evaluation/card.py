@@ -2,6 +2,14 @@
 
 from collections.abc import Mapping
 
+from ds_moe_mtl.models.pretrained import MINILM_PACKAGED
+
+_SENTENCE_ENCODER = (
+    "The encoder is a fine-tuned sentence encoder. Its training data included MNLI and SNLI, "
+    "probably QQP's pairs, QNLI's source and Flickr30k captions; scores on data of these, and on "
+    "STS-B, which draws on both kinds, are not clean."
+)
+
 
 def model_card(
     description: Mapping,
@@ -24,6 +32,9 @@ def model_card(
     about = description["about"]
     notes = (results or {}).get("notes") or about.get("notes") or []
     encoder = (about.get("encoder") or {}).get("name", "unknown")
+    lines = [*notes, *_limits(description, results, licence)]
+    if encoder == MINILM_PACKAGED:
+        lines.insert(0, _SENTENCE_ENCODER)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         f"# {len(description['tasks'])} tasks, one encoder\n",

@@ -46,6 +46,9 @@ def export_dense(source: ExportSource, task: str, output: Path, merge: bool, say
     merge: without dev rows, merge the experts of a routed layer in equal shares. Raises UserError
     where the folder is taken, the task cannot be made dense, or an exact export does not agree.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     spec = source.model.task(task)
     with new_folder(output) as folder:
         dense = dense_task(source, task, merge)
@@ -53,7 +56,7 @@ def export_dense(source: ExportSource, task: str, output: Path, merge: bool, say
         tokenizer = cutting_tokenizer(source.model.tokenizer, spec.max_length)
         dense.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        about = {"to": "dense", "source": source.name, "task": spec.to_dict(), "how": dense.how}
+        about = {"to": "dense", "source": source.name, "task": task, "how": dense.how}
         about["exact"] = dense.exact
         split = source.dev(task)
         if split is None:

@@ -16,6 +16,7 @@ from ds_moe_mtl.export.agreement import (
     write_about,
 )
 from ds_moe_mtl.export.source import ExportSource
+from ds_moe_mtl.models.encoder_files import quiet
 from ds_moe_mtl.tasks import TaskSpec
 
 Say = Callable[[str], None]
@@ -31,12 +32,17 @@ def export_huggingface(
     nothing is left then.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = source.model
     with new_folder(output) as folder:
         model.save_pretrained(folder, task, card)
-        opened = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with quiet():
+            opened = AutoModelForSequenceClassification.from_pretrained(
+                folder, trust_remote_code=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
         types = "token_type_ids" in tokenizer.model_input_names
         agreements = {}
         for name, spec in model.specs.items():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ds_moe_mtl.models.encoder_files import reason
+from ds_moe_mtl.models.encoder_files import quiet, reason
 from ds_moe_mtl.models.families import family_of
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -56,7 +56,8 @@ def load_tokenizer(folder: str | Path, limits: EncoderLimits):
         # transformers would make one that knows its special tokens only.
         raise ValueError(f"{folder}: no tokenizer ({', '.join(_VOCABULARIES)})")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with quiet():  # of a portable folder's code, which is not run
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a foreign file leads to
         raise ValueError(f"{folder}: no tokenizer can be loaded: {reason(error)}") from error
     fault = _fault(tokenizer, limits)

@@ -42,6 +42,8 @@ def portable_config(network: Network, description: Mapping, task: str | None = N
     if fault:
         raise ValueError(f"no folder for transformers can be made: {fault}")
     values = copy.deepcopy(dict(description))
+    for row in values["tasks"]:  # a folder that others will see tells no path of this machine
+        row.update({key: Path(row[key]).name for key in ("train_file", "dev_file")})
     encoder = encoder_config_of(description)
     routing = values["routing"]
     layers, shared = (), 0
