@@ -113,3 +113,17 @@ def _fault(network: Network, description: Mapping) -> str:
         if row["kind"] not in KINDS:
             return f"task {row['name']!r} is {row['kind']}; allowed: {', '.join(KINDS)}"
     return ""
+
+
+def opened(network: Network, description: Mapping):
+    """Return the portable model of a network, in eval mode; it shares the weights.
+
+    Raises ValueError as `portable_config`.
+    """
+    from ds_moe_mtl.models.portable.modeling_ds_moe_mtl import DsMoeMtlForSequenceClassification
+
+    config = DsMoeMtlConfig(**portable_config(network, description))
+    config._attn_implementation = "eager"
+    model = DsMoeMtlForSequenceClassification(config)
+    model.load_state_dict(network.state_dict(), assign=True)
+    return model.eval()
