@@ -12,11 +12,11 @@ from ds_moe_mtl.config.deepspeed import (
     updates_in_one_pass,
 )
 from ds_moe_mtl.config.levers import conflict
+from ds_moe_mtl.models.task_fit import head_specs
 from ds_moe_mtl.planner.cost import FORMULA, Machine, sent_bytes, step_cost
 from ds_moe_mtl.planner.flops import Flops, Parameters, count_flops, count_parameters
 from ds_moe_mtl.planner.levers import NO_LEVERS, Levers
 from ds_moe_mtl.planner.memory import Peak, activation_bytes, peak_bytes, split_weights
-from ds_moe_mtl.training.network import head_specs
 
 GIB = 2**30
 ROOM = 0.9

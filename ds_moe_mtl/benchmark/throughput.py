@@ -20,11 +20,11 @@ from ds_moe_mtl.config.levers import conflict
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.attention.choice import PACKED_FLASH, packed_attention
 from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.task_fit import head_specs
 from ds_moe_mtl.planner.flops import count_flops
 from ds_moe_mtl.planner.levers import NO_LEVERS
 from ds_moe_mtl.ranks.machine import device_name, gpu_facts
 from ds_moe_mtl.ranks.rendezvous import Ranks
-from ds_moe_mtl.training.network import head_specs
 from ds_moe_mtl.training.step import training_loss
 
 SHARED = "mt_tag_ep"

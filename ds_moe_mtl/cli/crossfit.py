@@ -65,10 +65,10 @@ def _write_vectors(asked: _Vectors) -> int:
 
     from ds_moe_mtl.config import load_config
     from ds_moe_mtl.engine.engine import device_type
+    from ds_moe_mtl.models.task_fit import head_specs
     from ds_moe_mtl.ranks.machine import device_name
     from ds_moe_mtl.studies.crossfit import task_vectors
     from ds_moe_mtl.tasks import expand_tasks, get_task
-    from ds_moe_mtl.training.network import head_specs
     from ds_moe_mtl.training.plan import make_plan, task_specs
 
     if asked.steps < 1:

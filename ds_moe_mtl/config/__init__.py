@@ -9,12 +9,13 @@ from ds_moe_mtl.config.load import (
     dump_config,
     load_config,
 )
-from ds_moe_mtl.config.schema import OwnTask, RunConfig
+from ds_moe_mtl.config.schema import KnownTask, OwnTask, RunConfig
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
     "EXPERIMENTS",
     "Diverged",
+    "KnownTask",
     "OwnTask",
     "RankError",
     "RunConfig",

@@ -193,8 +193,9 @@ def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
     tasks = []
     for i, task in enumerate(config.tasks):
         if isinstance(task, OwnTask) and task.hub is None:
-            files = {"train": task.train} | ({"dev": task.dev} if task.dev else {})
-            kinds = "a file: csv, tsv, jsonl or parquet"
+            parts = {part: getattr(task, part) for part in ("train", "dev", "test")}
+            files = {part: name for part, name in parts.items() if name}
+            kinds = "a file: csv, tsv, jsonl, parquet, conll or bio"
             paths = {part: found(f"tasks.{i}.{part}", name, kinds) for part, name in files.items()}
             task = task.model_copy(update=paths)
         tasks.append(task)

@@ -5,7 +5,7 @@ from ds_moe_mtl.data.describe import describe
 from ds_moe_mtl.data.encode import EncodedSplit, encode_columns, encode_task
 from ds_moe_mtl.data.loader import SuperBatches, evaluation_batches
 from ds_moe_mtl.data.mixture import sampling_rates
-from ds_moe_mtl.data.own import own_spec
+from ds_moe_mtl.data.own import entry_specs, own_spec
 from ds_moe_mtl.data.source import SUBSTITUTE, read_split
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "encode_columns",
     "describe",
     "encode_task",
+    "entry_specs",
     "evaluation_batches",
     "own_spec",
     "read_split",

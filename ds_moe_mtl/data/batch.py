@@ -1,7 +1,8 @@
 """Sequences of several tasks in one unpadded batch.
 
-B sequences, T real tokens in all. Nothing here is padded; `groups` says which sequences attention
-may pad together, where it pads at all. What is no tensor stays on the host.
+B sequences, T real tokens in all, U units of heads that read tokens (words, or tokens of a
+context), L labels of the task that has most. Nothing here is padded; `groups` says which sequences
+attention may pad together, where it pads at all. What is no tensor stays on the host.
 """
 
 import dataclasses
@@ -42,6 +43,13 @@ class MultiTaskBatch:
     groups: tuple[tuple[int, int], ...] | None
     attention_padding: float  # share of the tokens attention sees in the groups that is padding
     targets_BS: Tensor | None = None  # int64, the answers to generate; NO_TARGET beyond each
+    # Where a task may have several labels; 0 beyond a task's own, and for other tasks.
+    label_sets_BL: Tensor | None = None  # float32, 1 = the sequence has the label
+    # Where a task's head reads tokens; in the sequences' order.
+    units_U: Tensor | None = None  # int64 [U], the token of each unit
+    unit_rows_U: Tensor | None = None  # int64, the sequence that it belongs to
+    unit_labels_U: Tensor | None = None  # int64, its tag; answer_spans.FIRST and LAST as bits
+    unit_ids_U: Tensor | None = None  # int64, its place in the task's EncodedSplit
 
     @property
     def num_tokens(self) -> int:
@@ -122,6 +130,8 @@ def collate(
         groups=groups,
         attention_padding=1 - total / seen if seen else 0.0,
         targets_BS=_targets(task_B, sequence_B, encoded),
+        label_sets_BL=_label_sets(task_B, sequence_B, encoded),
+        **_units(task_B, sequence_B, starts_B, encoded),
     )
 
 
@@ -152,6 +162,50 @@ def _targets(task_B, sequence_B, encoded: Sequence[EncodedSplit]) -> Tensor | No
     for row, tokens in zip(targets_BS, rows, strict=True):
         row[: len(tokens)] = tokens
     return torch.from_numpy(targets_BS)
+
+
+def _label_sets(task_B, sequence_B, encoded: Sequence[EncodedSplit]) -> Tensor | None:
+    """Which labels each sequence has; None where no task has sets of them."""
+    widths = [split.label_sets.shape[1] for split in encoded if split.label_sets is not None]
+    if not widths:
+        return None
+    sets_BL = np.zeros((len(task_B), max(widths)), dtype=np.float32)
+    for task in np.unique(task_B).tolist():
+        if (sets := encoded[task].label_sets) is not None:
+            mine_B = task_B == task
+            sets_BL[mine_B, : sets.shape[1]] = sets[sequence_B[mine_B]]
+    return torch.from_numpy(sets_BL)
+
+
+def _units(
+    task_B, sequence_B, starts_B: np.ndarray, encoded: Sequence[EncodedSplit]
+) -> dict[str, Tensor]:
+    """The batch's units, in the order of its sequences; nothing where no task's head reads tokens.
+
+    A batch without such a sequence has units all the same, none: every rank computes alike.
+    """
+    if all(split.unit_places is None for split in encoded):
+        return {}
+    first_B, count_B = np.zeros_like(task_B), np.zeros_like(task_B)
+    for task in np.unique(task_B).tolist():
+        if (offsets := encoded[task].unit_offsets) is not None:
+            mine_B = task_B == task
+            first_B[mine_B] = offsets[sequence_B[mine_B]]
+            count_B[mine_B] = offsets[sequence_B[mine_B] + 1] - first_B[mine_B]
+    rows_U = np.repeat(np.arange(len(task_B)), count_B)
+    ids_U = np.arange(len(rows_U)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+    ids_U += first_B[rows_U]
+    places_U, labels_U = np.empty_like(ids_U), np.empty_like(ids_U)
+    for task in np.unique(task_B[rows_U]).tolist():
+        mine_U = task_B[rows_U] == task
+        places_U[mine_U] = encoded[task].unit_places[ids_U[mine_U]]
+        labels_U[mine_U] = encoded[task].unit_labels[ids_U[mine_U]]
+    return {
+        "units_U": torch.from_numpy(starts_B[rows_U] + places_U),
+        "unit_rows_U": torch.from_numpy(rows_U),
+        "unit_labels_U": torch.from_numpy(labels_U),
+        "unit_ids_U": torch.from_numpy(ids_U),
+    }
 
 
 def attention_groups(

@@ -16,7 +16,7 @@ import numpy as np
 
 from ds_moe_mtl.config import UserError
 
-_DTYPES = {"F32": np.float32, "I8": np.int8, "I32": np.int32, "I64": np.int64}
+_DTYPES = {"F32": np.float32, "U8": np.uint8, "I8": np.int8, "I32": np.int32, "I64": np.int64}
 
 
 def default_cache() -> Path:

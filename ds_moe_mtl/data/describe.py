@@ -1,26 +1,38 @@
 """A task's data in a line: how much there is, where it is from, and what is odd about it."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
 from ds_moe_mtl.data.encode import EncodedSplit
 from ds_moe_mtl.data.overlap import seen_in_training
 from ds_moe_mtl.data.source import SUBSTITUTE
-from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 from ds_moe_mtl.tasks.metrics import positive_class
 from ds_moe_mtl.tasks.numbers import is_whole, number
+from ds_moe_mtl.tasks.shape_metrics import OUTSIDE, is_bio, stray_tags
 
 
 def class_counts(spec: TaskSpec, split: EncodedSplit) -> dict[str, int]:
-    """Examples of each class in the order of the labels; empty but for classes."""
-    if spec.kind not in ("classification", "span"):
+    """Examples of each class in the order of the labels; empty but for classes.
+
+    Of several labels the examples that have each, of tags the words.
+    """
+    if spec.kind == "multilabel":
+        counts = Counter(dict(enumerate(split.label_sets.sum(axis=0, dtype=int).tolist())))
+    elif spec.kind == "tags":
+        counts = Counter(split.word_tags.tolist())
+    elif spec.kind in ("classification", "span"):
+        counts = Counter(split.labels.astype(int).tolist())
+    else:
         return {}
-    counts = Counter(split.labels.astype(int).tolist())
     return {name: counts[place] for place, name in enumerate(spec.labels)}
 
 
-def describe(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> str:
+def describe(
+    spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit, test: EncodedSplit | None = None
+) -> str:
     """One line: examples, class balance or range of the training labels, origin, cached or not.
 
     What a user may not expect follows, with counts: texts that were cut, dev examples that are
@@ -28,12 +40,14 @@ def describe(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> str:
     Example: "rte: 2,490 train, 277 dev (cached); entailment 50%, not_entailment 50%".
     """
     line = f"{spec.name}: {train.num_examples:,} train, {dev.num_examples:,} dev"
+    line += "" if test is None else f", {test.num_examples:,} test"
     if train.cached and dev.cached:
         line += " (cached)"
     if spec.kind == "regression":
         line += f"; scores {train.labels.min():g} to {train.labels.max():g}"
+    total = train.num_examples if train.word_tags is None else len(train.word_tags)
     shares = [
-        f"{_plain(name)} {100 * count / train.num_examples:.0f}%"
+        f"{_plain(name)} {100 * count / total:.0f}%"
         for name, count in class_counts(spec, train).items()
     ]
     if shares:
@@ -42,13 +56,15 @@ def describe(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> str:
         line += f"; {spec.metric} is that of {_plain(positive)}"
     if SUBSTITUTE in train.origin + dev.origin:
         line += f"; train from {train.origin}; dev from {dev.origin}"
-    oddities = [*label_oddities(spec, train), *_cut(train, dev), *leaks(spec, train, dev)]
+    oddities = [*label_oddities(spec, train), *_cut(train, dev), *shape_oddities(spec, train, dev)]
+    oddities += leaks(spec, train, dev)
+    oddities += [] if test is None else leaks(spec, train, test, "test")
     return "; ".join([line, *oddities])
 
 
 def label_oddities(spec: TaskSpec, train: EncodedSplit) -> list[str]:
     """What of a user's training labels is read in another way than it may look, with counts."""
-    if not spec.is_own:
+    if not spec.is_own or spec.kind in ("multilabel", *TOKEN_KINDS):
         return []
     total = train.num_examples
     if spec.kind == "regression":
@@ -74,15 +90,64 @@ def label_oddities(spec: TaskSpec, train: EncodedSplit) -> list[str]:
     return found + _look_alikes(counts, numbers)
 
 
-def leaks(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> list[str]:
-    """How many dev examples of a user's task are training examples too, where there are any."""
+def shape_oddities(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit) -> list[str]:
+    """What of words, tags and answers is cut off or not as it should be, with counts."""
+    both = (train, dev)
+    found = []
+    if spec.kind == "multilabel":
+        empty = [int((split.label_sets.sum(axis=1) == 0).sum()) for split in both]
+        if any(empty):
+            found.append(f"without a label: {empty[0]:,} of train, {empty[1]:,} of dev")
+    if any(split.unseen_words for split in both):
+        found.append(
+            f"words cut off or empty: {train.unseen_words:,} of train (not learned), "
+            f"{dev.unseen_words:,} of dev (scored as O)"
+        )
+    if any(split.lost_answers for split in both):
+        found.append(
+            f"answers cut off at max_length: {train.lost_answers:,} of train (not learned), "
+            f"{dev.lost_answers:,} of dev (scored all the same)"
+        )
+    if spec.kind == "tags":
+        found += _tag_oddities(spec, both)
+    return found
+
+
+def _tag_oddities(spec: TaskSpec, splits: Sequence[EncodedSplit]) -> list[str]:
+    if not is_bio(spec.labels):
+        other = [tag for tag in spec.labels if tag != OUTSIDE and tag[:2] not in ("B-", "I-")]
+        has_marks = any(tag[:2] in ("B-", "I-") for tag in spec.labels)
+        hint = f": entities are scored for O, B-X and I-X alone ({_some(other)})"
+        return [f"tags are not BIO{hint}"] if has_marks else []
+    stray = [
+        stray_tags(
+            [
+                [spec.labels[tag] for tag in split.word_tags[a:b]]
+                for a, b in zip(split.word_offsets[:-1], split.word_offsets[1:], strict=True)
+            ]
+        )
+        for split in splits
+    ]
+    if not any(stray):
+        return []
+    return [
+        f"tags I-X that follow no X: {stray[0]:,} of train, {stray[1]:,} of dev (read as they are, "
+        "scored as the beginning of an entity)"
+    ]
+
+
+def leaks(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit, called: str = "dev") -> list[str]:
+    """How many dev examples of a user's task are training examples too, where there are any.
+
+    called: what the split is called, where it is another.
+    """
     if not spec.is_own:
         return []
     seen = seen_in_training(train, dev)
     if not seen:
         return []
-    where = ": dev is the train file" if spec.dev_file and dev.origin == train.origin else ""
-    return [f"{seen:,} of {dev.num_examples:,} dev examples are in train too{where}"]
+    where = f": {called} is the train file" if dev.origin == train.origin else ""
+    return [f"{seen:,} of {dev.num_examples:,} {called} examples are in train too{where}"]
 
 
 def _look_alikes(counts: dict[str, int], numbers: dict[str, float]) -> list[str]:

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.data.answer_spans import FIRST, ContextUnits, golds
 from ds_moe_mtl.data.cache import default_cache, load_arrays, one_writer, save_arrays
+from ds_moe_mtl.data.label_sets import label_sets
 from ds_moe_mtl.data.rows import check_text, label_numbers, right_options
 from ds_moe_mtl.data.sample import stratified
 from ds_moe_mtl.data.source import Source, find_split
+from ds_moe_mtl.data.tagged import WordUnits, check_words, tag_numbers
 from ds_moe_mtl.data.tokens import Arrays, tokenise, tokenise_targets
-from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 
 CACHE_FORMAT = 2  # raise it when the arrays of a split change their meaning
 
@@ -30,13 +33,36 @@ CONTENT = (
     "spans",
     "targets",
     "target_offsets",
+    "label_sets",
+    "unit_places",
+    "unit_offsets",
+    "unit_labels",
+    "unit_words",
+    "word_tags",
+    "word_offsets",
+    "unit_chars",
+    "contexts",
+    "context_offsets",
+    "golds",
+    "gold_offsets",
 )
 """The arrays of a split that training and scoring read."""
 
 
+NOT_OF_TOKENS = (
+    *("published_dev_size", "metrics", "class_weights", "balanced", "loss_weight"),
+    *("sampling_weight", "threshold", "thresholds", "longest_answer", "test_file"),
+)
+"""Values of a task's row that change nothing of its splits."""
+
+
 @dataclass(frozen=True)
 class EncodedSplit:
-    """N token sequences of one task's split; numpy arrays, mapped from the cache file."""
+    """N token sequences of one task's split; numpy arrays, mapped from the cache file.
+
+    A unit is what a head of TOKEN_KINDS answers for: a word that has a piece, or a token of the
+    context. U units, W words and L labels in all.
+    """
 
     input_ids: np.ndarray  # int32 [all tokens], one sequence after the other
     offsets: np.ndarray  # int64 [N + 1], where each begins
@@ -48,6 +74,18 @@ class EncodedSplit:
     spans: np.ndarray | None = None  # int32 [N, 2, 2], two words as tokens [start, end)
     targets: np.ndarray | None = None  # int32, the answers' tokens, where they are generated
     target_offsets: np.ndarray | None = None  # int64 [N + 1]
+    label_sets: np.ndarray | None = None  # int8 [N, L], which labels it has
+    unit_places: np.ndarray | None = None  # int32 [U], the unit's token within its sequence
+    unit_offsets: np.ndarray | None = None  # int64 [N + 1], where each sequence's units begin
+    unit_labels: np.ndarray | None = None  # int32 [U], a tag; answer_spans.FIRST and LAST as bits
+    unit_words: np.ndarray | None = None  # tags: int32 [U], the unit's word within its row
+    word_tags: np.ndarray | None = None  # tags: int32 [W], of all words, those without a piece too
+    word_offsets: np.ndarray | None = None  # tags: int64 [N + 1]
+    unit_chars: np.ndarray | None = None  # answer: int32 [U, 2], characters of the context
+    contexts: np.ndarray | None = None  # answer: uint8, UTF-8 of each context
+    context_offsets: np.ndarray | None = None  # answer: int64 [N + 1]
+    golds: np.ndarray | None = None  # answer: uint8, JSON of each row's right answers
+    gold_offsets: np.ndarray | None = None  # answer: int64 [N + 1]
     cached: bool = False  # read from the cache, not made now
     origin: str = ""  # the file or data set the rows are from
     cut: int = 0  # examples with a text that was cut at max_length
@@ -65,6 +103,23 @@ class EncodedSplit:
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence, int64 [N]."""
         return np.diff(self.offsets)
+
+    @property
+    def num_outputs(self) -> int:
+        """Rows that a head gives for the split: its units where it reads tokens, else sequences."""
+        return self.num_sequences if self.unit_places is None else len(self.unit_places)
+
+    @property
+    def unseen_words(self) -> int:
+        """Words that no head sees: cut at the length, or without a piece."""
+        return 0 if self.word_tags is None else len(self.word_tags) - len(self.unit_words)
+
+    @property
+    def lost_answers(self) -> int:
+        """Answers that are not, or not whole, within the tokens that were kept."""
+        if self.golds is None:
+            return 0
+        return self.num_sequences - int(((self.unit_labels & FIRST) > 0).sum())
 
     def content_hash(self) -> str:
         """A SHA-256 of the split's arrays: the same wherever and however they were made."""
@@ -88,7 +143,7 @@ def encode_task(
     seed: int = 0,
     sample: tuple[float, int] | None = None,
 ) -> EncodedSplit:
-    """The task's "train" or "dev" as token sequences.
+    """The task's "train", "dev" or "test" as token sequences.
 
     tokenizer: a fast Hugging Face tokenizer. root: see `data.source.read_split`. cache: folder
     (None: the user's cache folder). max_length: tokens (None: the task's own). limit: a random
@@ -109,7 +164,8 @@ def encode_task(
         "max_length": length,
         "subset": None if limit is None else [limit, seed],
     }
-    key["spec"].pop("published_dev_size")  # changes no token
+    for name in NOT_OF_TOKENS:
+        key["spec"].pop(name)
     if sample is not None:
         key["sample"] = sample
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -210,8 +266,14 @@ def _encode_rows(
     origin: str,
     blank: bool = False,
 ) -> Arrays:
+    if spec.prefix:
+        check_text(columns, spec.text[:1], origin, blank)
+        prefixed = [spec.prefix + text for text in columns[spec.text[0]]]
+        columns = {**columns, spec.text[0]: prefixed}
     if spec.kind in ("options", "text"):
         return _encode_answers(spec, columns, tokenizer, length, origin, blank)
+    if spec.kind in ("multilabel", *TOKEN_KINDS):
+        return _encode_shapes(spec, columns, tokenizer, length, origin, blank)
     texts = [*spec.text, *spec.choices, *((spec.joined,) if spec.joined else ())]
     check_text(columns, texts, origin, blank)
     arrays = tokenise(spec, columns, tokenizer, length, origin)
@@ -246,6 +308,37 @@ def _encode_answers(
     arrays["labels"] = np.zeros(len(rows), dtype=np.float32) if right is None else right
     arrays["weights"] = (1 / np.bincount(rows)[rows]).astype(np.float32)
     arrays["parts"] = np.zeros(len(rows), dtype=np.int8)
+    return arrays
+
+
+def _encode_shapes(
+    spec: TaskSpec, columns: dict[str, list], tokenizer, length: int, origin: str, blank: bool
+) -> Arrays:
+    """Rows with a set of labels, with a tag for each word, or with an answer in their context."""
+    labelled = all(name in columns for name in spec.target_columns)
+    if spec.kind == "tags":
+        words, tags = spec.text[0], spec.label
+        check_words(columns, words, tags if labelled else None, origin)
+        numbers = tag_numbers(spec, columns[tags], origin) if labelled else None
+        units = WordUnits(columns[words])
+        arrays = tokenise(spec, {words: units.texts}, tokenizer, length, origin, units.add)
+        arrays |= units.arrays(numbers)
+    elif spec.kind == "answer":
+        check_text(columns, spec.text, origin, blank)
+        right = golds(spec, columns, origin) if labelled else None
+        context = ContextUnits(columns[spec.text[1]], right)
+        arrays = tokenise(spec, columns, tokenizer, length, origin, context.add)
+        arrays |= context.arrays()
+    else:
+        check_text(columns, spec.text, origin, blank)
+        sets_NL = label_sets(spec, columns, origin) if labelled else None
+        arrays = tokenise(spec, columns, tokenizer, length, origin)
+        size = (len(arrays["questions"]), len(spec.labels))
+        arrays["label_sets"] = np.zeros(size, dtype=np.int8) if sets_NL is None else sets_NL
+    rows = len(arrays["questions"])
+    arrays["labels"] = np.zeros(rows, dtype=np.float32)
+    arrays["weights"] = np.ones(rows, dtype=np.float32)
+    arrays["parts"] = np.zeros(rows, dtype=np.int8)
     return arrays
 
 

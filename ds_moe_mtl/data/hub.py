@@ -18,13 +18,19 @@ class HubSplit:
     def columns(self, names: Iterable[str], as_names: str | None = None) -> Columns:
         """These columns, one value a row; class numbers of column `as_names` as their names.
 
+        A list of class numbers (of tags, of several labels) becomes one of names.
+
         A class number of -1, the Hub's for "no label", becomes None. Raises UserError for a column
         that is not there.
         """
         names = list(names)
         need_columns(names, self.rows.column_names, self.origin)
         found = {name: list(self.rows[name]) for name in names}
-        classes = getattr(self.rows.features.get(as_names), "names", None)
+        feature = self.rows.features.get(as_names)
+        inside = getattr(getattr(feature, "feature", None), "names", None)
+        if inside:
+            found[as_names] = [values and [inside[n] for n in values] for values in found[as_names]]
+        classes = getattr(feature, "names", None)
         if classes:
             found[as_names] = [None if n in (None, -1) else classes[n] for n in found[as_names]]
         return found

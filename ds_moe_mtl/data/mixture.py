@@ -31,7 +31,8 @@ def sampling_rates(
 
     sampling: proportional to the sizes ("natural", sec. 3.3 of "Sparsely Activated MoE are Robust
     Multi-Task Learners"), equal ("uniform"), proportional to size ** (1 / temperature), or
-    uniform for the first `uniform_fraction` of the steps and natural after (A.4).
+    uniform for the first `uniform_fraction` of the steps and natural after (A.4); then times the
+    task's sampling_weight.
     num_examples: loaded training examples. progress: share of the run's steps already made.
     A task of unknown published size counts with its loaded one. Raises UserError for a task
     without examples.
@@ -48,17 +49,24 @@ def sampling_rates(
         sizes = np.ones_like(sizes)
     elif mixture.sampling == "temperature":
         sizes = sizes ** (1 / mixture.temperature)
+    if weighted(specs):
+        sizes = sizes * [spec.sampling_weight for spec in specs]
     return sizes / sizes.sum()
+
+
+def weighted(specs: Sequence[TaskSpec]) -> bool:
+    """Whether a task is drawn more or less often than the mixture says."""
+    return any(spec.sampling_weight != 1 for spec in specs)
 
 
 @dataclass
 class ExampleOrder:
     """The super-batches of a run, one after the other from any position.
 
-    With natural sampling by loaded sizes an epoch is one shuffled pass over every example, and
-    its last super-batch holds what is left of the pass. Otherwise tasks are drawn by their rates,
-    and each task's examples come in passes of their own. total_steps is needed by
-    "uniform_then_natural" only.
+    With natural sampling by loaded sizes (and no task's sampling_weight) an epoch is one shuffled
+    pass over every example, and its last super-batch holds what is left of the pass. Otherwise
+    tasks are drawn by their rates, and each task's examples come in passes of their own.
+    total_steps is needed by "uniform_then_natural" only.
     """
 
     mixture: MixtureSection
@@ -71,7 +79,8 @@ class ExampleOrder:
 
     def __post_init__(self) -> None:
         mixture = self.mixture
-        self.one_pass = mixture.sampling == "natural" and mixture.sizes == "loaded"
+        natural = mixture.sampling == "natural" and mixture.sizes == "loaded"
+        self.one_pass = natural and not weighted(self.specs)
         if mixture.batching == "sub_batches" and self.batch_size % mixture.sub_batches:
             raise UserError(
                 f"mixture.sub_batches: {mixture.sub_batches} does not divide "

@@ -24,13 +24,13 @@ def check_text(
             if not isinstance(value, str):
                 faults.add(
                     (name, type(value)),
-                    f"row {row} (from 0): column {name!r} holds {_shown(value)}, not text",
+                    f"row {row} (from 0): column {name!r} holds {shown(value)}, not text",
                 )
             elif not is_unicode(value):
                 faults.add(
                     (name, "surrogate"),
                     f"row {row} (from 0): column {name!r} holds half a character "
-                    f"(a lone surrogate) in {_shown(value)}",
+                    f"(a lone surrogate) in {shown(value)}",
                 )
     faults.check()
     for name in names:
@@ -52,8 +52,8 @@ def right_options(columns: dict[str, list], options: str, label: str, origin: st
         if not isinstance(choices, list) or choices.count(answer) != 1:
             faults.add(
                 type(choices),
-                f"row {row} (from 0): the answer {_shown(answer)} is not one of the "
-                f"options {_shown(choices)} (each once)",
+                f"row {row} (from 0): the answer {shown(answer)} is not one of the "
+                f"options {shown(choices)} (each once)",
             )
             continue
         right.extend(choice == answer for choice in choices)
@@ -82,8 +82,8 @@ def label_numbers(spec: TaskSpec, values: Sequence, origin: str) -> np.ndarray:
             found = int(value) if is_number else None
         if found is None:
             faults.add(
-                _shown(value),
-                f"row {row} (from 0): label {_shown(value)} in column {spec.label!r} "
+                shown(value),
+                f"row {row} (from 0): label {shown(value)} in column {spec.label!r} "
                 f"is not one of {_listed(names)}",
             )
             continue
@@ -111,7 +111,7 @@ def scores(column: str, values: Sequence, origin: str) -> np.ndarray:
 
 def not_a_score(column: str, value) -> str:
     """In words that a value cannot be a score."""
-    return f"label {_shown(value)} in column {column!r} is not a finite number"
+    return f"label {shown(value)} in column {column!r} is not a finite number"
 
 
 def is_unicode(text: str) -> bool:
@@ -128,7 +128,8 @@ def label_name(value) -> str:
     return value.strip() if isinstance(value, str) else str(value)
 
 
-def _shown(value) -> str:
+def shown(value) -> str:
+    """A value in a message, in 60 characters at most."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 
 
 def stratified(
@@ -12,8 +12,8 @@ def stratified(
 
     The published size is what the share is of, whatever part of the set is here; all rows where
     fewer are here than that. A task of unknown published size counts with its rows. Every class
-    of the rows keeps at least one. A regression's rows are drawn without classes. The order of
-    the rows stays.
+    of the rows keeps at least one. Rows of a regression, of several labels, of tags and of answers
+    are drawn without classes. The order of the rows stays.
     """
     labels = columns[spec.label]
     wanted = max(1, round(share * (spec.published_size or len(labels))))
@@ -31,7 +31,7 @@ def stratified(
 
 def _classes(spec: TaskSpec, labels: list) -> list[np.ndarray]:
     """Return the rows of each class, in the order of the classes' names."""
-    if spec.kind == "regression":
+    if spec.kind in ("regression", "multilabel", *TOKEN_KINDS):
         return [np.arange(len(labels))]
     names = np.array([str(label) for label in labels])
     return [np.flatnonzero(names == name) for name in sorted(set(names.tolist()))]

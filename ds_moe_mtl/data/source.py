@@ -72,6 +72,8 @@ def content_hash(paths: Iterable[str | Path]) -> str:
 def _own(spec: TaskSpec, split: str) -> Source:
     is_dev = split != spec.train_split
     origin = spec.dev_file if spec.dev_file and is_dev else spec.train_file
+    if split == "test":
+        is_dev, origin = False, spec.test_file
     if spec.hub is not None:
         found = own_hub_split(spec.name, spec.hub, origin)
         origin, files = found.origin, found.files

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.data.conll import COLUMNS, read_conll
 from ds_moe_mtl.data.faults import Faults
 
 Columns = dict[str, list]
@@ -16,7 +17,8 @@ def read_table(path: Path, columns: Iterable[str]) -> Columns:
     """These columns of a file, one value a row; the suffix says how it is read.
 
     .parquet and .jsonl keep their types, .csv and .tsv give text; a .tsv has no quoting. Text is
-    UTF-8, the first line of .csv and .tsv names the columns.
+    UTF-8, the first line of .csv and .tsv names the columns. .conll and .bio have the columns
+    tokens and tags (data.conll).
     Raises UserError for a missing file or column, another suffix, and what cannot be read.
     """
     reader = READERS.get(path.suffix.lower())
@@ -122,9 +124,17 @@ def _tabs(path: Path, columns: list[str]) -> Columns:
     return _separated(path, columns, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
+def _conll(path: Path, columns: list[str]) -> Columns:
+    need_columns(columns, COLUMNS, str(path))
+    table = read_conll(path)
+    return {name: table[name] for name in columns}
+
+
 READERS: dict[str, Callable[[Path, list[str]], Columns]] = {
     ".csv": _commas,
     ".tsv": _tabs,
     ".jsonl": _json_lines,
     ".parquet": _parquet,
+    ".conll": _conll,
+    ".bio": _conll,
 }

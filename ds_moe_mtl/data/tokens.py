@@ -3,7 +3,7 @@
 N sequences; sequence n is input_ids[offsets[n] : offsets[n + 1]].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import numpy as np
@@ -20,11 +20,17 @@ Arrays = dict[str, np.ndarray]
 
 
 def tokenise(
-    spec: TaskSpec, columns: dict[str, list], tokenizer, max_length: int, origin: str
+    spec: TaskSpec,
+    columns: dict[str, list],
+    tokenizer,
+    max_length: int,
+    origin: str,
+    each: Callable[[int, object], None] | None = None,
 ) -> Arrays:
     """Arrays input_ids, offsets, second_start, questions, cut (and spans for a span task).
 
-    cut: bool [N], whether the sequence lacks a part of its text.
+    cut: bool [N], whether the sequence lacks a part of its text. each(n, encoding) is called for
+    every sequence, in order, with what the tokenizers library says of it.
 
     The longer text of a pair is cut on the right first (longest_first). A ranking row gives one
     sequence a choice. Raises UserError for a length below the tokenizer's own special tokens and
@@ -53,6 +59,8 @@ def tokenise(
         )
         ids.extend(np.array(sequence, dtype=np.int32) for sequence in batch["input_ids"])
         cut[rows] |= [bool(encoding.overflowing) for encoding in batch.encodings]
+        for row, encoding in enumerate(batch.encodings if each else ()):
+            each(start + row, encoding)
         if has_types:
             second_start.extend(len(types) - sum(types) for types in batch["token_type_ids"])
         else:

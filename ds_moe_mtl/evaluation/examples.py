@@ -77,7 +77,7 @@ def _values(spec: TaskSpec, names: Sequence[str], example: Any) -> Sequence:
     """Return one value for each of the columns. Raises _Unfit for an example of another shape."""
     if isinstance(example, Mapping):
         missing = [name for name in names if name not in example]
-        unknown = [key for key in example if key not in names and key != spec.label]
+        unknown = [key for key in example if key not in names and key not in spec.target_columns]
         if missing or unknown:
             said = [
                 f"{word} {', '.join(map(repr, keys))}"
@@ -91,7 +91,8 @@ def _values(spec: TaskSpec, names: Sequence[str], example: Any) -> Sequence:
     elif isinstance(example, tuple | list) or (
         isinstance(example, np.ndarray) and example.ndim == 1
     ):
-        values = list(example)
+        # The one value of tags is a list of words: it stands for itself.
+        values = [example] if spec.kind == "tags" and not _is_nested(example) else list(example)
     elif len(names) == 1:
         values = [example]
     else:
@@ -107,7 +108,10 @@ def _checked(spec: TaskSpec, name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise _Unfit(f"has {_called(value)} in {name!r}; allowed: a whole number", name)
         return int(value)
-    if spec.kind == "options" and name in spec.choices:
+    is_words = spec.kind == "tags" and name in spec.text
+    if is_words and isinstance(value, str):
+        value = value.split()
+    if is_words or (spec.kind == "options" and name in spec.choices):
         is_list = isinstance(value, tuple | list) or (
             isinstance(value, np.ndarray) and value.ndim == 1
         )
@@ -119,6 +123,11 @@ def _checked(spec: TaskSpec, name: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise _Unfit(f"has {_called(value)} in {name!r}; allowed: a text", f"{name} {_kind(value)}")
     return str(value)
+
+
+def _is_nested(example: Sequence) -> bool:
+    """Whether a tuple or list holds one list or tuple, and so is an example of one value."""
+    return len(example) == 1 and isinstance(example[0], tuple | list | np.ndarray)
 
 
 def _shape(names: Sequence[str]) -> str:

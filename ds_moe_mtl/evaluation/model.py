@@ -13,6 +13,7 @@ from ds_moe_mtl.evaluation.card import model_card
 from ds_moe_mtl.evaluation.examples import columns_of
 from ds_moe_mtl.evaluation.hub import found_folder, push
 from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, decoded, task_result
+from ds_moe_mtl.evaluation.shapes import predictions_of
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
@@ -113,8 +114,10 @@ class MultiTaskModel:
         pairs; a word-sense example adds its word positions); or a table (DataFrame) of those
         columns. For a ranking task the answer is the name of the chosen column; for one with
         options, whose examples are (text, list of options), the chosen option; for one that
-        generates, a text. Raises UserError for examples of another shape and for a model whose
-        outputs are not finite.
+        generates, a text. For a task of several labels it is a list of (label, probability); for
+        tags, whose examples are lists of words (a text is split at its blanks), a list of (word,
+        tag); for an answer in a context its (text, start, end) there, in characters. Raises
+        UserError for examples of another shape and for a model whose outputs are not finite.
         """
         spec = self.task(task)
         columns = columns_of(spec, self.inputs(task), examples)
@@ -134,19 +137,11 @@ class MultiTaskModel:
                 return decoded(outputs_NC, self.tokenizer)
         if not np.isfinite(outputs_NC).all():
             raise UserError(f"the model's outputs for {spec.name} are not finite: it has diverged")
-        if spec.kind == "options":
-            return _best_options(columns[spec.choices[0]], outputs_NC[:, 0], split.questions)
-        if spec.kind == "regression":
-            return [float(value) for value in outputs_NC[:, 0]]
-        if spec.kind == "ranking":
-            truth_QC = outputs_NC[:, 1].reshape(-1, len(spec.choices))
-            return [spec.choices[i] for i in truth_QC.argmax(axis=1)]
-        return [spec.labels[i] for i in outputs_NC.argmax(axis=1)]
+        return predictions_of(spec, outputs_NC, split, columns)
 
     def inputs(self, task: str) -> tuple[str, ...]:
         """Return the names of the values that an example of a task is made of."""
-        spec = self.task(task)
-        return spec.text if spec.kind == "text" else spec.columns[:-1]
+        return self.task(task).inputs
 
     def evaluate(
         self, task: str, root: str | None, cache: str | None = None, limit: int | None = None
@@ -186,13 +181,3 @@ class MultiTaskModel:
 
     def _index(self, task: str) -> int:
         return list(self.specs).index(task)
-
-
-def _best_options(
-    options: Sequence[Sequence[str]], scores_N: np.ndarray, questions_N: np.ndarray
-) -> list[str]:
-    """Return each example's option with the best score."""
-    return [
-        choices[int(scores_N[questions_N == number].argmax())]
-        for number, choices in enumerate(options)
-    ]

@@ -20,6 +20,7 @@ import numpy as np
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit
 from ds_moe_mtl.evaluation.outputs import answers, decoded
+from ds_moe_mtl.evaluation.shapes import found_answers, gold_answers, gold_tags, tag_lists
 from ds_moe_mtl.tasks import TaskSpec
 
 FILE = "dev_predictions.npz"
@@ -32,18 +33,21 @@ class TaskPredictions:
     """One task's dev rows: what the model gave and what is right.
 
     Logits of a classification are kept less the row's largest, so that 16 bits lose no decision;
-    scores that are compared across rows are kept in 32 bits. A task whose answers are generated
-    has texts in outputs and labels.
+    scores that are compared across rows, and those of labels, are kept in 32 bits. A task whose
+    answers are generated has texts in outputs and labels, as has one with answers in a context
+    (labels: JSON lists of those that are right) and one with tags (a row's, blanks between them).
+    thresholds: of a task with several labels.
     """
 
     kind: str
     metric: str
     classes: tuple[str, ...]
     outputs: np.ndarray  # [N, C] or text [N]
-    labels: np.ndarray  # [N]
+    labels: np.ndarray  # [N]; of several labels int8 [N, L]
     questions: np.ndarray  # [N], the example a sequence belongs to
     parts: np.ndarray  # [N], the dev split it is from
     rows: np.ndarray  # uint32 [N], a checksum of the sequence and its label
+    thresholds: tuple[float, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -70,7 +74,12 @@ def collect_predictions(
 def write_predictions(folder: Path, predictions: Mapping[str, TaskPredictions]) -> None:
     """Write a run's predictions into its folder, whole or not at all."""
     about = {
-        name: {"kind": task.kind, "metric": task.metric, "classes": task.classes}
+        name: {
+            "kind": task.kind,
+            "metric": task.metric,
+            "classes": task.classes,
+            "thresholds": task.thresholds,
+        }
         for name, task in predictions.items()
     }
     arrays = {
@@ -113,6 +122,7 @@ def _read(file: Path) -> dict[str, TaskPredictions]:
                     task["metric"],
                     tuple(task["classes"]),
                     *(stored[f"{name}/{array}"] for array in _ARRAYS),
+                    tuple(task.get("thresholds", ())),
                 )
                 for name, task in about["tasks"].items()
             }
@@ -129,6 +139,15 @@ def _of_task(
     if spec.kind == "text":
         outputs = np.array(decoded(outputs, tokenizer), dtype=np.str_)
         labels = np.array(answers(split, tokenizer), dtype=np.str_)
+    elif spec.kind == "multilabel":
+        labels = split.label_sets
+    elif spec.kind == "tags":
+        outputs = np.array(list(map(" ".join, tag_lists(spec, outputs, split))), dtype=np.str_)
+        labels = np.array(list(map(" ".join, gold_tags(spec, split))), dtype=np.str_)
+    elif spec.kind == "answer":
+        found = [answer.text for answer in found_answers(spec, outputs, split)]
+        outputs = np.array(found, dtype=np.str_)
+        labels = np.array(list(map(json.dumps, gold_answers(split))), dtype=np.str_)
     elif spec.kind in ("classification", "span"):
         outputs = (outputs - outputs.max(axis=1, keepdims=True)).astype(np.float16)
     return TaskPredictions(
@@ -140,15 +159,18 @@ def _of_task(
         np.asarray(split.questions, dtype=np.int32),
         np.asarray(split.parts),
         _checksums(split),
+        spec.label_thresholds if spec.kind == "multilabel" else (),
     )
 
 
 def _checksums(split: EncodedSplit) -> np.ndarray:
-    """Return a checksum of each sequence's tokens, where segment 2 and spans begin, and label."""
+    """Return a checksum of each sequence's tokens, where segment 2 and spans begin, and labels."""
     ids = np.ascontiguousarray(split.input_ids)
     facts = [split.second_start[:, None], split.labels[:, None].view(np.int32)]
     if split.spans is not None:
         facts.append(split.spans.reshape(split.num_sequences, -1))
+    if split.label_sets is not None:
+        facts.append(split.label_sets)
     facts_NF = np.ascontiguousarray(np.concatenate(facts, axis=1).astype(np.int32))
     targets = split.target_offsets
     sums = np.empty(split.num_sequences, dtype=np.uint32)
@@ -157,5 +179,9 @@ def _checksums(split: EncodedSplit) -> np.ndarray:
         if targets is not None:
             answer = np.ascontiguousarray(split.targets[targets[row] : targets[row + 1]])
             value = zlib.crc32(answer, value)
+        for name, ends in (("word_tags", "word_offsets"), ("golds", "gold_offsets")):
+            values, ends = getattr(split, name), getattr(split, ends)
+            if values is not None:
+                value = zlib.crc32(np.ascontiguousarray(values[ends[row] : ends[row + 1]]), value)
         sums[row] = value
     return sums

@@ -55,7 +55,11 @@ def save_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
 
 def head_specs_of(description: Mapping) -> list[HeadSpec]:
     """Return the heads that a description speaks of; none of a model that generates."""
-    return [HeadSpec(**head) for head in description.get("heads", ())]
+    heads = description.get("heads", ())
+    weights = [tuple(head.get("class_weights", ())) for head in heads]
+    return [
+        HeadSpec(**{**head, "class_weights": own}) for head, own in zip(heads, weights, strict=True)
+    ]
 
 
 def read_description(folder: Path) -> dict:

@@ -4,7 +4,8 @@ A head is known inside by its place among the heads, not by the task's name: a n
 chose may be an attribute of a module ("type", "train"), or a word that DeepSpeed looks for in the
 names of parameters. On disk, in a model folder, it has the task's name.
 
-B sequences, D hidden size, C outputs of the widest task, K outputs of all tasks together.
+B sequences, T tokens, U units (tokens that a head reads), D hidden size, C outputs of the widest
+task, K outputs of all tasks together.
 Source: "Sparsely Activated MoE are Robust Multi-Task Learners", eq. 7-8 and sec. 4.4.
 """
 
@@ -19,6 +20,9 @@ from ds_moe_mtl.models.dropout import Dropout
 HEAD_INIT_STD = 0.02
 """Same paper, sec. 4.4."""
 
+TOKEN_FORMS = ("tags", "answer")
+"""HeadSpec.form of heads that read tokens."""
+
 INSIDE, ON_DISK = "linears", "tasks"
 """What the heads stand under in a network's state and in a model folder's."""
 
@@ -27,14 +31,26 @@ INSIDE, ON_DISK = "linears", "tasks"
 class HeadSpec:
     """What a head needs to know of its task.
 
-    spans: reads [CLS] and the task's two words. shared: the name of a head that several tasks
-    have in common, "" for one of its own.
+    outputs: for a sequence, or for a unit where it reads tokens. spans: reads [CLS] and the task's
+    two words. shared: the name of a head that several tasks have in common, "" for one of its own.
+    form: what the outputs are, and so the loss: "classes" (scores too), "labels" (each by itself),
+    or, of a head that reads tokens, "tags" (classes of a word), "answer" (first and last token).
+    class_weights: of the loss; empty: all 1.
     """
 
     name: str
     outputs: int
     spans: bool = False
     shared: str = ""
+    form: str = "classes"
+    class_weights: tuple[float, ...] = ()
+
+    @property
+    def reads(self) -> str:
+        """What the head reads: "tokens", "words" (beside [CLS]), or "cls"."""
+        if self.form in TOKEN_FORMS:
+            return "tokens"
+        return "words" if self.spans else "cls"
 
     @property
     def key(self) -> tuple[str, str]:
@@ -55,7 +71,8 @@ class TaskHeads(nn.Module):
             nn.init.normal_(head.weight, std=HEAD_INIT_STD)
             nn.init.zeros_(head.bias)
             self.linears.append(head)
-        self.register_buffer("column", self._columns(), persistent=False)
+        self.register_buffer("column", self._columns(("cls", "words")), persistent=False)
+        self.register_buffer("unit_column", self._columns(("tokens",)), persistent=False)
         self.register_load_state_dict_pre_hook(_take_names_of_disk)
 
     def head(self, key: tuple[str, str]) -> nn.Linear | None:
@@ -63,18 +80,28 @@ class TaskHeads(nn.Module):
         keys = [spec.key for spec in own_heads(self.specs)]
         return self.linears[keys.index(key)] if key in keys else None
 
-    def _columns(self) -> torch.Tensor:
-        """Return [tasks, C]: the column of each task's outputs in the joint product; -1: none."""
-        widest = max(spec.outputs for spec in self.specs)
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether a task's head reads tokens."""
+        return any(spec.reads == "tokens" for spec in self.specs)
+
+    def _columns(self, reads: Sequence[str]) -> torch.Tensor:
+        """Return [tasks, C]: the column of each task's outputs in the joint product; -1: none.
+
+        reads: the heads of the product, in its order; other tasks' have no column there.
+        """
+        heads = [spec for spec in self.specs if spec.reads in reads]
+        widest = max((spec.outputs for spec in heads), default=1)
         column = torch.full((len(self.specs), widest), -1, dtype=torch.long)
         firsts, first = {}, 0
-        for spans in (False, True):
-            for spec in (spec for spec in own_heads(self.specs) if spec.spans == spans):
+        for read in reads:
+            for spec in (spec for spec in own_heads(self.specs) if spec.reads == read):
                 firsts[spec.key] = first
                 first += spec.outputs
         for task, spec in enumerate(self.specs):
-            start = firsts[spec.key]
-            column[task, : spec.outputs] = torch.arange(start, start + spec.outputs)
+            if spec.reads in reads:
+                start = firsts[spec.key]
+                column[task, : spec.outputs] = torch.arange(start, start + spec.outputs)
         return column
 
     def forward(
@@ -91,22 +118,38 @@ class TaskHeads(nn.Module):
         longest_word: as in word_states.
         """
         cls_BD = self.dropout(cls_BD)
-        outputs = [self._product(cls_BD, spans=False)]
+        outputs = [self._product(cls_BD, "cls")]
         if any(spec.spans for spec in self.specs):
             words_BW = self.dropout(word_states(hidden_TD, starts_B, spans_B22, longest_word))
-            outputs.append(self._product(torch.cat([cls_BD, words_BW], dim=1), spans=True))
+            outputs.append(self._product(torch.cat([cls_BD, words_BW], dim=1), "words"))
         joint_BK = torch.cat(outputs, dim=1).float()
-        column_BC = self.column[task_ids_B]
-        return joint_BK.gather(1, column_BC.clamp(min=0)).masked_fill(column_BC < 0, -torch.inf)
+        return _own_columns(joint_BK, self.column[task_ids_B])
 
-    def _product(self, x_BX: torch.Tensor, spans: bool) -> torch.Tensor:
+    def of_units(
+        self, hidden_TD: torch.Tensor, units_U: torch.Tensor, task_ids_U: torch.Tensor
+    ) -> torch.Tensor:
+        """Return float32 outputs [U, C] for the tokens units_U, -inf beyond a task's own.
+
+        Every head that reads tokens is in the product, so U = 0 gives each a gradient of zeros.
+        """
+        joint_UK = self._product(self.dropout(hidden_TD[units_U]), "tokens").float()
+        return _own_columns(joint_UK, self.unit_column[task_ids_U])
+
+    def _product(self, x_BX: torch.Tensor, reads: str) -> torch.Tensor:
         pairs = zip(own_heads(self.specs), self.linears, strict=True)
-        heads = [head for spec, head in pairs if spec.spans == spans]
+        heads = [head for spec, head in pairs if spec.reads == reads]
         if not heads:
             return x_BX.new_zeros((x_BX.shape[0], 0))
         weight = torch.cat([head.weight for head in heads])
         bias = torch.cat([head.bias for head in heads])
         return nn.functional.linear(x_BX, weight, bias)
+
+
+def _own_columns(joint_BK: torch.Tensor, column_BC: torch.Tensor) -> torch.Tensor:
+    """Return each row's own columns [B, C], -inf where column_BC is -1."""
+    if joint_BK.shape[1] == 0:  # no task has a head of this kind
+        joint_BK = joint_BK.new_zeros((joint_BK.shape[0], 1))
+    return joint_BK.gather(1, column_BC.clamp(min=0)).masked_fill(column_BC < 0, -torch.inf)
 
 
 def own_heads(specs: Sequence[HeadSpec]) -> list[HeadSpec]:

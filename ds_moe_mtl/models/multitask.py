@@ -16,7 +16,7 @@ from ds_moe_mtl.models.description import FORMAT
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.families import family_of
 from ds_moe_mtl.models.heads import HeadSpec, TaskHeads, word_states
-from ds_moe_mtl.models.losses import batch_losses, network_inputs
+from ds_moe_mtl.models.losses import FORMS, batch_losses, class_weights, network_inputs
 from ds_moe_mtl.models.network import Outputs
 from ds_moe_mtl.models.task_level.routed_layers import RouteCall, route_layers
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
@@ -63,6 +63,9 @@ class MultiTaskNetwork(nn.Module):
         self.register_buffer("num_outputs", outputs, persistent=False)
         options = torch.tensor([bool(spec.shared) for spec in heads])
         self.register_buffer("scores_options", options, persistent=False)
+        forms = torch.tensor([FORMS.index(spec.form) for spec in heads])
+        self.register_buffer("forms", forms, persistent=False)
+        self.register_buffer("class_weights", class_weights(heads), persistent=False)
 
     @property
     def limits(self) -> EncoderLimits:
@@ -73,6 +76,11 @@ class MultiTaskNetwork(nn.Module):
     def has_options(self) -> bool:
         """Whether a task scores answer options."""
         return any(spec.shared for spec in self.heads.specs)
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether a task's answer is more than one class or score."""
+        return any(spec.form != "classes" for spec in self.heads.specs)
 
     def set_step(self, step: int) -> None:
         """Say which training step this is.
@@ -98,6 +106,8 @@ class MultiTaskNetwork(nn.Module):
         keep_routes: bool = False,
         lengths: Sequence[int] | None = None,
         longest_word: int | None = None,
+        units_U: torch.Tensor | None = None,
+        unit_rows_U: torch.Tensor | None = None,
     ) -> Outputs:
         """Return every sequence's outputs; the arguments are MultiTaskBatch's fields.
 
@@ -113,15 +123,22 @@ class MultiTaskNetwork(nn.Module):
         cls_BD = self.encoder.pool(hidden_TD[starts_B])
         logits_BC = self.heads(hidden_TD, cls_BD, starts_B, task_ids_B, spans_B22, longest_word)
         aux_loss = sum(call.aux_losses, start=logits_BC.new_zeros(()))
-        return Outputs(logits_BC, aux_loss, call.counts, call.routes)
+        unit_logits_UC = None
+        if self.heads.reads_tokens:
+            if units_U is None:
+                units_U = unit_rows_U = task_ids_B.new_zeros(0)
+            unit_logits_UC = self.heads.of_units(hidden_TD, units_U, task_ids_B[unit_rows_U])
+        return Outputs(logits_BC, aux_loss, call.counts, call.routes, unit_logits_UC=unit_logits_UC)
 
     def losses(self, outputs: Outputs, batch: MultiTaskBatch, scaling: bool = True) -> torch.Tensor:
         """Return each sequence's loss [B]; see Network."""
         return batch_losses(self, outputs, batch, scaling)
 
     def answers(self, batch: MultiTaskBatch, num_outputs: int) -> torch.Tensor:
-        """Return each sequence's outputs, float32 [B, num_outputs]; see Network."""
-        return self(**network_inputs(batch)).logits_BC[:, :num_outputs].float()
+        """Return each sequence's (or unit's) outputs, float32 [B, num_outputs]; see Network."""
+        outputs = self(**network_inputs(batch))
+        logits = outputs.logits_BC if batch.units_U is None else outputs.unit_logits_UC
+        return logits[:, :num_outputs].float()
 
     def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
         """Return the name of the attention that runs there."""

@@ -26,6 +26,7 @@ class Outputs(NamedTuple):
     counts: Sequence[torch.Tensor] = ()
     routes: Sequence[LayerRoute] = ()
     losses_B: torch.Tensor | None = None
+    unit_logits_UC: torch.Tensor | None = None
 
 
 @runtime_checkable
@@ -46,7 +47,8 @@ class Network(Protocol):
 
     def answers(self, batch: MultiTaskBatch, num_outputs: int) -> torch.Tensor:
         """Return each sequence's answer: float32 outputs [B, num_outputs] of its task's head, or
-        the tokens of a text, int64 [B, longest]."""
+        the tokens of a text, int64 [B, longest]. The batch is one task's; where its head reads
+        tokens the outputs are its units', [U, num_outputs]."""
 
     def description(
         self, kind: str, routing: RoutingOptions | None, tasks: Sequence[dict], about: Mapping

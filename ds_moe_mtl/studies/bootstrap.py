@@ -98,6 +98,10 @@ def weighted_score(units: DevUnits, weights_BU: np.ndarray) -> np.ndarray:
         return _pearson(*ranks, weights_BU)
     if units.metric == "pearson":
         return _pearson(units.truth_U[None], units.answer_U[None], weights_BU)
+    if units.metric == "ratio":
+        return _ratio(weights_BU @ units.answer_U, weights_BU @ units.truth_U)
+    if units.metric in _OTHER_SCORES:
+        return _OTHER_SCORES[units.metric](units.truth_U, units.answer_U, weights_BU)
     return _CLASS_SCORES[units.metric](*_class_counts(units, weights_BU))
 
 
@@ -181,6 +185,55 @@ def _pearson(one_BU: np.ndarray, other_BU: np.ndarray, weights_BU: np.ndarray) -
     squares_B = [(weights_BU * by_BU**2).sum(axis=1) for by_BU in centred]
     above_B = (weights_BU * centred[0] * centred[1]).sum(axis=1)
     return _ratio(above_B, np.sqrt(squares_B[0] * squares_B[1]))
+
+
+def _r2(truth_U: np.ndarray, answer_U: np.ndarray, weights_BU: np.ndarray) -> np.ndarray:
+    """Return 1 - squared errors / squared distances from the mean; 0 where labels are constant."""
+    truth_U, answer_U = truth_U.astype(np.float64), answer_U.astype(np.float64)
+    total_B = weights_BU.sum(axis=1)
+    mean_B = _ratio(weights_BU @ truth_U, total_B)
+    spread_B = (weights_BU * (truth_U - mean_B[:, None]) ** 2).sum(axis=1)
+    errors_B = weights_BU @ (truth_U - answer_U) ** 2
+    return np.where(spread_B > 1e-9, 1 - _ratio(errors_B, spread_B), 0.0)
+
+
+def _qwk(truth_U: np.ndarray, answer_U: np.ndarray, weights_BU: np.ndarray) -> np.ndarray:
+    """Return the quadratic weighted kappa of numbers; 0 where there is one number only.
+
+    The disagreement to expect of independent answers is the mean over all pairs of a truth and an
+    answer of their squared distance: it follows from means and mean squares.
+    """
+    truth_U, answer_U = truth_U.astype(np.float64), answer_U.astype(np.float64)
+    total_B = weights_BU.sum(axis=1)
+
+    def mean_B(values_U: np.ndarray) -> np.ndarray:
+        return _ratio(weights_BU @ values_U, total_B)
+
+    seen_B = mean_B((truth_U - answer_U) ** 2)
+    expected_B = mean_B(truth_U**2) + mean_B(answer_U**2)
+    expected_B = expected_B - 2 * mean_B(truth_U) * mean_B(answer_U)
+    return np.where(expected_B > 1e-9, 1 - _ratio(seen_B, expected_B), 0.0)
+
+
+def _label_macro_f1(
+    truth_U: np.ndarray, answer_U: np.ndarray, weights_BU: np.ndarray
+) -> np.ndarray:
+    """Return the mean over labels of their F1; a bit stands for a label, the truth's highest for
+    their end.
+
+    A label that is neither there nor given in a draw counts as 0, as in the score itself.
+    """
+    total = 0.0
+    labels = int(truth_U.max()).bit_length() - 1
+    for label in range(labels):
+        there_U, given_U = (truth_U >> label) & 1, (answer_U >> label) & 1
+        total = total + _ratio(
+            2 * weights_BU @ (there_U & given_U), weights_BU @ (there_U + given_U)
+        )
+    return total / labels
+
+
+_OTHER_SCORES = {"r2": _r2, "qwk": _qwk, "label_macro_f1": _label_macro_f1}
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

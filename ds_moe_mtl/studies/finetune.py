@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ds_moe_mtl.config import EXPERIMENTS, OwnTask, RunConfig, UserError, load_config
+from ds_moe_mtl.config import EXPERIMENTS, RunConfig, UserError, load_config
 from ds_moe_mtl.config.files import read_json, write_json
 from ds_moe_mtl.models.description import CONFIG, model_folder, read_description, read_state
 from ds_moe_mtl.models.pretrained import state_hash
@@ -131,7 +131,7 @@ def _base(job: FineTuning) -> list[str]:
     """Return the overrides that a job's model and task make."""
     description = trained_description(job.model)
     config = _run_config(Path(job.model))
-    own = [t for t in (config.tasks if config else ()) if isinstance(t, OwnTask)]
+    own = [t for t in (config.task_rows if config else ()) if not isinstance(t, str)]
     named = [task for task in own if task.name == job.task]
     task = json.dumps(named[0].model_dump(mode="json")) if named else json.dumps(job.task)
     values = {"tasks": f"[{task}]"}

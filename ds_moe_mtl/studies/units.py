@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ds_moe_mtl.evaluation.predictions import TaskPredictions
-from ds_moe_mtl.tasks.metrics import OPTION_METRICS, answered_places, answered_questions
+from ds_moe_mtl.studies.shape_units import shape_units
+from ds_moe_mtl.tasks.metrics import (
+    OPTION_METRICS,
+    answered_places,
+    answered_questions,
+    whole_scores,
+)
 from ds_moe_mtl.tasks.text_metrics import score_text
 
 _SAME_SCORE = {"f1a": "f1", **OPTION_METRICS}
@@ -21,10 +27,13 @@ _SAME_SCORE = {"f1a": "f1", **OPTION_METRICS}
 
 @dataclass(frozen=True)
 class DevUnits:
-    """One task's units. metric: accuracy, matthews, f1, macro_f1, spearman, pearson, or mean.
+    """One task's units. metric: accuracy, matthews, f1, macro_f1, qwk, spearman, pearson, r2, or
+    mean, ratio, label_macro_f1.
 
     truth and answer: class numbers, or numbers; for Spearman the answers' ranks, which are all it
-    reads; for mean the answer is the unit's own score and truth is 0.
+    reads; for mean the answer is the unit's own score and truth is 0; a ratio is the sum of the
+    answers over the sum of the truths (F1 of several decisions a unit); for label_macro_f1 both
+    have a bit for each label, and the truth one above them.
     """
 
     metric: str
@@ -48,6 +57,10 @@ def units_of(task: TaskPredictions) -> DevUnits:
         firsts = np.arange(len(task.labels))
         if task.kind == "text":
             metric, truth_U, answer_U = _text_units(task)
+        elif task.kind in ("multilabel", "tags", "answer"):
+            metric, truth_U, answer_U = shape_units(task)
+        elif task.kind == "regression" and metric == "qwk":
+            truth_U, answer_U = whole_scores(task.labels, task.outputs.reshape(-1))
         elif task.kind == "regression":
             truth_U, answer_U = task.labels, task.outputs.reshape(-1)
         else:

@@ -3,11 +3,13 @@
 N sequences, C outputs of the head.
 """
 
+import difflib
 from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 
+from ds_moe_mtl.tasks.shape_metrics import ANSWER_METRICS, LABEL_METRICS, TAG_METRICS
 from ds_moe_mtl.tasks.spec import TaskSpec
 from ds_moe_mtl.tasks.text_metrics import TEXT_METRICS
 
@@ -54,9 +56,14 @@ def score(
 
 def metrics_of(kind: str) -> tuple[str, ...]:
     """The metrics that a user's task of this kind may name, its own first."""
-    if kind == "text":
-        return tuple(TEXT_METRICS)
-    return REGRESSION_METRICS if kind == "regression" else CLASS_METRICS
+    return _BY_KIND.get(kind, CLASS_METRICS)
+
+
+def not_one_of(name: str, allowed: Sequence[str]) -> str:
+    """In words that a name is none of these, with the nearest of them."""
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    nearest = f"; nearest: {near[0]}" if near else ""
+    return f"is not one of {', '.join(allowed)}{nearest}"
 
 
 def positive_class(spec: TaskSpec) -> str | None:
@@ -146,6 +153,41 @@ def _macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
     return f1_score(labels, predicted, average="macro", zero_division=0)
 
 
+def _qwk(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Cohen's kappa with quadratic weights; classes are as far apart as their numbers.
+
+    Scores, which have to be whole, are predicted as the nearest whole number in their range.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    if predicted.dtype.kind == "f":
+        labels, predicted = whole_scores(labels, predicted)
+    classes = np.arange(min(labels.min(), predicted.min()), max(labels.max(), predicted.max()) + 1)
+    if len(np.union1d(labels, predicted)) == 1:
+        return 0.0
+    return cohen_kappa_score(labels, predicted, labels=classes, weights="quadratic")
+
+
+def whole_scores(labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers, int64, from a regression's labels and outputs. Raises ValueError for others.
+
+    An output beyond the labels is the label at that end.
+    """
+    if (labels != np.round(labels)).any():
+        raise ValueError("metric 'qwk' scores whole numbers, and some labels are none")
+    inside = np.clip(np.round(predicted.astype(np.float64)), labels.min(), labels.max())
+    return labels.astype(np.int64), inside.astype(np.int64)
+
+
+def _r2(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """The share of the labels' variance that is explained; below 0 where their mean is better."""
+    from sklearn.metrics import r2_score
+
+    if len(labels) < 2 or np.ptp(labels) == 0:
+        return 0.0
+    return r2_score(labels.astype(np.float64), predicted.astype(np.float64))
+
+
 def _spearman(labels: np.ndarray, predicted: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
@@ -169,8 +211,16 @@ def _correlation(function: Callable, labels: np.ndarray, predicted: np.ndarray) 
 OPTION_METRICS = {"exact_match": "accuracy"}
 """The answer is one of the options, so it matches exactly or it is another."""
 
-CLASS_METRICS = ("accuracy", "matthews", "f1", "macro_f1")
-REGRESSION_METRICS = ("spearman", "pearson")
+CLASS_METRICS = ("accuracy", "matthews", "f1", "macro_f1", "qwk")
+REGRESSION_METRICS = ("spearman", "pearson", "r2", "qwk")
+_BY_KIND = {
+    "regression": REGRESSION_METRICS,
+    "options": tuple(name for name in CLASS_METRICS if name != "qwk"),
+    "text": tuple(TEXT_METRICS),
+    "multilabel": LABEL_METRICS,
+    "tags": TAG_METRICS,
+    "answer": ANSWER_METRICS,
+}
 TWO_CLASSES = ("f1", "f1a")
 """Metrics of one class against the other: the second of a task's labels is the positive one."""
 
@@ -182,9 +232,14 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "macro_f1": _macro_f1,
     "spearman": _spearman,
     "pearson": _pearson,
+    "qwk": _qwk,
+    "r2": _r2,
 }
 
-OWN_KINDS = ("classification", "regression", "options", "text")
+OWN_KINDS = (
+    *("classification", "regression", "options", "text"),
+    *("multilabel", "tags", "answer"),
+)
 """Kinds that a user's task can be of."""
 
 METRIC_NOTES = {
@@ -192,11 +247,17 @@ METRIC_NOTES = {
     "matthews": "Matthews' correlation coefficient of the classes",
     "f1": "F1 of the second of two classes, which the data line and the results name",
     "f1a": "f1 over all answer options of MultiRC; of that task",
-    "macro_f1": "the mean over classes of their F1",
+    "macro_f1": "the mean over classes, labels or tags of their F1",
+    "micro_f1": "F1 of all labels of all examples together",
+    "lrap": "label ranking average precision: of the labels ranked down to a right one, how many",
+    "subset_accuracy": "share of examples whose labels are all right",
+    "entity_f1": "F1 of entities with the right words and type (conlleval's)",
+    "qwk": "quadratic weighted kappa of classes in their order, or of whole scores",
+    "r2": "share of the scores' variance that is explained",
     "spearman": "Spearman's rank correlation of scores",
     "pearson": "Pearson's correlation of scores, or of generated numbers",
     "exact_match": "share of answers that are the same without case, punctuation and articles",
-    "word_f1": "mean F1 of the words of generated answers",
+    "word_f1": "mean F1 of the words of answers (SQuAD's)",
     "rouge_l": "mean ROUGE-L of generated answers",
 }
 """What each metric is; all are printed in percent."""

@@ -3,7 +3,12 @@
 import dataclasses
 from dataclasses import dataclass
 
-KINDS = ("classification", "regression", "ranking", "span", "options", "text")
+KINDS = (
+    *("classification", "regression", "ranking", "span", "options", "text"),
+    *("multilabel", "tags", "answer"),
+)
+TOKEN_KINDS = ("tags", "answer")
+"""Kinds whose head reads tokens, not [CLS]: outputs a unit, a word or a token of the context."""
 
 # Sec. 4.2 of "Sparsely Activated MoE are Robust Multi-Task Learners": small tasks have at most
 # 10k training examples.
@@ -18,7 +23,9 @@ class TaskSpec:
     `choices` columns; each is encoded by itself, label 1 = the right one), "span"
     (classification of [CLS] together with one word in each of two texts), "options" (which item
     of the list in column choices[0] the answer `label` is; one score an item, from a head that
-    all such tasks share), "text" (the answer is generated).
+    all such tasks share), "text" (the answer is generated), "multilabel" (any number of `labels`),
+    "tags" (one of `labels` for each word of a list), "answer" (a part of the second text, which
+    the first one asks for).
     """
 
     name: str
@@ -43,11 +50,42 @@ class TaskSpec:
     train_file: str = ""  # a user's own data
     dev_file: str = ""
     dev_fraction: float = 0.1  # cut from train_file where there is no dev_file
+    test_file: str = ""  # scored once, with the finished model
+    dev_by: str = "label"  # how dev rows are cut: every class alike, or by the "text" alone
+    label_columns: tuple[str, ...] = ()  # multilabel: a column of yes or no for each label
+    separator: str = ","  # multilabel: what stands between labels that are one text
+    answer_start: str = ""  # answer: the column with its first character in the context
+    longest_answer: int = 30  # answer: tokens of the longest that is given
+    prefix: str = ""  # stands before the first text
+    metrics: tuple[str, ...] = ()  # all that are told, `metric` first; empty: `metric` alone
+    class_weights: tuple[float, ...] = ()  # of the loss, in the order of labels; empty: all 1
+    balanced: bool = False  # class_weights are to follow from the training rows
+    loss_weight: float = 1.0
+    sampling_weight: float = 1.0
+    threshold: float | None = None  # multilabel: of every label; None: chosen on the dev rows
+    thresholds: tuple[float, ...] = ()  # the labels' own, once chosen
 
     @property
     def num_outputs(self) -> int:
-        """Numbers the task's head gives for a sequence: its classes, or 1 for a score."""
+        """Numbers the task's head gives: its classes, or 1 for a score; for a unit of TOKEN_KINDS.
+
+        An answer's two are the scores of a token as its first and as its last.
+        """
+        if self.kind == "answer":
+            return 2
         return 1 if self.kind in ("regression", "options", "text") else len(self.labels)
+
+    @property
+    def all_metrics(self) -> tuple[str, ...]:
+        """Every metric that is told, the one that selects first."""
+        return self.metrics or (self.metric,)
+
+    @property
+    def label_thresholds(self) -> tuple[float, ...]:
+        """Multilabel: the probability from which each label is given; 0.5 until they are chosen."""
+        if self.threshold is not None:
+            return (self.threshold,) * len(self.labels)
+        return self.thresholds or (0.5,) * len(self.labels)
 
     @property
     def is_own(self) -> bool:
@@ -58,10 +96,27 @@ class TaskSpec:
     def columns(self) -> tuple[str, ...]:
         """Every column that is read, the label last."""
         joined = (self.joined,) if self.joined else ()
-        return (*self.text, *joined, *self.choices, *self.spans, self.label)
+        inputs = (*self.text, *joined, *self.choices, *self.spans)
+        return (*inputs, *self.target_columns)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that an example is made of where nobody knows what is right."""
+        if self.kind == "text":
+            return self.text
+        return self.columns[: -len(self.target_columns)]
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The columns that say what is right."""
+        if self.label_columns:
+            return self.label_columns
+        return (self.answer_start, self.label) if self.answer_start else (self.label,)
 
     def splits(self, which: str) -> tuple[str, ...]:
-        """Names of the splits that make up "train" or "dev"."""
+        """Names of the splits that make up "train", "dev" or "test"."""
+        if which == "test":
+            return ("test",)
         return (self.train_split,) if which == "train" else self.dev_splits
 
     def to_dict(self) -> dict:
@@ -70,7 +125,8 @@ class TaskSpec:
 
     @classmethod
     def from_dict(cls, values: dict) -> "TaskSpec":
-        """The row that `to_dict` wrote, also after a trip through JSON."""
+        """The row that `to_dict` wrote, also after a trip through JSON, and before there were
+        as many values in it."""
         return cls(**{key: _tuples(value) for key, value in values.items()})
 
 

@@ -1,7 +1,8 @@
-"""Scores on the dev splits over all ranks: each example once, the same calls on every rank."""
+"""Scores on dev and test splits over all ranks: each example once, the same calls on every rank."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,8 +10,10 @@ from torch import distributed as dist
 
 from ds_moe_mtl.data import evaluation_batches
 from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, task_result
+from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.network import Network
+from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.plan import RunPlan
 
 
@@ -46,6 +49,7 @@ def evaluate(
     complete = all(
         _evaluate_task(network, plan, device, task, found, wants_losses, goes_on)
         for task in range(len(plan.specs))
+        if plan.dev[task] is not None
     )
     network.train(training)
     return found if complete else None
@@ -79,6 +83,27 @@ def _evaluate_task(
     found.outputs[spec.name] = outputs_NC
     found.results[spec.name] = task_result(spec, outputs_NC, split, plan.tokenizer)
     return True
+
+
+def score_test(
+    model: Path, plan: RunPlan, device: torch.device, progress: Callable[[], None]
+) -> dict[str, dict]:
+    """Return the test results by task, of those that have test rows; a collective call.
+
+    model: the run's finished model folder, which every rank reads: what is scored is what will be
+    used, thresholds included. progress is called after each batch.
+    """
+    if all(split is None for split in plan.test):
+        return {}
+    network, description = load_folder(model)
+    specs = [TaskSpec.from_dict(task) for task in description["tasks"]]
+
+    def goes_on() -> bool:
+        progress()
+        return True
+
+    plan = replace(plan, specs=specs, dev=plan.test)
+    return evaluate(network.to(device), plan, device, plan.total_steps, False, goes_on).results
 
 
 @torch.no_grad()

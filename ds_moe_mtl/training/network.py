@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.config import RunConfig, UserError
-from ds_moe_mtl.models import HeadSpec, MultiTaskNetwork, build_network
+from ds_moe_mtl.models import MultiTaskNetwork, build_network
 from ds_moe_mtl.models.description import model_folder, read_description, read_state
 from ds_moe_mtl.models.encoder_check import check_encoder
 from ds_moe_mtl.models.folder import described_transformer
@@ -18,28 +18,12 @@ from ds_moe_mtl.models.pretrained import (
     state_hash,
     weights_hash,
 )
+from ds_moe_mtl.models.task_fit import head_specs
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from ds_moe_mtl.models.transfer import continued_state, form_of
-from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.plan import RunPlan, routing_options
-
-OPTIONS_HEAD = "options"
-"""The one head that scores the options of every task that has them."""
-
-
-def head_specs(specs: list[TaskSpec]) -> list[HeadSpec]:
-    """Return what the heads need to know of the tasks."""
-    return [
-        HeadSpec(
-            spec.name,
-            spec.num_outputs,
-            spec.kind == "span",
-            OPTIONS_HEAD if spec.kind == "options" else "",
-        )
-        for spec in specs
-    ]
 
 
 def new_network(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:

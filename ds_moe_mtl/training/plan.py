@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ds_moe_mtl.config import OwnTask, RunConfig, UserError
+from ds_moe_mtl.config import KnownTask, OwnTask, RunConfig, UserError
 from ds_moe_mtl.config.levers import tell_tied
-from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, own_spec
+from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, entry_specs
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
 from ds_moe_mtl.models.pretrained import (
@@ -17,9 +17,9 @@ from ds_moe_mtl.models.pretrained import (
     source_limits,
     trained_source,
 )
+from ds_moe_mtl.models.task_fit import balanced, check_lengths, fitting_rows
 from ds_moe_mtl.models.tokenizer import load_tokenizer
-from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
-from ds_moe_mtl.tasks.text2text import as_text
+from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.run_folder import task_folder
 
 Say = Callable[[str], None]
@@ -27,7 +27,10 @@ Say = Callable[[str], None]
 
 @dataclass
 class RunPlan:
-    """Everything a run needs to start. train and dev are in the order of `specs`."""
+    """Everything a run needs to start. train, dev and test are in the order of `specs`.
+
+    test: scored once, with the finished model; None for a task without such rows.
+    """
 
     config: RunConfig
     specs: list[TaskSpec]
@@ -35,6 +38,7 @@ class RunPlan:
     tokenizer: object
     train: list[EncodedSplit]
     dev: list[EncodedSplit]
+    test: list[EncodedSplit | None]
     total_steps: int
 
     @property
@@ -106,15 +110,15 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
             source = find_encoder(config.model.encoder)
         if source.note:
             say(f"note: {source.note}")
-        specs = _fitting(specs, config.start.model is None and generates(source), config)
+        specs = fitting_rows(specs, config.start.model is None and generates(source), config)
         tokenizer = load_tokenizer(source.folder, source_limits(source))
     except (ValueError, OSError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
-    _check_lengths(config, specs, tokenizer.model_max_length, say)
+    check_lengths(config, specs, tokenizer.model_max_length, say)
     if config.train.max_length is not None:  # the model's rows: it predicts as it was trained
         specs = [replace(spec, max_length=config.train.max_length) for spec in specs]
     sample = (config.data.sample, config.data.sample_seed) if config.data.sample else None
-    train, dev = [], []
+    train, dev, test = [], [], []
     for spec in specs:
         splits = [
             encode_task(
@@ -131,70 +135,29 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
             for split, limit, drawn in (
                 ("train", config.train.limit_examples, sample),
                 ("dev", config.train.limit_dev, None),
+                ("test", None, None),
             )
+            if split != "test" or spec.test_file
         ]
         train.append(splits[0])
         dev.append(splits[1])
+        test.append(splits[2] if spec.test_file else None)
         say(f"data: {describe(spec, *splits)}")
+    specs = [balanced(spec, split) for spec, split in zip(specs, train, strict=True)]
     steps = _total_steps(config, train, specs)
     tell_tied(config, steps, say)
-    return RunPlan(config, specs, source, tokenizer, train, dev, steps)
-
-
-def _check_lengths(config: RunConfig, specs: list[TaskSpec], longest: int, say: Say) -> None:
-    """Say where a task's own default is cut to the encoder's positions.
-
-    Raises UserError for a length that was asked for and is more than they are.
-    """
-    asked = {task.name: task.max_length for task in config.tasks if isinstance(task, OwnTask)}
-    if config.train.max_length is not None:
-        asked = dict.fromkeys((spec.name for spec in specs), config.train.max_length)
-    key = "max_length" if config.train.max_length is None else "train.max_length"
-    for name, length in asked.items():
-        if length is not None and length > longest:
-            raise UserError(
-                f"tasks: {name!r}: {key} = {length} tokens; the encoder takes at most {longest}"
-            )
-    cut = [spec.name for spec in specs if not asked.get(spec.name) and spec.max_length > longest]
-    if cut:
-        say(f"note: texts of {', '.join(cut)} are cut at {longest} tokens, the encoder's positions")
-
-
-def _fitting(specs: list[TaskSpec], generate: bool, config: RunConfig) -> list[TaskSpec]:
-    """Return the rows as the model takes them: all as text where it generates.
-
-    Raises UserError for a task or a kind of model that does not go with the encoder.
-    """
-    if not generate:
-        text = [spec.name for spec in specs if spec.kind == "text"]
-        if text:
-            raise UserError(
-                f"tasks: {text[0]!r} has free-form answers, which model.encoder = "
-                f"{config.model.encoder} cannot give; allowed: tasks with options, or BART"
-            )
-        return specs
-    if config.model.kind not in ("mt_dense", "task_moe"):
-        raise UserError(
-            f"model.kind = {config.model.kind} with model.encoder = {config.model.encoder}, which "
-            f"generates; allowed: mt_dense, task_moe"
-        )
-    other = [spec.name for spec in specs if spec.kind not in ("options", "text")]
-    if other:
-        raise UserError(
-            f"tasks: {other[0]!r} is no text-to-text task, but model.encoder = "
-            f"{config.model.encoder} generates; allowed: gym tasks, gym_train"
-        )
-    return [as_text(spec) for spec in specs]
+    return RunPlan(config, specs, source, tokenizer, train, dev, test, steps)
 
 
 def task_specs(config: RunConfig) -> list[TaskSpec]:
-    """Return the rows of config.tasks in order, groups replaced by their members."""
+    """Return the rows of config.tasks in order, groups replaced by their members.
+
+    A task that is in a group and has an entry of its own has what that entry says.
+    """
     specs: dict[str, TaskSpec] = {}
-    for entry in config.tasks:
-        if isinstance(entry, OwnTask):
-            specs[entry.name] = own_spec(entry)
-        else:
-            specs.update((name, get_task(name)) for name in expand_tasks([entry]))
+    for entry in config.task_rows:
+        for spec in entry_specs(entry):
+            specs[spec.name] = specs.get(spec.name, spec) if isinstance(entry, str) else spec
     return list(specs.values())
 
 
@@ -210,16 +173,16 @@ def single_plans(plan: RunPlan) -> list[RunPlan]:
                 "tasks": (entry,),
             }
         )
-        train, dev = [plan.train[i]], [plan.dev[i]]
+        train, dev, test = ([splits[i]] for splits in (plan.train, plan.dev, plan.test))
         steps = _total_steps(config, train, [spec])
-        plans.append(
-            replace(plan, config=config, specs=[spec], train=train, dev=dev, total_steps=steps)
-        )
+        parts = {"specs": [spec], "train": train, "dev": dev, "test": test}
+        plans.append(replace(plan, config=config, total_steps=steps, **parts))
     return plans
 
 
-def _entries(plan: RunPlan) -> list[str | OwnTask]:
-    own = {entry.name: entry for entry in plan.config.tasks if isinstance(entry, OwnTask)}
+def _entries(plan: RunPlan) -> list[str | OwnTask | KnownTask]:
+    rows = [entry for entry in plan.config.task_rows if not isinstance(entry, str)]
+    own = {entry.name: entry for entry in rows}
     return [own.get(spec.name, spec.name) for spec in plan.specs]
 
 

@@ -1,7 +1,7 @@
-"""results.json: the proof of a finished run, and the table a person reads."""
+"""results.json: the proof of a finished run."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ds_moe_mtl.data import SUBSTITUTE
 from ds_moe_mtl.data.describe import leaks
@@ -54,6 +54,7 @@ def gather_results(parts: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
         **averages(scores, specs),
         "steps": sum(part["steps"] for part in parts.values()),
         **_gathered_data(parts),
+        **_gathered_test(parts),
         "notes": [note for part in parts.values() for note in part["notes"]],
     }
 
@@ -63,6 +64,12 @@ def _gathered_data(parts: Mapping[str, dict]) -> dict:
     if any("data" not in part for part in parts.values()):
         return {}
     return {"data": {name: part["data"][name] for name, part in parts.items()}}
+
+
+def _gathered_test(parts: Mapping[str, dict]) -> dict:
+    """Return the test results of all parts, or nothing where no part has any."""
+    test = {name: value for part in parts.values() for name, value in part.get("test", {}).items()}
+    return {"test": test} if test else {}
 
 
 def averages(scores: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
@@ -91,6 +98,9 @@ def data_notes(plan: RunPlan) -> list[str]:
             )
         elif not spec.is_own and split.num_examples < wanted:
             notes.append(f"{spec.name}: trained on {split.num_examples:,} of {of}")
+    for spec, train, split in zip(plan.specs, plan.train, plan.test, strict=True):
+        if split is not None:
+            notes += [f"{spec.name}: {leak}" for leak in leaks(spec, train, split, "test")]
     for spec, train, split in zip(plan.specs, plan.train, plan.dev, strict=True):
         notes += [f"{spec.name}: {leak}" for leak in leaks(spec, train, split)]
         if SUBSTITUTE in split.origin:
@@ -106,20 +116,3 @@ def data_notes(plan: RunPlan) -> list[str]:
             f"{', '.join(plan.contaminated)}"
         )
     return notes
-
-
-def print_results(results: Mapping, say: Callable[[str], None]) -> None:
-    """Say the table of a finished run; averages and values are rounded half up."""
-    from ds_moe_mtl.tasks.metrics import average_half_up
-
-    say("")
-    width = max(15, *(len(name) for name in results["tasks"])) + 1
-    say(f"{'task':<{width}}{'metric':<12}{'dev':>8}{'examples':>10}")
-    for name, result in results["tasks"].items():
-        value = average_half_up([result["value"]], 1)
-        say(f"{name:<{width}}{result['metric']:<12}{value:>8}{result['examples']:>10,}")
-    for key, title in (("small_tasks", "small tasks"), ("all_tasks", "all tasks")):
-        if results[key] is not None:
-            say(f"{title:<{width + 12}}{average_half_up([results[key]], 1):>8}")
-    for note in results["notes"]:
-        say(f"note: {note}")

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,14 +12,16 @@ from torch import distributed as dist
 from ds_moe_mtl.config.files import read_json, write_json
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import rank_zero_says, start_engine
+from ds_moe_mtl.evaluation.outputs import with_thresholds
 from ds_moe_mtl.evaluation.predictions import FILE as PREDICTIONS
 from ds_moe_mtl.evaluation.predictions import collect_predictions, write_predictions
 from ds_moe_mtl.models.attention.choice import PACKED_FLASH
-from ds_moe_mtl.models.description import save_folder
+from ds_moe_mtl.models.description import read_description, save_folder
 from ds_moe_mtl.ranks.machine import environment
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.ranks.stop import StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
+from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tracking.metrics_log import MetricsLog, StepLines, read_metrics
 from ds_moe_mtl.training.about import about_run, banner
 from ds_moe_mtl.training.checkpoint import (
@@ -29,11 +31,11 @@ from ds_moe_mtl.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from ds_moe_mtl.training.dev import Evaluation
+from ds_moe_mtl.training.dev import Evaluation, score_test
 from ds_moe_mtl.training.model_files import model_files
 from ds_moe_mtl.training.network import described, new_network
 from ds_moe_mtl.training.plan import RunPlan
-from ds_moe_mtl.training.results import run_results
+from ds_moe_mtl.training.results import data_notes, encoder_facts, run_results
 from ds_moe_mtl.training.run_folder import RunFolder
 from ds_moe_mtl.training.selection import Selection
 from ds_moe_mtl.training.skipped import SkippedSteps
@@ -194,14 +196,26 @@ class Run:
         folder, selection, watchdog = self.folder, self.selection, self.shared.watchdog
         watchdog.progress(steps, "model folder")
         if selection is None:
-            results = run_results(self.plan, self.evaluation.results, self.sha256, steps)
+            best, scores = None, self._tuned()[1]
             with self.averaged():
-                self._write_model(folder.path / "model", results)
+                self._write_model(folder.path / "model")
             self._keep_predictions(folder.path)
         else:
             best = selection.best_step
-            results = run_results(self.plan, selection.results, self.sha256, steps, best)
             selection.finish(folder.path / "model")
+            first = self.shared.ranks.rank == 0
+            kept = read_description(folder.path / "model")["about"] if first else {}
+            scores = rank_zero_says(kept.get("results"))
+        results = run_results(self.plan, scores, self.sha256, steps, best)
+        dist.barrier()
+        self.engine.destroy()
+        test = score_test(
+            folder.path / "model",
+            self.plan,
+            self.shared.device,
+            lambda: watchdog.progress(steps, "test scores"),
+        )
+        results |= {"test": test} if test else {}
         if self.shared.ranks.rank == 0:
             selected = folder.path / "model" / PREDICTIONS
             if selected.exists():
@@ -210,7 +224,6 @@ class Run:
             if not self.config.train.keep_checkpoints:
                 shutil.rmtree(folder.checkpoints, ignore_errors=True)
         dist.barrier()
-        self.engine.destroy()
         watchdog.rest()
         return results
 
@@ -238,28 +251,34 @@ class Run:
     def _find_resume(self) -> list[Path]:
         return find_resume(self.config.run.resume, self.folder.checkpoints, self.identity)
 
-    def _write_best(self, path: Path, scores: dict) -> None:
-        self._write_model(path, run_results(self.plan, scores, self.sha256))
+    def _write_best(self, path: Path, _: dict) -> None:
+        self._write_model(path)
         self._keep_predictions(path)
 
     def _keep_predictions(self, folder: Path) -> None:
         """Write what the newest evaluation gave for every dev row, on rank 0."""
         if self.shared.ranks.rank == 0:
             plan, outputs = self.plan, self.evaluation.outputs
-            kept = collect_predictions(plan.specs, plan.dev, outputs, plan.tokenizer)
+            kept = collect_predictions(self._tuned()[0], plan.dev, outputs, plan.tokenizer)
             write_predictions(folder, kept)
 
-    def _write_model(self, folder: Path, results: dict) -> None:
+    def _tuned(self) -> tuple[list[TaskSpec], dict[str, dict]]:
+        """Return rows and results with the thresholds that the newest evaluation calls for."""
+        plan, found = self.plan, self.evaluation
+        return with_thresholds(plan.specs, plan.dev, found.outputs, found.results)
+
+    def _write_model(self, folder: Path) -> None:
         """Write a canonical model folder from all ranks' experts; a collective call."""
         from ds_moe_mtl.moe.convert import plain_state
 
         state = plain_state(self.engine.module)
         if state is None:
             return
+        specs, scores = self._tuned()
         about = {
-            "results": results["tasks"],
-            "encoder": results["encoder"],
-            "notes": results["notes"],
+            "results": scores,
+            "encoder": encoder_facts(self.plan, self.sha256),
+            "notes": data_notes(self.plan),
         }
-        description = described(self.engine.module, self.plan, about)
+        description = described(self.engine.module, replace(self.plan, specs=specs), about)
         save_folder(folder, description, state, self.plan.tokenizer)

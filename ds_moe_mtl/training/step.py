@@ -43,7 +43,12 @@ class StepOutcome:
 
 
 def training_loss(
-    network: torch.nn.Module, outputs, batch: MultiTaskBatch, share: float, scaling: bool
+    network: torch.nn.Module,
+    outputs,
+    batch: MultiTaskBatch,
+    share: float,
+    scaling: bool,
+    task_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (each sequence's loss [B], the scalar to differentiate) of one micro-batch.
 
@@ -71,6 +76,8 @@ class TrainingStep:
         """
         self.engine, self.plan, self.device = engine, plan, device
         self.span, self.progress = span, progress
+        weights = torch.tensor([spec.loss_weight for spec in plan.specs], device=device)
+        self.task_weights = weights if (weights != 1).any() else None
         self.levers = Levers(engine, plan.config, plan.total_steps)
 
     def take(
@@ -89,8 +96,9 @@ class TrainingStep:
             with self.span(FORWARD):
                 batch = batch.to(self.device)
                 outputs = engine(**network_inputs(batch))
+                scaling, weights = config.train.loss_scaling, self.task_weights
                 losses_B, loss = training_loss(
-                    engine.module, outputs, batch, share, config.train.loss_scaling
+                    engine.module, outputs, batch, share, scaling, weights
                 )
             with self.span(BACKWARD):
                 engine.backward(loss)

@@ -20,6 +20,7 @@ from ds_moe_mtl.engine.engine import (
     stop_process_group,
 )
 from ds_moe_mtl.engine.native import check_native
+from ds_moe_mtl.evaluation.table import print_results
 from ds_moe_mtl.ranks.preflight import check_agreement, fingerprints
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
@@ -27,7 +28,6 @@ from ds_moe_mtl.ranks.watchdog import Watchdog
 from ds_moe_mtl.training.contents import compare_finished
 from ds_moe_mtl.training.group import HookMakers, group_of
 from ds_moe_mtl.training.plan import RunPlan, make_plan, task_specs
-from ds_moe_mtl.training.results import print_results
 from ds_moe_mtl.training.run import Shared
 from ds_moe_mtl.training.run_folder import RunFolder
 

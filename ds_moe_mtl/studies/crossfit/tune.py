@@ -18,6 +18,7 @@ from ds_moe_mtl.models.pretrained import (
     source_limits,
     trained_source,
 )
+from ds_moe_mtl.models.task_fit import head_specs
 from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.ranks.machine import device_name
 from ds_moe_mtl.studies.crossfit.fewshot import (
@@ -29,7 +30,6 @@ from ds_moe_mtl.studies.crossfit.fewshot import (
 )
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
 from ds_moe_mtl.tasks.text2text import SEEDS, of_seed, on_test
-from ds_moe_mtl.training.network import head_specs
 
 DIRECT = "direct"
 DROPOUT = 0.1

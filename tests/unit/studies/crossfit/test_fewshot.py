@@ -11,13 +11,13 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.models import build_network
 from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.models.pretrained import find_encoder, load_transformer
+from ds_moe_mtl.models.task_fit import head_specs
 from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
 from ds_moe_mtl.studies.crossfit.fewshot import Tuning, router_for
 from ds_moe_mtl.studies.crossfit.task_vectors import fisher_vectors, save_vectors, text_vectors
 from ds_moe_mtl.studies.crossfit.tune import FewShot, read_rows, tune_tasks
 from ds_moe_mtl.tasks import get_task
-from ds_moe_mtl.training.network import head_specs
 from tests.support.gym import write_gym
 from tests.support.steps import quiet
 from tests.support.tiny import write_encoder
