@@ -1,8 +1,10 @@
 """A model card: README.md of a folder that transformers or a person opens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from ds_moe_mtl.models.portable.folder import KINDS
 from ds_moe_mtl.models.pretrained import MINILM_PACKAGED
+from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 
 _SENTENCE_ENCODER = (
     "The encoder is a fine-tuned sentence encoder. Its training data included MNLI and SNLI, "
@@ -25,28 +27,28 @@ def model_card(
     """
     import yaml
 
-    head = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    tasks = [TaskSpec.from_dict(row) for row in description["tasks"]]
+    kind = "token" if all(row.kind == "tags" for row in tasks) else "text"
+    head = {"library_name": "transformers", "pipeline_tag": f"{kind}-classification"}
     head["tags"] = ["ds_moe_mtl", "multi-task", description["kind"]]
     if licence is not None:
         head["license"] = licence
     about = description["about"]
     notes = (results or {}).get("notes") or about.get("notes") or []
     encoder = (about.get("encoder") or {}).get("name", "unknown")
-    lines = [*notes, *_limits(description, results, licence)]
+    lines = [*notes, *_limits(tasks, results, licence)]
     if encoder == MINILM_PACKAGED:
         lines.insert(0, _SENTENCE_ENCODER)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
-        f"# {len(description['tasks'])} tasks, one encoder\n",
+        f"# {len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}, one encoder\n",
         f"{_kind(description)} It was trained with ds_moe_mtl from {_plain(encoder)}.\n",
         "## Tasks and scores\n",
-        _table(description["tasks"], results, intervals),
+        _table(tasks, results, intervals),
         "## Use\n",
-        _use(description["tasks"]),
+        _use(tasks),
         "## Limits\n",
-        "".join(
-            f"- {_plain(line)}\n" for line in [*notes, *_limits(description, results, licence)]
-        ),
+        "".join(f"- {_plain(line)}\n" for line in lines),
     ]
     return "\n".join(parts)
 
@@ -55,27 +57,29 @@ def _kind(description: Mapping) -> str:
     routing, layers = description["routing"], description["encoder"].get("num_hidden_layers")
     if routing is None:
         return f"A dense encoder of {layers} layers with a head for each task."
-    how = {"merged": "are merged by the task", "top1": "take one token each, by the task's gate"}
+    how = "merged by the task"
+    if routing["combine"] == "top1":
+        how = f"of which each {routing['route_by']} takes one, chosen by its task's gate"
     return (
-        f"A sparse encoder of {layers} layers: {routing['num_experts']} experts in a layer, which "
-        f"{how[routing['combine']]} ({routing['num_gates']} gates)."
+        f"A sparse encoder of {layers} layers: {routing['num_experts']} experts in a layer, {how} "
+        f"({routing['num_gates']} gates)."
     )
 
 
-def _table(tasks, results: Mapping | None, intervals: Mapping | None) -> str:
+def _table(tasks: Sequence[TaskSpec], results: Mapping | None, intervals: Mapping | None) -> str:
     lines = ["| task | kind | answers | trained on | metric | dev | 95% | rows |", "|---" * 8 + "|"]
     for row in tasks:
-        score = ((results or {}).get("tasks") or {}).get(row["name"])
-        found = (results or {}).get("data", {}).get(row["name"], {})
-        labels = [_plain(label) for label in row["labels"]]
+        score = ((results or {}).get("tasks") or {}).get(row.name)
+        found = (results or {}).get("data", {}).get(row.name, {})
+        labels = [_plain(label) for label in row.labels]
         shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
-        ends = (intervals or {}).get(row["name"])
+        ends = (intervals or {}).get(row.name)
         cells = [
-            row["name"],
-            row["kind"],
+            row.name,
+            row.kind,
             shown or "a number",
             f"{_source(row)}{', ' + format(found['examples'], ',') if 'examples' in found else ''}",
-            row["metric"],
+            row.metric,
             f"{score['value']:.1f}" if score else "not known",
             f"{ends[0]:.1f} to {ends[1]:.1f}" if ends else "not known",
             f"{score['examples']:,}" if score else "not known",
@@ -87,16 +91,19 @@ def _table(tasks, results: Mapping | None, intervals: Mapping | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _source(row: Mapping) -> str:
+def _source(row: TaskSpec) -> str:
     """Return where a task's rows are from: a set's name; of a user's own files no path."""
-    if row["hub"]:
-        return _plain("/".join(part for part in row["hub"] if part))
-    return "own files" if row["train_file"] else _plain(row["folder"] or row["name"])
+    if row.hub:
+        return _plain("/".join(part for part in row.hub if part))
+    return "own files" if row.train_file else _plain(row.folder or row.name)
 
 
-def _use(tasks) -> str:
-    name = tasks[0]["name"]
-    pairs = [row["name"] for row in tasks if len(row["text"]) == 2 or row["choices"]]
+def _use(tasks: Sequence[TaskSpec]) -> str:
+    name = next((row.name for row in tasks if row.kind not in TOKEN_KINDS), None)
+    if name is None:
+        auto = f"AutoModelFor{KINDS[tasks[0].kind]}"
+        return f"`{auto}.from_pretrained(FOLDER, trust_remote_code=True)` opens this folder.\n"
+    pairs = [row.name for row in tasks if len(row.text) == 2 or row.choices]
     example = '{"text": "one text", "text_pair": "its second"}' if name in pairs else '"a text"'
     return (
         "```python\nfrom transformers import pipeline\n\n"
@@ -109,23 +116,34 @@ def _use(tasks) -> str:
     )
 
 
-def _limits(description: Mapping, results: Mapping | None, licence: str | None) -> list[str]:
+def _limits(tasks: Sequence[TaskSpec], results: Mapping | None, licence: str | None) -> list[str]:
     lines = []
     if results is None:
         lines.append("No scores came with the model, so none are told here.")
-    lengths = sorted({row["max_length"] for row in description["tasks"]})
+    lengths = sorted({row.max_length for row in tasks})
     lines.append(f"Texts were cut at {' or '.join(map(str, lengths))} tokens in training.")
-    for row in description["tasks"]:
-        if row["kind"] in ("ranking", "options"):
+    for row in tasks:
+        if row.kind in ("ranking", "options"):
             lines.append(
-                f"{row['name']}: scores one pair of text and choice; the choice with the "
-                f"{'largest last logit' if row['kind'] == 'ranking' else 'largest score'} is the "
+                f"{row.name}: scores one pair of text and choice; the choice with the "
+                f"{'largest last logit' if row.kind == 'ranking' else 'largest score'} is the "
                 f"answer."
             )
-        if row["kind"] == "span":
-            lines.append(f"{row['name']}: needs word_spans, which pipelines do not give.")
-        if row["joined"]:
-            lines.append(f"{row['name']}: {row['joined']} follows {row['text'][0]} after a blank.")
+        if row.kind == "span":
+            lines.append(f"{row.name}: needs word_spans, which pipelines do not give.")
+        if row.kind == "multilabel":
+            ends = dict.fromkeys(row.label_thresholds)
+            shown = ", ".join(f"{end:.2f}" for end in row.label_thresholds if len(ends) > 1)
+            shown = shown or f"{row.label_thresholds[0]:.2f}"
+            lines.append(f"{row.name}: a label is given from these probabilities on: {shown}.")
+        if row.kind in TOKEN_KINDS:
+            lines.append(f"{row.name}: opens with AutoModelFor{KINDS[row.kind]}.")
+        if row.kind == "tags":
+            lines.append(f"{row.name}: a word's tag is that of its first piece.")
+        if row.prefix:
+            lines.append(f"{row.name}: put {row.prefix!r} before the first text.")
+        if row.joined:
+            lines.append(f"{row.name}: {row.joined} follows {row.text[0]} after a blank.")
     if licence is None:
         lines.append("The licence is unknown: nobody gave one.")
     return lines

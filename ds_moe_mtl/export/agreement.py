@@ -17,7 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch, evaluation_batches
 from ds_moe_mtl.evaluation.outputs import assemble, task_result
+from ds_moe_mtl.evaluation.shapes import best_part
 from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks.shape_metrics import probabilities
 
 FILE = "export.json"
 
@@ -29,17 +31,20 @@ SCORE_TOLERANCE = 1e-4
 
 TOKENS_PER_BATCH = 2048
 
+_SCORES = ("regression", "options", "answer")
+"""Kinds whose outputs are compared as they are: no probability says more than they do."""
+
 Run = Callable[[MultiTaskBatch], torch.Tensor]
-"""From a batch to its outputs [B, C], row by row."""
+"""From a batch to its outputs [B, C], or [B, S, C] of a head that reads tokens."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an export's outputs differ from its source's on `rows` sequences of a task.
+    """How an export's outputs differ from its source's on `rows` dev rows of a task.
 
-    largest_difference: of probabilities, of scores for a regression. other_answers: rows, or
-    questions, that are answered otherwise, ties apart; None for scores. before, after: the metric
-    in percent.
+    A row is a sequence, or a word or token where a head reads those. largest_difference: of
+    probabilities, or of scores. other_answers: rows, or questions, that are answered otherwise,
+    ties apart; None for a regression. before, after: the metric in percent.
     """
 
     rows: int
@@ -49,6 +54,7 @@ class Agreement:
     metric: str
     before: float
     after: float
+    scores: bool = False
     score_range: float = 1.0
 
     @property
@@ -60,7 +66,7 @@ class Agreement:
 
     def line(self, task: str) -> str:
         """Return it as a line for a person."""
-        what = "scores" if self.other_answers is None else "probabilities"
+        what = "scores" if self.scores else "probabilities"
         others = "" if self.other_answers is None else f", {self.other_answers:,} other answers"
         return (
             f"{task}: {self.rows:,} dev rows, {what} differ by at most "
@@ -80,13 +86,22 @@ def compare(
     if not (np.isfinite(found_NC).all() and np.isfinite(wanted_NC).all()):
         raise UserError(f"{spec.name}: outputs are not finite: the training diverged")
     others, ties, scale = None, 0, 1.0
-    if spec.kind in ("regression", "options"):
+    if spec.kind in _SCORES:
         largest = float(np.abs(wanted_NC - found_NC).max())
         scale = max(1.0, float(np.abs(wanted_NC).max()))
         if spec.kind == "options":
             others, ties = _other_answers(wanted_NC[:, 0], found_NC[:, 0], split.questions)
+        elif spec.kind == "answer":
+            others, ties = _other_parts(spec, wanted_NC, found_NC, split)
+    elif spec.kind == "multilabel":
+        wanted, found = probabilities(wanted_NC), probabilities(found_NC)
+        largest = float(np.abs(wanted - found).max())
+        ends_L = np.array(spec.label_thresholds)
+        differ_NL = (wanted >= ends_L) != (found >= ends_L)
+        far_N = (differ_NL & (np.abs(wanted - ends_L) > TIE)).any(1)
+        others, ties = int(far_N.sum()), int((differ_NL.any(1) & ~far_N).sum())
     else:
-        wanted, found = _probabilities(wanted_NC), _probabilities(found_NC)
+        wanted, found = _class_probabilities(wanted_NC), _class_probabilities(found_NC)
         largest = float(np.abs(wanted - found).max())
         if spec.kind == "ranking":
             others, ties = _other_answers(wanted_NC[:, 1], found_NC[:, 1], split.questions)
@@ -98,16 +113,25 @@ def compare(
     before, after = (
         task_result(spec, outputs, split)["value"] for outputs in (wanted_NC, found_NC)
     )
-    return Agreement(split.num_sequences, largest, others, ties, spec.metric, before, after, scale)
+    scores = spec.kind in _SCORES
+    told = (spec.metric, before, after, scores, scale)
+    return Agreement(split.num_outputs, largest, others, ties, *told)
 
 
 def outputs_of(run: Run, split: EncodedSplit, num_outputs: int) -> np.ndarray:
-    """Return what `run` gives for every sequence of a split [N, C], in row order."""
+    """Return what `run` gives for every row of a split [N, C], in order.
+
+    A row is a sequence; of a head that reads tokens, for which run gives [B, S, C], a unit.
+    """
     pieces = []
     for batch in evaluation_batches(split, 0, tokens_per_batch=TOKENS_PER_BATCH):
         with torch.no_grad():
             found_BC = run(batch)
-        pieces.append((batch.example_ids_B.numpy(), found_BC[:, :num_outputs].float().numpy()))
+        rows = batch.example_ids_B
+        if batch.unit_ids_U is not None:
+            real_BS = torch.arange(found_BC.shape[1]) < torch.tensor(batch.lengths)[:, None]
+            found_BC, rows = found_BC[real_BS][batch.units_U], batch.unit_ids_U
+        pieces.append((rows.numpy(), found_BC[:, :num_outputs].float().numpy()))
     return assemble(pieces, split, num_outputs)
 
 
@@ -123,6 +147,13 @@ def padded(batch: MultiTaskBatch, pad_id: int, types: bool) -> dict[str, torch.T
     if types:
         inputs["token_type_ids"] = rows(batch.token_type_ids_T, 0)
     return inputs
+
+
+def plain_outputs(outputs) -> torch.Tensor:
+    """Return the outputs of one of transformers' classes as one tensor."""
+    if "start_logits" in outputs:
+        return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
+    return outputs.logits
 
 
 def tell(
@@ -160,7 +191,7 @@ def write_about(output: Path, about: Mapping) -> None:
     (output / FILE).write_text(json.dumps(dict(about), indent=2) + "\n")
 
 
-def _probabilities(logits_NC: np.ndarray) -> np.ndarray:
+def _class_probabilities(logits_NC: np.ndarray) -> np.ndarray:
     wide = logits_NC.astype(np.float64)
     powers = np.exp(wide - wide.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
@@ -180,3 +211,20 @@ def _other_answers(
         others += int(lost > TIE)
         ties += int(mine != theirs and lost <= TIE)
     return others, ties
+
+
+def _other_parts(
+    spec: TaskSpec, wanted_U2: np.ndarray, found_U2: np.ndarray, split: EncodedSplit
+) -> tuple[int, int]:
+    """Return the contexts of which another part is the answer, and those where two were tied."""
+    others = ties = 0
+    for start, end in zip(split.unit_offsets[:-1], split.unit_offsets[1:], strict=True):
+        scores_T2 = wanted_U2[start:end]
+        mine, theirs = (
+            best_part(scores[start:end], spec.longest_answer) for scores in (wanted_U2, found_U2)
+        )
+        if mine != theirs:
+            both = [scores_T2[first, 0] + scores_T2[last, 1] for first, last in (mine, theirs)]
+            near = both[0] - both[1] <= TIE * max(1.0, abs(both[0]))
+            others, ties = others + (not near), ties + near
+    return int(others), int(ties)

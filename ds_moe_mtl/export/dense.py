@@ -15,25 +15,42 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch, evaluation_batches
+from ds_moe_mtl.data import EncodedSplit, evaluation_batches
 from ds_moe_mtl.evaluation import MultiTaskModel
-from ds_moe_mtl.export.agreement import compare, new_folder, outputs_of, padded, tell, write_about
+from ds_moe_mtl.export.agreement import (
+    Run,
+    compare,
+    new_folder,
+    outputs_of,
+    padded,
+    plain_outputs,
+    tell,
+    write_about,
+)
 from ds_moe_mtl.export.source import ExportSource
 from ds_moe_mtl.models import routed_ffns
 from ds_moe_mtl.models.dense_export import dense_copy, merged_shares
 from ds_moe_mtl.models.losses import network_inputs
-from ds_moe_mtl.models.plain_classifier import plain_classifier
+from ds_moe_mtl.models.plain_classifier import plain_classifier, plain_token_model
 from ds_moe_mtl.models.portable.folder import cutting_tokenizer
+from ds_moe_mtl.tasks import TOKEN_KINDS
 
 Say = Callable[[str], None]
 
-KINDS = ("classification", "regression", "ranking", "options")
-"""Kinds that become a sequence classifier. Of the last two it scores one text with one choice."""
+_PROBLEMS = {
+    "classification": "single_label_classification",
+    "ranking": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+    "options": "regression",
+}
+"""Kinds that become a sequence classifier, and transformers' word for their outputs. Of ranking
+and options it scores one text with one choice."""
 
 
 @dataclass(frozen=True)
 class DenseTask:
-    """A task as a plain classifier. how: what was done to its experts; exact: nothing was lost."""
+    """A task as a plain model. how: what was done to its experts; exact: nothing was lost."""
 
     model: nn.Module
     how: str
@@ -70,10 +87,10 @@ def export_dense(source: ExportSource, task: str, output: Path, merge: bool, say
         write_about(folder, about)
 
 
-def classifier_run(model: nn.Module, tokenizer) -> Callable[[MultiTaskBatch], torch.Tensor]:
+def classifier_run(model: nn.Module, tokenizer) -> Run:
     """Return what runs a plain classifier on a batch of ours."""
     types = "token_type_ids" in tokenizer.model_input_names
-    return lambda batch: model(**padded(batch, tokenizer.pad_token_id, types)).logits
+    return lambda batch: plain_outputs(model(**padded(batch, tokenizer.pad_token_id, types)))
 
 
 def dense_task(source: ExportSource, task: str, merge: bool = False) -> DenseTask:
@@ -88,10 +105,10 @@ def dense_task(source: ExportSource, task: str, merge: bool = False) -> DenseTas
             f"--to dense: a {model.description['kind']} model; allowed: single, mt_dense, "
             f"mt_switch and mt_tag of an encoder"
         )
-    if spec.kind not in KINDS:
+    if spec.kind not in (*_PROBLEMS, *TOKEN_KINDS):
         raise UserError(
-            f"--to dense: task {task!r} is {spec.kind}; allowed: {', '.join(KINDS)} "
-            f"(--to huggingface carries span too)"
+            f"--to dense: task {task!r} is {spec.kind}; allowed: "
+            f"{', '.join((*_PROBLEMS, *TOKEN_KINDS))} (--to huggingface carries span too)"
         )
     network, exact, scales = model.network, True, None
     if routing is None:
@@ -105,10 +122,12 @@ def dense_task(source: ExportSource, task: str, merge: bool = False) -> DenseTas
         how, exact, shares, scales = _by_use(source, task, merge)
     encoder = dense_copy(network, shares, scales)
     head = network.heads.head(network.heads.specs[list(model.specs).index(task)].key)
-    labels = dict(enumerate(spec.labels if spec.num_outputs > 1 else ("score",)))
-    problem = "single_label_classification" if spec.num_outputs > 1 else "regression"
+    labels = dict(enumerate(spec.labels or ("score",)))
     try:
-        classifier = plain_classifier(encoder, head, labels, problem)
+        if spec.kind in TOKEN_KINDS:
+            classifier = plain_token_model(encoder, head, labels if spec.labels else None)
+        else:
+            classifier = plain_classifier(encoder, head, labels, _PROBLEMS[spec.kind])
     except ValueError as error:
         raise UserError(f"--to dense: {error}") from error
     return DenseTask(classifier, how, exact)

@@ -20,10 +20,12 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch, evaluation_batches
 from ds_moe_mtl.export.agreement import (
     TOKENS_PER_BATCH,
+    Run,
     compare,
     new_folder,
     outputs_of,
     padded,
+    plain_outputs,
     tell,
     write_about,
 )
@@ -31,7 +33,7 @@ from ds_moe_mtl.export.dense import dense_task
 from ds_moe_mtl.export.source import ExportSource
 from ds_moe_mtl.models.encoder_files import quiet
 from ds_moe_mtl.models.portable.folder import cutting_tokenizer, opened
-from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 
 Say = Callable[[str], None]
 
@@ -55,7 +57,7 @@ class _ClassifierGraph(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        return self.classifier(**inputs).logits
+        return plain_outputs(self.classifier(**inputs))
 
 
 class _SparseGraph(nn.Module):
@@ -66,10 +68,13 @@ class _SparseGraph(nn.Module):
         self.encoder = model.encoder
         self.head = model.heads.linears[model.heads.place[number]]
         self.gate = model.config.gate_of_task[number]
+        self.reads_tokens = model.config.tasks[number]["kind"] in TOKEN_KINDS
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         gates_B = torch.full_like(input_ids[:, 0], self.gate)
         hidden_BSD = self.encoder(input_ids, attention_mask, token_type_ids, gates_B)
+        if self.reads_tokens:
+            return self.head(hidden_BSD)
         return self.head(self.encoder.pool(hidden_BSD[:, 0]))
 
 
@@ -148,7 +153,7 @@ def _write_graph(graph: nn.Module, path: Path, types: bool) -> None:
         )
 
 
-def _session_run(path: Path, pad_id: int, types: bool) -> Callable[[MultiTaskBatch], torch.Tensor]:
+def _session_run(path: Path, pad_id: int, types: bool) -> Run:
     """Return what runs a graph in onnxruntime on a batch of ours."""
     import onnxruntime
 

@@ -1,7 +1,8 @@
-"""A dense encoder and one head as transformers' own sequence classifier, which needs no code.
+"""A dense encoder and one head as transformers' own classifier, which needs no code of anybody's.
 
-transformers' heads are two layers: BERT's pooler, RoBERTa's and ELECTRA's `classifier.dense`, each
-with an activation. Where our head reads [CLS] linearly, the inner layer has to do nothing:
+Heads that read tokens are the same there. transformers' heads of a sequence are two layers: BERT's
+pooler, RoBERTa's and ELECTRA's `classifier.dense`, each with an activation. Where our head reads
+[CLS] linearly, the inner layer has to do nothing:
 
 - tanh: the inner layer is 2^-18 times the identity, and the outer one 2^18 times our head. Scaling
   by a power of two is exact, and tanh(x) is x within (2^-18 x)^2 / 3 of it, 2e-9 for a state of 20:
@@ -41,16 +42,8 @@ def plain_classifier(
     config.label2id = {label: number for number, label in id2label.items()}
     config.problem_type = problem_type
     name = type(encoder).__name__
-    try:
-        model = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as error:
-        raise ValueError(f"transformers has no sequence classifier of {name}") from error
-    base = getattr(model, model.base_model_prefix)
+    model, base = _filled(AutoModelForSequenceClassification, config, encoder, head)
     pooler = getattr(encoder, "pooler", None)
-    missing, unexpected = base.load_state_dict(encoder.state_dict(), strict=False)
-    odd = [key for key in (*missing, *unexpected) if not key.startswith("pooler.")]
-    assert not odd, odd
-    model.to(head.weight.dtype).eval()
     inner, outer = _two_layers(model, base, name)
     states_BD = torch.randn(64, head.in_features, generator=torch.Generator().manual_seed(0))
     states_BD = (4 * states_BD).to(head.weight)
@@ -64,6 +57,45 @@ def plain_classifier(
         if float((found_BC - wanted_BC).abs().max()) <= tolerance:
             return model
     raise ValueError(f"the classifier of {type(model).__name__} cannot compute this model's head")
+
+
+@torch.no_grad()
+def plain_token_model(
+    encoder: nn.Module, head: nn.Linear, id2label: Mapping[int, str] | None
+) -> nn.Module:
+    """Return transformers' token classifier of the encoder's architecture, in eval mode.
+
+    id2label None: its model that answers questions, head's outputs the scores of an answer's first
+    and last token. Raises ValueError, one line, for an architecture without such a model.
+    """
+    from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification
+
+    config = copy.deepcopy(encoder.config)
+    auto, place = AutoModelForQuestionAnswering, "qa_outputs"
+    if id2label is not None:
+        auto, place = AutoModelForTokenClassification, "classifier"
+        config.id2label = dict(id2label)
+        config.label2id = {label: number for number, label in id2label.items()}
+    model, _ = _filled(auto, config, encoder, head)
+    outer = getattr(model, place, None)
+    if type(outer) is not nn.Linear or outer.weight.shape != head.weight.shape:
+        raise ValueError(f"{type(model).__name__} has no plain head {place}")
+    outer.load_state_dict(head.state_dict())
+    return model
+
+
+def _filled(auto, config, encoder: nn.Module, head: nn.Linear) -> tuple[nn.Module, nn.Module]:
+    """Return (model of an AutoModel's class, its base with the encoder's weights), in eval mode."""
+    try:
+        model = auto.from_config(config)
+    except ValueError as error:
+        name = type(encoder).__name__
+        raise ValueError(f"transformers has no {auto.__name__} of {name}") from error
+    base = getattr(model, model.base_model_prefix)
+    missing, unexpected = base.load_state_dict(encoder.state_dict(), strict=False)
+    odd = [key for key in (*missing, *unexpected) if not key.startswith("pooler.")]
+    assert not odd, odd
+    return model.to(head.weight.dtype).eval(), base
 
 
 def _two_layers(model: nn.Module, base: nn.Module, name: str) -> tuple[nn.Linear, nn.Linear]:

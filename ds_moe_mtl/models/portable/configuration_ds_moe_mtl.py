@@ -6,8 +6,17 @@ task in use and what transformers says of one task: its labels and its type of p
 
 from transformers import PreTrainedConfig
 
-_SCORES = ("regression", "options")
-"""Kinds of tasks whose head gives one number."""
+_LABELS = {"regression": ["score"], "options": ["score"], "answer": ["first", "last"]}
+"""Labels of the kinds of tasks that have none of their own."""
+
+_PROBLEMS = {
+    "regression": "regression",
+    "options": "regression",
+    "multilabel": "multi_label_classification",
+    "answer": None,
+    "tags": None,
+}
+"""transformers' problem_type by kind; single_label_classification for the others."""
 
 
 class DsMoeMtlConfig(PreTrainedConfig):
@@ -64,9 +73,8 @@ class DsMoeMtlConfig(PreTrainedConfig):
     def __setattr__(self, key, value):
         if key == "task" and value is not None:
             row = self.task_row(value)
-            scores = row["kind"] in _SCORES
-            labels = ["score"] if scores else list(row["labels"])
+            labels = _LABELS.get(row["kind"]) or row["labels"]
             self.id2label = dict(enumerate(labels))
             self.label2id = {label: place for place, label in enumerate(labels)}
-            self.problem_type = "regression" if scores else "single_label_classification"
+            self.problem_type = _PROBLEMS.get(row["kind"], "single_label_classification")
         super().__setattr__(key, value)

@@ -20,15 +20,26 @@ from ds_moe_mtl.models.portable.configuration_ds_moe_mtl import DsMoeMtlConfig
 from ds_moe_mtl.models.token_level.shared_slice import shared_neurons
 from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 from ds_moe_mtl.models.tokenizer import ENCODER_LENGTH
+from ds_moe_mtl.tasks import TaskSpec
 
 CODE = ("configuration_ds_moe_mtl.py", "modeling_ds_moe_mtl.py")
-KINDS = ("classification", "regression", "ranking", "span", "options")
-"""Kinds of tasks that a portable folder can answer."""
+KINDS = {
+    "classification": "SequenceClassification",
+    "multilabel": "SequenceClassification",
+    "regression": "SequenceClassification",
+    "ranking": "SequenceClassification",
+    "options": "SequenceClassification",
+    "span": "SequenceClassification",
+    "tags": "TokenClassification",
+    "answer": "QuestionAnswering",
+}
+"""Kinds of tasks that a portable folder can answer, and the AutoModelFor... that answers them."""
 
+_MODEL = "modeling_ds_moe_mtl.DsMoeMtlFor"
 _AUTO = {
     "AutoConfig": "configuration_ds_moe_mtl.DsMoeMtlConfig",
-    "AutoModel": "modeling_ds_moe_mtl.DsMoeMtlForSequenceClassification",
-    "AutoModelForSequenceClassification": "modeling_ds_moe_mtl.DsMoeMtlForSequenceClassification",
+    "AutoModel": f"{_MODEL}SequenceClassification",
+    **{f"AutoModelFor{name}": f"{_MODEL}{name}" for name in dict.fromkeys(KINDS.values())},
 }
 
 
@@ -42,8 +53,9 @@ def portable_config(network: Network, description: Mapping, task: str | None = N
     if fault:
         raise ValueError(f"no folder for transformers can be made: {fault}")
     values = copy.deepcopy(dict(description))
+    values["tasks"] = [TaskSpec.from_dict(row).to_dict() for row in values["tasks"]]
     for row in values["tasks"]:  # a folder that others will see tells no path of this machine
-        row.update({key: Path(row[key]).name for key in ("train_file", "dev_file")})
+        row.update({key: Path(value).name for key, value in row.items() if key.endswith("_file")})
     encoder = encoder_config_of(description)
     routing = values["routing"]
     layers, shared = (), 0
@@ -59,7 +71,7 @@ def portable_config(network: Network, description: Mapping, task: str | None = N
     return {
         **values,
         "model_type": DsMoeMtlConfig.model_type,
-        "architectures": [_AUTO["AutoModel"].rpartition(".")[2]],
+        "architectures": [f"DsMoeMtlFor{KINDS[config.task_row(config.task)['kind']]}"],
         "auto_map": dict(_AUTO),
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
         "sparse_layers": list(layers),

@@ -13,7 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 from .configuration_ds_moe_mtl import DsMoeMtlConfig
 
@@ -215,6 +219,9 @@ class DsMoeMtlPreTrainedModel(PreTrainedModel):
     base_model_prefix = "ds_moe_mtl"
     _supports_sdpa = True
 
+    auto_class = ""
+    """The AutoModel that opens the class."""
+
     def __init__(self, config):
         super().__init__(config)
         self.encoder = _Encoder(config)
@@ -230,19 +237,22 @@ class DsMoeMtlPreTrainedModel(PreTrainedModel):
     def task_numbers(self, task, rows):
         """Return the task of each of `rows` sequences, as numbers.
 
-        task: a name, or one name or number a sequence; None for config.task.
+        task: a name, or one name or number a sequence; None for config.task. Raises ValueError for
+        a task that the model does not have, or that another class answers.
         """
         names = self.config.task_names
         if task is None or isinstance(task, str):
             task = [self.config.task if task is None else task] * rows
         values = task.tolist() if isinstance(task, torch.Tensor) else list(task)
-        for value in values:
-            if isinstance(value, str):
-                self.config.task_row(value)
-            elif not 0 <= value < len(names):
-                raise ValueError(f"task number {value}; allowed: 0 to {len(names) - 1}")
         if len(values) != rows:
             raise ValueError(f"{len(values)} tasks for {rows} sequences; allowed: one a sequence")
+        for value in set(values):
+            if not isinstance(value, str) and not 0 <= value < len(names):
+                raise ValueError(f"task number {value}; allowed: 0 to {len(names) - 1}")
+            row = self.config.task_row(value if isinstance(value, str) else names[value])
+            auto = _AUTO_OF_KIND.get(row["kind"], "AutoModelForSequenceClassification")
+            if auto != self.auto_class:
+                raise ValueError(f"task {row['name']!r} is {row['kind']}: open it with {auto}")
         return [names.index(value) if isinstance(value, str) else int(value) for value in values]
 
     def hidden_states(self, input_ids, attention_mask, token_type_ids, numbers):
@@ -253,9 +263,43 @@ class DsMoeMtlPreTrainedModel(PreTrainedModel):
         gates_B = torch.tensor(gates, device=input_ids.device)
         return self.encoder(input_ids, attention_mask, token_type_ids, gates_B)
 
+    def outputs_of(self, numbers, head):
+        """Return head(number, rows) of each task's rows, put together: -inf beyond its outputs."""
+        of_tasks = sorted(set(numbers))
+        if len(of_tasks) == 1:
+            return head(of_tasks[0], slice(None))
+        widest = max(self.config.heads[number]["outputs"] for number in of_tasks)
+        logits = None
+        for number in of_tasks:
+            rows = [row for row, own in enumerate(numbers) if own == number]
+            found = head(number, rows)
+            if logits is None:
+                shape = (len(numbers), *found.shape[1:-1], widest)
+                logits = found.new_full(shape, -torch.inf)
+            logits[rows, ..., : found.shape[-1]] = found
+        return logits
+
+    def linear(self, number):
+        """Return a task's head."""
+        return self.heads.linears[self.heads.place[number]]
+
+    def one_task(self, numbers):
+        """Return the number of the one task of a call with labels. Raises ValueError for more."""
+        if len(set(numbers)) > 1:
+            raise ValueError("labels with several tasks in one call; allowed: one task")
+        return numbers[0]
+
+
+_AUTO_OF_KIND = {
+    "tags": "AutoModelForTokenClassification",
+    "answer": "AutoModelForQuestionAnswering",
+}
+
 
 class DsMoeMtlForSequenceClassification(DsMoeMtlPreTrainedModel):
-    """Reads [CLS]: classes, or a score where the task's head has one output."""
+    """Reads [CLS]: classes, labels, or a score where the task's head has one output."""
+
+    auto_class = "AutoModelForSequenceClassification"
 
     def forward(
         self,
@@ -269,45 +313,109 @@ class DsMoeMtlForSequenceClassification(DsMoeMtlPreTrainedModel):
     ):
         """Return logits [B, C] of the task's outputs and, with labels [B], the mean loss.
 
-        Sequences of several tasks in one call get -inf beyond their own outputs. word_spans [B, 2,
-        2]: for a word-sense task, the tokens [start, end) of its two words. Pads are on the right.
+        labels: numbers of classes, scores, or [B, C] of several labels. Sequences of several tasks
+        in one call get -inf beyond their own outputs. word_spans [B, 2, 2]: for a word-sense task,
+        the tokens [start, end) of its two words. Pads are then on the right.
         """
         numbers = self.task_numbers(task, len(input_ids))
         hidden_BSD = self.hidden_states(input_ids, attention_mask, token_type_ids, numbers)
         cls_BD = self.dropout(self.encoder.pool(hidden_BSD[:, 0]))
-        of_tasks = sorted(set(numbers))
-        if len(of_tasks) == 1:
-            logits_BC = self._head(of_tasks[0], hidden_BSD, cls_BD, word_spans)
-        else:
-            widest = max(self.config.heads[number]["outputs"] for number in of_tasks)
-            logits_BC = cls_BD.new_full((len(numbers), widest), -torch.inf)
-            for number in of_tasks:
-                rows = [row for row, own in enumerate(numbers) if own == number]
-                spans = None if word_spans is None else word_spans[rows]
-                found = self._head(number, hidden_BSD[rows], cls_BD[rows], spans)
-                logits_BC[rows, : found.shape[1]] = found
+
+        def head(number, rows):
+            if not self.config.heads[number]["spans"]:
+                return self.linear(number)(cls_BD[rows])
+            if word_spans is None:
+                name = self.config.task_names[number]
+                raise ValueError(f"task {name!r} reads two words of the text: give word_spans")
+            words_BW = self.dropout(_word_states(hidden_BSD[rows], word_spans[rows]))
+            return self.linear(number)(torch.cat([cls_BD[rows], words_BW], dim=1))
+
+        logits_BC = self.outputs_of(numbers, head)
         loss = None
         if labels is not None:
-            if len(of_tasks) > 1:
-                raise ValueError("labels with several tasks in one call; allowed: one task")
-            scores = logits_BC.shape[1] == 1
-            loss = (
-                nn.functional.mse_loss(logits_BC[:, 0], labels.to(logits_BC.dtype).view(-1))
-                if scores
-                else nn.functional.cross_entropy(logits_BC, labels.view(-1))
-            )
+            kind = self.config.tasks[self.one_task(numbers)]["kind"]
+            loss = _loss(kind, logits_BC, labels)
         if return_dict is False:
             return (logits_BC,) if loss is None else (loss, logits_BC)
         return SequenceClassifierOutput(loss=loss, logits=logits_BC)
 
-    def _head(self, number, hidden_BSD, cls_BD, word_spans):
-        row, linear = self.config.heads[number], self.heads.linears[self.heads.place[number]]
-        if not row["spans"]:
-            return linear(cls_BD)
-        if word_spans is None:
-            raise ValueError(f"task {row['name']!r} reads two words of the text: give word_spans")
-        place_S = torch.arange(hidden_BSD.shape[1], device=hidden_BSD.device)
-        begin_B21, end_B21 = word_spans[..., :1], word_spans[..., 1:]
-        inside_B2S = ((place_S >= begin_B21) & (place_S < end_B21)).to(hidden_BSD.dtype)
-        words_B2D = inside_B2S @ hidden_BSD / inside_B2S.sum(-1, True).clamp(min=1)
-        return linear(torch.cat([cls_BD, self.dropout(words_B2D.flatten(1))], dim=1))
+
+class DsMoeMtlForTokenClassification(DsMoeMtlPreTrainedModel):
+    """Reads every token: tags. A word's tag is that of its first piece."""
+
+    auto_class = "AutoModelForTokenClassification"
+
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        labels=None,
+        task=None,
+        return_dict=None,
+    ):
+        """Return logits [B, S, C] and, with labels [B, S] (-100: none), the mean loss."""
+        numbers = self.task_numbers(task, len(input_ids))
+        hidden_BSD = self.hidden_states(input_ids, attention_mask, token_type_ids, numbers)
+        hidden_BSD = self.dropout(hidden_BSD)
+        logits_BSC = self.outputs_of(
+            numbers, lambda number, rows: self.linear(number)(hidden_BSD[rows])
+        )
+        loss = None
+        if labels is not None:
+            self.one_task(numbers)
+            loss = nn.functional.cross_entropy(logits_BSC.flatten(0, 1), labels.flatten())
+        if return_dict is False:
+            return (logits_BSC,) if loss is None else (loss, logits_BSC)
+        return TokenClassifierOutput(loss=loss, logits=logits_BSC)
+
+
+class DsMoeMtlForQuestionAnswering(DsMoeMtlPreTrainedModel):
+    """Reads every token: its scores as an answer's first and as its last."""
+
+    auto_class = "AutoModelForQuestionAnswering"
+
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        start_positions=None,
+        end_positions=None,
+        task=None,
+        return_dict=None,
+    ):
+        """Return start_logits and end_logits [B, S] and, with positions [B], the mean loss."""
+        numbers = self.task_numbers(task, len(input_ids))
+        hidden_BSD = self.hidden_states(input_ids, attention_mask, token_type_ids, numbers)
+        hidden_BSD = self.dropout(hidden_BSD)
+        logits_BS2 = self.outputs_of(
+            numbers, lambda number, rows: self.linear(number)(hidden_BSD[rows])
+        )
+        start_BS, end_BS = logits_BS2.unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            pairs = ((start_BS, start_positions), (end_BS, end_positions))
+            loss = sum(nn.functional.cross_entropy(*pair) for pair in pairs) / 2
+        if return_dict is False:
+            return (start_BS, end_BS) if loss is None else (loss, start_BS, end_BS)
+        return QuestionAnsweringModelOutput(loss=loss, start_logits=start_BS, end_logits=end_BS)
+
+
+def _loss(kind, logits_BC, labels):
+    """Return the mean loss of one task's sequences."""
+    if kind == "multilabel":
+        wanted_BC = labels.to(logits_BC.dtype)
+        return nn.functional.binary_cross_entropy_with_logits(logits_BC, wanted_BC)
+    if logits_BC.shape[1] == 1:
+        return nn.functional.mse_loss(logits_BC[:, 0], labels.to(logits_BC.dtype).view(-1))
+    return nn.functional.cross_entropy(logits_BC, labels.view(-1))
+
+
+def _word_states(hidden_BSD, word_spans_B22):
+    """Return [B, 2 * D]: each of the two words as the mean of its pieces."""
+    place_S = torch.arange(hidden_BSD.shape[1], device=hidden_BSD.device)
+    begin_B21, end_B21 = word_spans_B22[..., :1], word_spans_B22[..., 1:]
+    inside_B2S = ((place_S >= begin_B21) & (place_S < end_B21)).to(hidden_BSD.dtype)
+    words_B2D = inside_B2S @ hidden_BSD / inside_B2S.sum(-1, True).clamp(min=1)
+    return words_B2D.flatten(1)

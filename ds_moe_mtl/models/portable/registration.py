@@ -6,11 +6,14 @@ def register_auto_classes() -> None:
 
     trust_remote_code is then not needed. May be called again.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    import transformers
 
-    from ds_moe_mtl.models.portable.configuration_ds_moe_mtl import DsMoeMtlConfig
-    from ds_moe_mtl.models.portable.modeling_ds_moe_mtl import DsMoeMtlForSequenceClassification
+    from ds_moe_mtl.models.portable import modeling_ds_moe_mtl as code
 
-    AutoConfig.register(DsMoeMtlConfig.model_type, DsMoeMtlConfig, exist_ok=True)
-    for auto in (AutoModel, AutoModelForSequenceClassification):
-        auto.register(DsMoeMtlConfig, DsMoeMtlForSequenceClassification, exist_ok=True)
+    config = code.DsMoeMtlConfig
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    sequence = code.DsMoeMtlForSequenceClassification
+    transformers.AutoModel.register(config, sequence, exist_ok=True)
+    others = (code.DsMoeMtlForTokenClassification, code.DsMoeMtlForQuestionAnswering)
+    for model in (sequence, *others):
+        getattr(transformers, model.auto_class).register(config, model, exist_ok=True)
