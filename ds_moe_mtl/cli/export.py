@@ -63,10 +63,6 @@ def main(arguments: list[str]) -> int:
 
 def _export(asked: _Export) -> int:
     _check(asked)
-    if asked.checkpoint is not None or asked.to == "model":
-        from ds_moe_mtl.engine.engine import device_type
-
-        os.environ.setdefault("DS_ACCELERATOR", device_type())  # else DeepSpeed warns of its guess
     if asked.to == "model":
         return _from_checkpoint(asked)
     from ds_moe_mtl.export.source import open_source
@@ -78,7 +74,7 @@ def _export(asked: _Export) -> int:
         from ds_moe_mtl.export.huggingface import export_huggingface
         from ds_moe_mtl.studies.run_intervals import run_intervals
 
-        ends = run_intervals(asked.run) if source.results else {}
+        ends = run_intervals(source.run) if source.run is not None else {}
         card = model_card(source.model.description, source.results, ends, asked.licence)
         export_huggingface(source, asked.output, asked.task, card, print)
     elif asked.to == "dense":
@@ -114,6 +110,9 @@ def _check(asked: _Export) -> None:
 
 
 def _from_checkpoint(asked: _Export) -> int:
+    from ds_moe_mtl.engine.engine import device_type
+
+    os.environ.setdefault("DS_ACCELERATOR", device_type())  # otherwise DeepSpeed warns of its guess
     from ds_moe_mtl.export.model import choose_checkpoint, export_model
     from ds_moe_mtl.export.topology import parse_topology, reshape
 

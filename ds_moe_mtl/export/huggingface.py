@@ -56,7 +56,7 @@ def export_huggingface(
             found = outputs_of(run, split, spec.num_outputs)
             agreements[name] = tell(spec, compare(spec, split, source.outputs(name), found), say)
         about = {"to": "huggingface", "source": source.name, "tasks": agreements}
-        write_about(folder, {**about, "not_compared": source.no_data})
+        write_about(folder, {**about, "not_compared": list(source.no_data)})
 
 
 def _opened(folder: Path, auto: str):

@@ -1,5 +1,6 @@
 """What an export is made of: a trained model, and the dev rows that it is compared on."""
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,18 +19,23 @@ from ds_moe_mtl.models.description import model_folder
 class ExportSource:
     """A model in memory, where it is from, and its dev rows by task.
 
-    results: results.json of its run, None where there is none. no_data: why a task's dev rows
-    cannot be had, by task.
+    run: the folder of its run, None where it has none. no_data: why a task's dev rows cannot be
+    had, by task.
     """
 
     model: MultiTaskModel
     name: str
     data_root: str | None
     limit: int | None = None
-    results: Mapping | None = None
+    run: Path | None = None
     no_data: dict[str, str] = field(default_factory=dict)
     _splits: dict[str, EncodedSplit] = field(default_factory=dict)
     _outputs: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def results(self) -> Mapping | None:
+        """results.json of its run, None where there is none."""
+        return None if self.run is None else read_json(self.run / "results.json")
 
     def dev(self, task: str) -> EncodedSplit | None:
         """Return a task's dev rows as tokens, or None where they cannot be had (`no_data`)."""
@@ -59,16 +65,22 @@ def open_source(
     where there is none. task: whose model it is in a run of single-task models. Raises UserError,
     one line, for what is no model.
     """
-    results = read_json(run / "results.json") if (run / "results.json").is_file() else None
-    if task is not None and model_folder(run / task) != run / task:
+    of_run = next((at for at in (run, run.parent) if (at / "results.json").is_file()), None)
+    parts = sorted(path.parents[1].name for path in run.glob("*/model/config.json"))
+    if task in parts:
         run = run / task
+    elif parts and model_folder(run) == run:
+        raise UserError(f"{run} has a model a task; allowed: --task with {', '.join(parts)}")
     if checkpoint is None and (model_folder(run) != run or not (run / "checkpoints").is_dir()):
         model = MultiTaskModel.from_pretrained(run if run.is_dir() else str(run), "cpu")
-        return ExportSource(model, str(run), data_root, limit, results)
+        return ExportSource(model, run.name, data_root, limit, of_run)
+    from ds_moe_mtl.engine.engine import device_type
+
+    os.environ.setdefault("DS_ACCELERATOR", device_type())  # else DeepSpeed warns of its guess
     from ds_moe_mtl.export.model import choose_checkpoint, export_model
 
     found = choose_checkpoint(run, checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         export_model(found, Path(folder) / "model")
         model = MultiTaskModel.from_pretrained(Path(folder) / "model", "cpu")
-    return ExportSource(model, str(found), data_root, limit)
+    return ExportSource(model, f"{run.name}/{found.name}", data_root, limit)

@@ -110,3 +110,11 @@ def test_a_run_and_each_of_its_checkpoints_export_for_transformers(trained, tmp_
     mine, own = (load_file(tmp_path / name / "model.safetensors") for name in ("step", "run"))
     assert mine.keys() == own.keys() and all(torch.equal(mine[key], own[key]) for key in own)
     assert json.loads((tmp_path / "step/config.json").read_text())["task"] == "same"
+
+
+def test_a_run_of_single_task_models_exports_the_one_that_is_named(alone, tmp_path, capsys):
+    many = tmp_path / "many"
+    for name in ("a", "b"):
+        shutil.copytree(alone / "model", many / name / "model")
+    assert export(many, tmp_path / "out", "--to", "dense", "--task", "same") == 2
+    assert "has a model a task; allowed: --task with a, b" in capsys.readouterr().err
