@@ -16,7 +16,7 @@ export DS_BUILD_OPS = 0
 OFFLINE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: run test test-fast test-gpu install lint format bench bench-gpu gpu-evidence help
+.PHONY: run test test-fast test-gpu install lint format bench bench-gpu gpu-report gpu-evidence help
 
 run: install
 	@export PATH="$(abspath $(BIN)):$$PATH"; \
@@ -75,6 +75,11 @@ bench-gpu: install
 	$(BIN)/python kernels/benchmarks/bench_top1.py --device cuda --others --goals \
 	    --out runs/bench_top1 $(ARGS)
 
+# Without `make install` it takes PYTHON as it is: each part says which package it lacks.
+gpu-report:
+	@if [ -x $(BIN)/python ]; then python=$(BIN)/python; else python="$(PYTHON)"; fi; \
+	PYTHONPATH=.:kernels "$$python" -m ds_moe_mtl.benchmark.gpu $(ARGS)
+
 # The finals first, where earlier lines have tuned and screened the systems; then what else is left.
 gpu-evidence: install
 	@jobs=$$($(BIN)/python -c "import os, torch; \
@@ -94,4 +99,5 @@ help:
 	@echo "format     let ruff rewrite what it can"
 	@echo "bench      whole model against the dense one of equal FLOPs"
 	@echo "bench-gpu  the kernels on a GPU"
+	@echo "gpu-report  checks and measurements on one GPU, in parts, in 10 minutes (ARGS: data.root=...)"
 	@echo "gpu-evidence  the study 'small' on a GPU: sparse against dense over paired seeds (ARGS: data.root=...)"

@@ -65,12 +65,11 @@ def read_course(rows: Sequence[dict], title: str) -> Course:
     }
     if not loads:
         return Course(title, series, np.zeros(0, dtype=int), None)
-    layers, experts = max(next(iter(loads.values())))
+    newest = loads[max(loads)]  # a run of before counted from 1; its rows are then another course
+    loads = {step: at for step, at in loads.items() if at.keys() == newest.keys()}
+    layers, experts = (sorted({key[part] for key in newest}) for part in (0, 1))
     loads_SLE = np.array(
-        [
-            [[at[layer + 1, expert + 1] for expert in range(experts)] for layer in range(layers)]
-            for at in loads.values()
-        ]
+        [[[at[layer, e] for e in experts] for layer in layers] for at in loads.values()]
     )
     return Course(title, series, np.array(list(loads)), loads_SLE)
 
@@ -99,10 +98,10 @@ def draw_report(course: Course, path: Path) -> None:
         axis.stackplot(
             course.load_steps,
             shares_ES,
-            labels=[f"expert {e + 1}" for e in range(len(shares_ES))],
+            labels=[f"expert {e}" for e in range(len(shares_ES))],
             colors=pyplot.get_cmap("viridis")(np.linspace(0.1, 0.95, len(shares_ES))),
         )
-        axis.set_title(f"layer {layer + 1}", fontsize=9)
+        axis.set_title(f"layer {layer}", fontsize=9)
         axis.set_ylim(0, 100)
         axis.margins(x=0)
         axis.tick_params(labelsize=7)

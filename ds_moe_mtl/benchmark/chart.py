@@ -18,7 +18,7 @@ def show(found: dict, say: Callable[[str], None]) -> None:
     say(", ".join(f"{key} {found[key]}" for key in (*about, "attention")))
     say(
         f"{found['batch_size']} examples a step, {found['tokens_a_rank']:,.0f} real tokens a rank; "
-        f"a product of the FFN's shape: {found['product_gflops']:,.1f} GFLOPs/s"
+        f"a product of the FFN's shape: {found['product_gflops']:,.1f} GFLOPs/s; {_peak(found)}"
     )
     for name, reason in found["left_out"].items():
         say(f"{name}: left out, {reason}")
@@ -28,10 +28,18 @@ def show(found: dict, say: Callable[[str], None]) -> None:
             continue
         say(
             f"\n{title:<20}{'ms':>9}{'quartiles':>16}{'/ dense':>9}{'ex/s':>8}{'tok/s':>9}"
-            f"{'MFU':>6}{'MiB':>7}  parts, ms"
+            f"{'MFU':>6}{'/ product':>10}{'MiB':>7}  parts, ms"
         )
         for name, row in found[table].items():
             say(_line(name, row))
+    for warning in found["warnings"]:
+        say(f"warning: {warning}")
+
+
+def _peak(found: dict) -> str:
+    if found["peak_gflops"] is not None:
+        return f"the card's peak: {found['peak_gflops']:,.0f}"
+    return f"no MFU: no published peak is known of {found['device']}"
 
 
 def _line(name: str, row: dict) -> str:
@@ -42,10 +50,11 @@ def _line(name: str, row: dict) -> str:
         if key.endswith("_ms") and key != "quartiles_ms"
     )
     peak = f"{row['peak_bytes'] / MIB:.0f}" if "peak_bytes" in row else ""
+    mfu = "-" if row["mfu"] is None else f"{row['mfu']:.2f}"
     return (
         f"{name:<20}{row['ms']:>9.1f}{f'{low:.0f} to {high:.0f}':>16}{row['ratio']:>9.3f}"
-        f"{row['examples_per_s']:>8.0f}{row['tokens_per_s']:>9,.0f}{row['utilisation']:>6.2f}"
-        f"{peak:>7}  {parts}"
+        f"{row['examples_per_s']:>8.0f}{row['tokens_per_s']:>9,.0f}{mfu:>6}"
+        f"{row['utilisation']:>10.2f}{peak:>7}  {parts}"
     )
 
 
@@ -67,9 +76,20 @@ def draw(contests: list[dict], path: Path) -> None:
             widths = [rows[name][f"{part}_ms"] for name in names]
             axis.barh(names, widths, left=left, color=colour, label=part)
             left = [a + b for a, b in zip(left, widths, strict=True)]
+        whole = [rows[name]["ms"] for name in names]
+        low, high = zip(*(rows[name]["quartiles_ms"] for name in names), strict=True)
+        spread = [
+            [ms - end for ms, end in zip(whole, low, strict=True)],
+            [end - ms for ms, end in zip(whole, high, strict=True)],
+        ]
+        axis.errorbar(
+            whole, range(len(names)), xerr=spread, fmt="o", color="black", markersize=3, capsize=3,
+            linewidth=1, label="whole step, quartiles",
+        )  # fmt: skip
+        left = [max(ends) for ends in zip(left, high, strict=True)]
         for place, (name, end) in enumerate(zip(names, left, strict=True)):
-            axis.text(end, place, f" {rows[name]['ratio']:.2f}x", va="center", fontsize=8)
-        axis.set_xlim(0, 1.12 * max(left))
+            axis.text(end, place, f"  {rows[name]['ratio']:.2f}x", va="center", fontsize=8)
+        axis.set_xlim(0, 1.18 * max(left))
         ranks = "1 rank" if found["ranks"] == 1 else f"{found['ranks']} ranks"
         axis.set_title(f"{ranks}, {found['precision']}, {found['batch_size']} examples", fontsize=9)
         axis.set_xlabel("ms a step (behind the bar: time / mt_dense)", fontsize=8)
@@ -77,6 +97,6 @@ def draw(contests: list[dict], path: Path) -> None:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

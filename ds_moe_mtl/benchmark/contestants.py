@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from ds_moe_mtl.benchmark.workload import Workload
 from ds_moe_mtl.config import UserError
 
 OURS = ("mt_dense", "mt_switch", "mt_tag")
@@ -10,6 +11,9 @@ STOCK = {"stock_capacity": True, "stock_no_drop": False}
 
 TRAINER = "trainer"
 CONTESTANTS = (*OURS, *STOCK, TRAINER)
+
+SHARED = "mt_tag_ep"
+"""MT-TaG with its experts over all ranks; added where there are several and they divide them."""
 
 
 def chosen(only: str | None) -> list[str]:
@@ -27,3 +31,10 @@ def chosen(only: str | None) -> list[str]:
             f"or leave it out: --only {','.join(name for name in names if name != TRAINER)}"
         )
     return list(dict.fromkeys(names))
+
+
+def of_kind(workload: Workload, name: str, world_size: int) -> Workload:
+    """Return the workload of a contestant by its name."""
+    if name.startswith(SHARED):
+        return workload.of_kind("mt_tag", world_size)
+    return workload.of_kind("mt_switch" if name in STOCK else name)

@@ -9,9 +9,9 @@ import os
 import queue
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from transformers import (
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ds_moe_mtl.benchmark.allocations import AllocationMeter
-from ds_moe_mtl.benchmark.steps import Split, now
+from ds_moe_mtl.benchmark.stopwatch import Marks, Split, Stopwatch
 from ds_moe_mtl.benchmark.workload import Workload
 from ds_moe_mtl.planner.shape import bert_config
 
@@ -37,7 +37,7 @@ class TrainerSteps:
 
     def __init__(self, workload: Workload, world_size: int, device: torch.device) -> None:
         self.meter, self.device = AllocationMeter(device), device
-        self.tokens = 0.0
+        self.metered, self.marks = False, None
         self._go: queue.Queue = queue.Queue()
         self._done: queue.Queue = queue.Queue()
         with self.meter.measured():
@@ -67,21 +67,28 @@ class TrainerSteps:
                 callbacks=[_Pause(self)],
             )
         self._trainer.owner = self
-        self._split = Split()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def step(self, clock=time.perf_counter, metered: bool = False) -> Split:
-        """Take one step of the Trainer and return where its time went."""
-        self._clock, self._metered = lambda: now(self.device, clock), metered
-        self._split, began = Split(), self._clock()
+    def take(self, step: object = None) -> None:
+        """Take one step of the Trainer, on a batch of its own, waiting for nothing."""
         self._go.put(True)
         error = self._done.get()
         if error is not None:
             raise error
-        total = self._clock() - began
-        self._split.optimizer = total - self._split.total
-        return self._split
+
+    def marked(self, step: object, watch: Stopwatch) -> Marks:
+        """Take one step and return its marks, waiting for nothing."""
+        self.marks = marks = Marks(watch, watch.mark())
+        self.take()
+        marks.ended, self.marks = watch.mark(), None
+        return marks
+
+    def step(self, step: object, watch: Stopwatch) -> Split:
+        """Take one step and return where its time went."""
+        marks = self.marked(step, watch)
+        watch.wait()
+        return marks.split()
 
     def close(self) -> None:
         """End the run."""
@@ -99,34 +106,38 @@ class TrainerSteps:
 
 
 class _Timed(Trainer):
-    """The Trainer, its step and the loss in it timed."""
+    """The Trainer, with marks around its parts where they are asked for."""
 
-    def training_step(self, model, inputs, *rest, **keywords):
+    def training_step(self, *arguments, **keywords):
+        step = partial(super().training_step, *arguments, **keywords)
         owner = self.owner
-        if owner._metered:
-            with owner.meter.measured():
-                return self._step(model, inputs, *rest, **keywords)
-        return self._step(model, inputs, *rest, **keywords)
-
-    def _step(self, model, inputs, *rest, **keywords):
-        split, clock = self.owner._split, self.owner._clock
-        self.owner.tokens = float(inputs["attention_mask"].sum())
-        began, before = clock(), split.forward
-        loss = super().training_step(model, inputs, *rest, **keywords)
-        split.backward += clock() - began - (split.forward - before)
-        return loss
+        with owner.meter.measured() if owner.metered else nullcontext():
+            if owner.marks is None:
+                return step()
+            began = owner.marks.watch.mark()
+            loss = step()
+            forward, ended = owner.marks.parts["forward"][-1], owner.marks.watch.mark()
+            around = [(began, forward[0]), (forward[1], ended)]
+            owner.marks.parts.setdefault("backward", []).extend(around)
+            return loss
 
     def compute_loss(self, *arguments, **keywords):
-        began = self.owner._clock()
-        loss = super().compute_loss(*arguments, **keywords)
-        self.owner._split.forward += self.owner._clock() - began
-        return loss
+        with self._part("forward"):
+            return super().compute_loss(*arguments, **keywords)
 
     def get_batch_samples(self, *arguments, **keywords):
-        began = self.owner._clock()
-        samples = super().get_batch_samples(*arguments, **keywords)
-        self.owner._split.data += self.owner._clock() - began
-        return samples
+        with self._part("data"):
+            return super().get_batch_samples(*arguments, **keywords)
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        marks = self.owner.marks
+        if marks is None:
+            yield
+            return
+        began = marks.watch.mark()
+        yield
+        marks.parts.setdefault(name, []).append((began, marks.watch.mark()))
 
 
 class _Pause(TrainerCallback):

@@ -32,18 +32,17 @@ def show(plan: dict, say: Say) -> None:
         f"{batch['tokens_a_rank']:,.0f} real tokens a rank, "
         f"{flops['step'] * batch['tokens_a_rank'] / 1e9:,.1f} GFLOPs a rank"
     )
-    say("\nGiB a rank at the fullest moment of a step (* this configuration)")
+    say("\nGiB a rank at the fullest moment of a step (* this configuration, + advised)")
     names = ("weights", "gradients", "optimizer", "activations", "buffers")
     say(
-        "  ZeRO  ep"
+        "   ZeRO  ep"
         + "".join(f"{name:>12}" for name in (*names, "peak"))
         + f"{'moment':>11}{'a2a MiB':>9}{'fits':>6}"
     )
     for row in plan["memory"]:
-        mark = "*" if row["chosen"] else " "
         fits = {None: "", True: "yes", False: "no"}[row["fits"]]
         say(
-            f"{mark} {row['zero_stage']:>4}{row['ep_size']:>4}"
+            f"{_marks(row)} {row['zero_stage']:>4}{row['ep_size']:>4}"
             + "".join(f"{row[name] / GIB:>12.3f}" for name in (*names, "peak"))
             + f"{row['phase']:>11}{row['sent_bytes'] / 2**20:>9.1f}{fits:>6}"
         )
@@ -53,23 +52,30 @@ def show(plan: dict, say: Say) -> None:
         _show_calibrated(plan, say)
 
 
+def _marks(row: dict) -> str:
+    return ("*" if row["chosen"] else " ") + ("+" if row["advised"] else " ")
+
+
 def _show_cost(plan: dict, say: Say) -> None:
     machine = plan["machine"]
+    share = machine["share"]
+    reached = "sustained" if share else "at the peak, of which products reach what their shape does"
     say(
         f"\nCost model for {machine['gpus']} GPUs, {machine['per_node']} a node: "
-        f"{machine['flops'] / 1e12:,.4g} TFLOPs/s sustained, memory {machine['memory'] / 1e9:,.4g} "
-        f"GB/s, NVLink {machine['nvlink'] / 1e9:,.4g} GB/s, network "
-        f"{machine['network'] / 1e9:,.4g} GB/s, {1e6 * machine['latency']:.3g} us a message"
+        f"{machine['flops'] / 1e12:,.4g} TFLOPs/s {reached}, memory "
+        f"{machine['memory'] / 1e9:,.4g} GB/s, NVLink {machine['nvlink'] / 1e9:,.4g} GB/s, network "
+        f"{machine['network'] / 1e9:,.4g} GB/s, {1e6 * machine['latency']:.3g} us a message, "
+        f"{1e6 * machine['host_wait']:.3g} us where the host waits in a layer"
     )
     say(plan["formula"])
     say(
-        "\nms a step\n  ZeRO  ep   compute  reduction  all-to-all  optimizer     total"
+        "\nms a step\n   ZeRO  ep   compute  reduction  all-to-all  optimizer     total"
         "  hierarchical"
     )
     for row in plan["memory"]:
         cost = row["cost_flat"]
         say(
-            f"{'*' if row['chosen'] else ' '} {row['zero_stage']:>4}{row['ep_size']:>4}"
+            f"{_marks(row)} {row['zero_stage']:>4}{row['ep_size']:>4}"
             f"{1e3 * cost['compute']:>10.2f}{1e3 * cost['reduction']:>11.2f}"
             f"{1e3 * cost['all_to_all']:>12.2f}{1e3 * cost['optimizer']:>11.2f}"
             f"{1e3 * cost['total']:>10.2f}{1e3 * row['cost_hierarchical']:>14.2f}"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ds_moe_mtl.benchmark.advice import ROOM, advice, advised
 from ds_moe_mtl.benchmark.workload import BatchSizes, Workload, batch_sizes, levers_of
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.deepspeed import (
@@ -13,14 +14,11 @@ from ds_moe_mtl.config.deepspeed import (
 )
 from ds_moe_mtl.config.levers import conflict
 from ds_moe_mtl.models.task_fit import head_specs
-from ds_moe_mtl.planner.cost import FORMULA, Machine, sent_bytes, step_cost
+from ds_moe_mtl.planner.compute import Batch
+from ds_moe_mtl.planner.cost import FORMULA, Machine, StepCost, Work, sent_bytes, step_cost
 from ds_moe_mtl.planner.flops import Flops, Parameters, count_flops, count_parameters
 from ds_moe_mtl.planner.levers import NO_LEVERS, Levers
 from ds_moe_mtl.planner.memory import Peak, activation_bytes, peak_bytes, split_weights
-
-GIB = 2**30
-ROOM = 0.9
-"""Share of a GPU's memory that a plan may fill: the allocator's fragments and the context."""
 
 DEFAULT_BUCKET = 500_000_000
 """DeepSpeed's reduce_bucket_size where its JSON has none."""
@@ -96,6 +94,7 @@ class RunOnPaper:
             self.piece,
             self.levers,
             config.train.average_from is not None,
+            flash=self.on_gpu and config.train.precision != "fp32",
         )
 
     def sent(self, ep_size: int) -> float:
@@ -110,21 +109,26 @@ class RunOnPaper:
             ep_size,
         )
 
-    def cost(self, stage: int, ep_size: int, hierarchical: bool = False):
+    def cost(self, stage: int, ep_size: int, hierarchical: bool = False) -> StepCost:
         """Return the cost model's step."""
-        config, shape = self.workload.config, self.workload.shape
-        return step_cost(
-            self.flops.step,
-            self.tokens,
-            self.levers.sparse(shape),
-            shape.hidden,
+        config, sizes = self.workload.config, self.sizes
+        work = Work(
+            self.workload.shape,
+            self.flops,
+            Batch(sizes.mean.real, sizes.sequences, sizes.places, sizes.micro_batches),
             split_weights(self.parameters),
-            stage,
-            ep_size,
             config.train.precision,
-            self.machine,
-            hierarchical,
+            config.moe.num_experts if self.sparse else 0,
+            self.levers,
+            config.model.dropout > 0,
+            self.piece,
         )
+        return step_cost(work, self.machine, stage, ep_size, hierarchical)
+
+    def on_one_gpu(self) -> "RunOnPaper":
+        """Return the same run on one GPU. Raises UserError where it cannot be had."""
+        workload = self.workload.of_kind(self.workload.config.model.kind)
+        return on_paper(workload, self.machine._replace(gpus=1, per_node=1), self.on_gpu)
 
 
 def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
@@ -165,56 +169,6 @@ def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
     )
 
 
-def advice(paper: RunOnPaper, stage: int, memory: float | None) -> str:
-    """Return one sentence: whether expert parallelism helps this run, and why.
-
-    memory: bytes of a GPU, None where it is not known.
-    """
-    sizes = [size for size in paper.ep_sizes() if size > 1]
-    if not paper.sparse:
-        return "Expert parallelism: the model has no experts."
-    forbidden = conflict(paper.workload.config.moe.model_copy(update={"ep_size": 2}), "moe.")
-    if not sizes and forbidden:
-        return f"Expert parallelism: none possible; {forbidden.partition('; allowed')[0]}."
-    if not sizes:
-        return (
-            f"Expert parallelism: none possible; no ep_size above 1 divides both "
-            f"{paper.workload.config.moe.num_experts} experts and {paper.machine.gpus} ranks."
-        )
-    alone = paper.peak(stage, 1).total
-    rows = {size: (paper.peak(stage, size).total, paper.cost(stage, size).total) for size in sizes}
-    cost = paper.cost(stage, 1).total
-    if memory is not None and alone > ROOM * memory:
-        fitting = [size for size, (peak, _) in rows.items() if peak <= ROOM * memory]
-        if fitting:
-            return (
-                f"Expert parallelism helps: ep_size 1 needs {alone / GIB:.2f} GiB a rank, above "
-                f"{100 * ROOM:.0f}% of {memory / GIB:.1f} GiB; ep_size {fitting[0]} needs "
-                f"{rows[fitting[0]][0] / GIB:.2f}."
-            )
-        return (
-            f"Expert parallelism is not enough: ep_size {sizes[-1]} still needs "
-            f"{rows[sizes[-1]][0] / GIB:.2f} GiB a rank of {memory / GIB:.1f}; take more ranks, "
-            f"smaller micro-batches (train.accumulation), checkpointing or offload."
-        )
-    best = min(rows, key=lambda size: rows[size][1])
-    peak, seconds = rows[best]
-    saved = (alone - peak) / GIB
-    sent = paper.sent(best) / 2**20
-    if seconds < 0.98 * cost:
-        return (
-            f"Expert parallelism helps by the cost model: ep_size {best} takes "
-            f"{1e3 * seconds:.1f} ms a step against {1e3 * cost:.1f}, because the experts' "
-            f"gradients go round fewer ranks, and saves {saved:.2f} GiB a rank."
-        )
-    fits = "everything fits without it" if memory is not None else "unless memory is short"
-    return (
-        f"Expert parallelism does not help here, {fits}: ep_size {best} would save {saved:.2f} of "
-        f"{alone / GIB:.2f} GiB a rank and send {sent:,.1f} MiB a rank and step "
-        f"({1e3 * seconds:.1f} ms a step against {1e3 * cost:.1f} by the cost model)."
-    )
-
-
 def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> dict:
     """Return the plan as plain values: what `ds-moe-mtl plan --json` prints."""
     config, shape = paper.workload.config, paper.workload.shape
@@ -238,6 +192,9 @@ def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> 
                     "cost_hierarchical": paper.cost(stage, ep_size, hierarchical=True).total,
                 }
             )
+    chosen = advised(rows, paper.stage)
+    for row in rows:
+        row["advised"] = row is chosen
     return {
         "model": {
             "kind": config.model.kind,
@@ -257,7 +214,7 @@ def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> 
             "attended": paper.sizes.attended,
         },
         "memory": rows,
-        "advice": advice(paper, paper.stage, memory),
+        "advice": advice(paper, rows, chosen, memory),
         "machine": paper.machine._asdict(),
         "formula": FORMULA,
         "calibrated": calibrated,

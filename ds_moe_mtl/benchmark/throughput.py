@@ -5,33 +5,34 @@ training step on DeepSpeed's engine. Every contestant sees every batch, in an or
 round to round; the Trainer draws its own.
 """
 
-from collections.abc import Sequence
-from statistics import median, quantiles
+import os
+from collections.abc import Callable, Sequence
+from statistics import median
 
 import torch
 
 from ds_moe_mtl.benchmark.allocations import AllocationMeter
-from ds_moe_mtl.benchmark.contestants import STOCK, TRAINER
+from ds_moe_mtl.benchmark.contestants import SHARED, STOCK, TRAINER, of_kind
+from ds_moe_mtl.benchmark.doubts import doubts
 from ds_moe_mtl.benchmark.hf_trainer import TrainerSteps
-from ds_moe_mtl.benchmark.steps import CLOCKS, EngineSteps, Split, Step, now
-from ds_moe_mtl.benchmark.workload import Workload, find_workload, levers_of
+from ds_moe_mtl.benchmark.rounds import Times, alternate
+from ds_moe_mtl.benchmark.rows import About, Rates
+from ds_moe_mtl.benchmark.steps import EngineSteps, ModelSteps, Step
+from ds_moe_mtl.benchmark.stopwatch import WINDOW, Stopwatch
+from ds_moe_mtl.benchmark.workload import Workload, find_workload
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.config.levers import conflict
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.attention.choice import PACKED_FLASH, packed_attention
-from ds_moe_mtl.models.losses import network_inputs
-from ds_moe_mtl.models.task_fit import head_specs
-from ds_moe_mtl.planner.flops import count_flops
-from ds_moe_mtl.planner.levers import NO_LEVERS
+from ds_moe_mtl.models.attention.choice import UNPADDED, packed_attention
+from ds_moe_mtl.planner.cards import card_of
 from ds_moe_mtl.ranks.machine import device_name, gpu_facts
 from ds_moe_mtl.ranks.rendezvous import Ranks
-from ds_moe_mtl.training.step import training_loss
-
-SHARED = "mt_tag_ep"
-"""MT-TaG with its experts over all ranks; added where there are several and they divide them."""
 
 WARM_UP = 2
 """Rounds that are run and not counted."""
+
+PRODUCTS = 4
+"""Products that a rate is measured by."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -45,54 +46,79 @@ def contest(
     rounds: int,
     clock: str,
     shape: str | None,
+    load: float | None,
 ) -> dict[str, object]:
     """Return {"model", "step"}: rows by contestant, and what they stand on. A collective call.
 
     A row holds medians and quartiles in ms, the parts of a step, examples and real tokens a second,
-    model FLOPs utilisation (FLOPs of the real tokens / time / the rate of a product of the FFN's
-    shape measured in every round), peak bytes of tensors, and the ratio of its time to mt_dense's.
-    `data` is the building of the batch in the foreground; a run builds it ahead, so on a GPU only
-    what the step before leaves of it counts. The parts of a step are timed apart, each to the end
-    of the GPU's work. clock "cpu" counts this process's CPU time: on one thread what the wall clock
-    shows on an idle machine.
+    peak bytes of tensors, the ratio of its time to mt_dense's, and two utilisations: FLOPs of the
+    real tokens / time over the card's published peak ("mfu", None for a card that is not in
+    planner.cards) and over the rate of a product of random numbers of the FFN's shape, measured in
+    every round ("utilisation"). "warnings" says which figures are to be doubted (doubts.py).
+
+    On a CPU a round is one step of each. On a GPU it is WINDOW steps without a wait, timed by CUDA
+    events as a whole; then the same steps once more with events between the parts. `data` is the
+    building of the batch in the foreground; a run builds it ahead, so on a GPU only what the step
+    before leaves of it counts. clock "cpu" counts this process's CPU time: on one thread what the
+    wall clock shows on an idle machine. load: the machine's before the command did anything.
     """
     workload = find_workload(config, shape, lambda line: None)
-    tick = CLOCKS[clock]
+    watch = Stopwatch(device, clock)
     names, left_out = _who(contestants, config, ranks.world_size)
-    size = workload.shape.hidden // workload.shape.heads
-    attention = packed_attention(device, DTYPES[config.train.precision], size)
-    padded = attention != PACKED_FLASH
-    batches, build = _batches(workload, ranks, WARM_UP + rounds, tick, padded, device.index)
-    tokens = median(sum(batch.num_tokens for batch in step[0]) for step in batches)
-    products = [_product_rate(workload, tokens, device, tick) for _ in batches]
-    found = {
+    windows, build = _windows(workload, ranks, WARM_UP + rounds, device, clock)
+    about = About(workload, ranks.world_size, windows, WARM_UP)
+    tokens = median(about.tokens)
+    card = card_of(torch.cuda.get_device_name(device)) if watch.on_gpu else None
+    found = _circumstances(config, ranks, device) | {
+        "attention": _attention(workload, device),
+        "encoder": shape or workload.plan.source.resolved,
+        "random_weights": workload.random,
+        "clock": "cuda events" if watch.on_gpu else clock,
+        "rounds": rounds,
+        "steps_a_round": len(windows[0]),
+        "tokens_a_rank": tokens,
+        "peak_gflops": _gflops(card.peak(config.train.precision) if card else None),
+        "left_out": left_out,
+        "load_at_start": load,
+    }
+    peak = None if found["peak_gflops"] is None else 1e9 * found["peak_gflops"]
+    probe = _product(workload, tokens, device, watch)
+    if ranks.world_size == 1:
+        alone = [name for name in names if name != TRAINER]
+        times, products = _time_models(workload, alone, windows, device, watch, probe)
+        found["model"] = about.rows(times, ("forward", "backward"), Rates(median(products), peak))
+    times, products, more = _time_steps(
+        workload, names, windows, build, ranks, device, watch, probe
+    )
+    found["product_gflops"] = _gflops(median(products))
+    found["step"] = about.rows(times, PARTS, Rates(median(products), peak))
+    for name, row in found["step"].items():
+        row["peak_bytes"], share = more[name]
+        row["all_to_all_ms"] = share * row["ms"]
+    return found | {"warnings": doubts(found)}
+
+
+def _circumstances(config: RunConfig, ranks: Ranks, device) -> dict:
+    return {
         "ranks": ranks.world_size,
         "device": device_name(device) if device.type == "cuda" else device.type,
         "gpu": gpu_facts(device) if device.type == "cuda" else None,
-        "attention": attention,
         "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
         "torch": torch.__version__,
         "precision": config.train.precision,
-        "encoder": shape or workload.plan.source.resolved,
-        "random_weights": workload.random,
-        "clock": clock,
-        "rounds": rounds,
         "batch_size": config.train.batch_size,
-        "tokens_a_rank": tokens,
-        "product_gflops": median(products) / 1e9,
-        "left_out": left_out,
     }
-    about = _About(workload, ranks.world_size, batches, median(products))
-    if ranks.world_size == 1:
-        alone = [name for name in names if name != TRAINER]
-        times = _time_models(workload, alone, batches, device, tick)
-        found["model"] = about.rows(times, ("forward", "backward"))
-    times, memory, shares = _time_steps(workload, names, batches, build, ranks, device, tick)
-    found["step"] = about.rows(times, PARTS)
-    for name, row in found["step"].items():
-        row["peak_bytes"] = memory[name]
-        row["all_to_all_ms"] = shares[name] * row["ms"]
-    return found
+
+
+def _gflops(rate: float | None) -> float | None:
+    return None if rate is None else rate / 1e9
+
+
+def _attention(workload: Workload, device) -> str:
+    size = workload.shape.hidden // workload.shape.heads
+    train = workload.config.train
+    return packed_attention(device, DTYPES[train.precision], size, train.encoder_kernels)
 
 
 def _who(
@@ -112,24 +138,23 @@ def _who(
     return names, left_out
 
 
-def _batches(
-    workload: Workload, ranks: Ranks, count: int, clock, padded: bool, gpu: int | None
-) -> tuple[list[Step], list[float]]:
-    """Return so many steps of this rank, and the seconds that building each of them took."""
-    loader = workload.plan.super_batches(ranks.rank, ranks.world_size, padded, gpu)
-    position, steps, seconds = loader.order.start, [], []
+def _windows(
+    workload: Workload, ranks: Ranks, count: int, device, clock: str
+) -> tuple[list[list[Step]], list[float]]:
+    """Return this rank's steps by round, and the mean seconds of building one in each round."""
+    padded = _attention(workload, device) not in UNPADDED
+    loader = workload.plan.super_batches(ranks.rank, ranks.world_size, padded, device.index)
+    host = Stopwatch(torch.device("cpu"), clock)
+    size, position = WINDOW[device.type], loader.order.start
+    windows, seconds = [], []
     for _ in range(count):
-        began = clock()
-        micro_batches, examples, position = loader.build(position)
-        seconds.append(clock() - began)
-        steps.append((micro_batches, examples))
-    return steps, seconds
-
-
-def _of_kind(workload: Workload, name: str, world_size: int) -> Workload:
-    if name.startswith(SHARED):
-        return workload.of_kind("mt_tag", world_size)
-    return workload.of_kind("mt_switch" if name in STOCK else name)
+        window, began = [], host.mark()
+        for _ in range(size):
+            micro_batches, examples, position = loader.build(position)
+            window.append((micro_batches, examples))
+        windows.append(window)
+        seconds.append(host.seconds(began, host.mark()) / size)
+    return windows, seconds
 
 
 def _network(workload: Workload, name: str) -> MultiTaskNetwork:
@@ -141,90 +166,83 @@ def _network(workload: Workload, name: str) -> MultiTaskNetwork:
     return network
 
 
-def _time_models(workload, names, batches, device, clock) -> dict[str, list[Split]]:
-    dtype = DTYPES[workload.config.train.precision]
-    networks = {}
+def _time_models(
+    workload, names, windows, device, watch, probe
+) -> tuple[dict[str, Times], list[float]]:
+    train = workload.config.train
+    steppers = {}
     for name in names:
-        network = _network(_of_kind(workload, name, 1), name)
-        networks[name] = network.to(device, dtype).train()
+        network = _network(of_kind(workload, name, 1), name)
+        network = network.to(device, DTYPES[train.precision]).train()
         if name in STOCK:
             from ds_moe_mtl.moe.stock import join_groups
 
             join_groups(network)
-    times: dict[str, list[Split]] = {name: [] for name in names}
-    for number, (micro_batches, examples) in enumerate(batches):
-        for name in _turn(names, number):
-            network, split = networks[name], Split()
-            for batch in micro_batches:
-                batch = batch.to(device)
-                began = now(device, clock)
-                outputs = network(**network_inputs(batch))
-                scaling = workload.config.train.loss_scaling
-                _, loss = training_loss(network, outputs, batch, 1 / examples, scaling)
-                forward = now(device, clock)
-                loss.backward()
-                split.forward += forward - began
-                split.backward += now(device, clock) - forward
-            times[name].append(split)
-            network.zero_grad()
-    return times
+        steppers[name] = ModelSteps(network, train.loss_scaling)
+
+    def ready(window: Sequence[Step]) -> list[Step]:
+        return [([batch.to(device) for batch in batches], count) for batches, count in window]
+
+    return alternate(steppers, windows, watch, probe, ready)
 
 
-def _time_steps(workload, names, batches, build, ranks, device, clock):
-    """Return each contestant's splits, its tensors' peak bytes, and its all-to-all share."""
+def _time_steps(workload, names, windows, build, ranks, device, watch, probe):
+    """Return each contestant's times, the products' rates, and (tensors' peak bytes, share of
+    all-to-all) by contestant."""
     steppers, meters = {}, {}
     for name in names:
         if name == TRAINER:
             steppers[name] = TrainerSteps(workload, ranks.world_size, device)
             meters[name] = steppers[name].meter
-            continue
-        own = _of_kind(workload, name, ranks.world_size)
-        meters[name] = AllocationMeter(device)
-        with meters[name].measured():
-            network = _network(own, name)
-            steppers[name] = EngineSteps(network, own.plan, ranks.world_size, device)
-            del network
-    times: dict[str, list[Split]] = {name: [] for name in names}
-    for number, step in enumerate(batches):
-        for name in _turn(names, number):
-            if number:
-                split = _step(steppers[name], step, clock)
-            else:  # the first step makes the moments
-                split = _metered(steppers[name], step, clock, meters[name])
-            if name != TRAINER:
-                ahead = split.total if device.type == "cuda" else 0.0
-                split.data = max(0.0, build[number] - ahead)
-            times[name].append(split)
-    memory, shares = {}, {}
+        else:
+            own = of_kind(workload, name, ranks.world_size)
+            meters[name] = AllocationMeter(device)
+            with meters[name].measured():
+                network = _network(own, name)
+                steppers[name] = EngineSteps(network, own.plan, ranks.world_size, device)
+                del network
+        _metered(steppers[name], windows[0][0], watch, meters[name])  # the moments
+    times, products = alternate(steppers, windows, watch, probe)
+    for name in names:
+        if name != TRAINER:
+            _add_building(times[name], build, ahead=device.type == "cuda")
+    more = {}
     for name in names:
         meters[name].peak = 0
-        _metered(steppers[name], batches[-1], clock, meters[name])
-        memory[name] = meters[name].peak
-        shares[name] = _all_to_all_share(steppers[name], batches[-1], device)
+        _metered(steppers[name], windows[-1][-1], watch, meters[name])
+        share = _all_to_all_share(steppers[name], windows[-1][-1], watch)
+        more[name] = meters[name].peak, share
     if TRAINER in steppers:
         steppers[TRAINER].close()
-    return times, memory, shares
+    return times, products, more
 
 
-def _step(stepper, step: Step, clock) -> Split:
-    return stepper.step(clock) if isinstance(stepper, TrainerSteps) else stepper.step(step, clock)
+def _add_building(times: Times, build: Sequence[float], ahead: bool) -> None:
+    """Count the building of batches; ahead: but what the step before hides of it."""
+    for i, (split, seconds) in enumerate(zip(times.splits, build, strict=True)):
+        split.data = max(0.0, seconds - (times.whole[i] if ahead else 0.0))
+        times.whole[i] += split.data
 
 
-def _metered(stepper, step: Step, clock, meter: AllocationMeter) -> Split:
+def _metered(stepper, step: Step, watch: Stopwatch, meter: AllocationMeter) -> None:
+    """Take a step in which memory is counted; the Trainer counts by itself, in its own thread."""
     if isinstance(stepper, TrainerSteps):
-        return stepper.step(clock, metered=True)
+        stepper.metered = True
+        stepper.step(step, watch)
+        stepper.metered = False
+        return
     with meter.measured():
-        return stepper.step(step, clock)
+        stepper.step(step, watch)
 
 
-def _all_to_all_share(stepper, step: Step, device) -> float:
+def _all_to_all_share(stepper, step: Step, watch: Stopwatch) -> float:
     """Return the share of one traced step that this rank spends in all-to-all, waiting and all."""
     from ds_moe_mtl.planner.traffic import ALL_TO_ALL
 
     if isinstance(stepper, TrainerSteps) or stepper.world_size == 1:
         return 0.0
     with torch.profiler.profile() as profile:
-        total = stepper.step(step).total
+        total = stepper.step(step, watch).total
     spent = [
         max(event.cpu_time_total, event.device_time_total)
         for event in profile.key_averages()
@@ -233,83 +251,26 @@ def _all_to_all_share(stepper, step: Step, device) -> float:
     return sum(spent) / 1e6 / total
 
 
-def _turn(names: Sequence[str], number: int) -> Sequence[str]:
-    """Return the names in an order that changes from round to round."""
-    place = number % len(names)
-    return (*names[place:], *names[:place])
+def _product(workload: Workload, tokens: float, device, watch: Stopwatch) -> Callable[[], float]:
+    """Return a function that measures the FLOPs a second of one product of the FFN's shape.
 
-
-def _product_rate(workload: Workload, tokens: float, device, clock) -> float:
-    """Return the FLOPs a second of one product of the FFN's shape over a step's tokens."""
+    Its rows are a step's tokens, its numbers random: of ones a GPU draws less power, so its clock
+    is higher than in any training step.
+    """
     hidden, inner = workload.shape.hidden, workload.shape.intermediate
-    dtype = DTYPES[workload.config.train.precision]
-    rows = max(1, int(tokens))
-    a, b = torch.ones(rows, hidden, dtype=dtype), torch.ones(hidden, inner, dtype=dtype)
-    a, b = a.to(device), b.to(device)
+    dtype, rows = DTYPES[workload.config.train.precision], max(1, int(tokens))
+    generator = torch.Generator().manual_seed(0)
+    shapes = (rows, hidden), (hidden, inner)
+    a, b = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     torch.mm(a, b)
-    began = now(device, clock)
-    for _ in range(4):
-        torch.mm(a, b)
-    return 4 * 2 * rows * hidden * inner / max(now(device, clock) - began, 1e-9)
 
+    def rate() -> float:
+        watch.wait()
+        began = watch.mark()
+        for _ in range(PRODUCTS):
+            torch.mm(a, b)
+        ended = watch.mark()
+        watch.wait()
+        return PRODUCTS * 2 * rows * hidden * inner / max(watch.seconds(began, ended), 1e-9)
 
-class _About:
-    """What turns times into rows: tokens, examples, FLOPs, the machine's product rate."""
-
-    def __init__(self, workload: Workload, world_size: int, batches, rate: float) -> None:
-        self.workload, self.world_size, self.rate = workload, world_size, rate
-        self.tokens = [sum(batch.num_tokens for batch in step[0]) for step in batches]
-        squared = sum(
-            float(batch.cu_seqlens.diff().double().square().sum())
-            for step in batches
-            for batch in step[0]
-        )
-        self.attended = squared / max(sum(self.tokens), 1)
-        sequences = sum(batch.num_sequences for step in batches for batch in step[0])
-        self.sequences_a_token = sequences / max(sum(self.tokens), 1)
-        calls = [batch for step in batches for batch in step[0]]
-        self.tasks = sum(len(batch.task_ids_B.unique()) for batch in calls) / len(calls)
-        self.call_tokens = sum(self.tokens) / len(calls)
-
-    def rows(self, times: dict[str, list[Split]], parts: Sequence[str]) -> dict[str, dict]:
-        """Return a row a contestant."""
-        counted = range(WARM_UP, len(self.tokens))
-        batch_size = self.workload.config.train.batch_size
-        rows = {}
-        for name, splits in times.items():
-            totals = [1e3 * splits[i].total for i in counted]
-            low, middle, high = quantiles(totals, n=4)
-            tokens = median(self.tokens[i] for i in counted)
-            rows[name] = {
-                "ms": middle,
-                "quartiles_ms": [low, high],
-                **{
-                    f"{part}_ms": 1e3 * median(getattr(splits[i], part) for i in counted)
-                    for part in parts
-                },
-                "examples_per_s": 1e3 * batch_size / middle,
-                "tokens_per_s": 1e3 * tokens * self.world_size / middle,
-                "utilisation": self._flops(name) * tokens / (middle / 1e3) / self.rate,
-                "ratio": median(splits[i].total / times["mt_dense"][i].total for i in counted),
-            }
-        return rows
-
-    def _flops(self, name: str) -> float:
-        """Return the model's operations a token, forward and backward."""
-        config, specs = self.workload.config, self.workload.plan.specs
-        hidden = self.workload.shape.hidden
-        heads = [((3 if head.spans else 1) * hidden, head.outputs) for head in head_specs(specs)]
-        experts = 0 if name in ("mt_dense", TRAINER) else config.moe.num_experts
-        levers = NO_LEVERS
-        if experts and name not in STOCK:
-            kind = _of_kind(self.workload, name, 1).config
-            levers = levers_of(kind, self.workload.shape, self.tasks, self.call_tokens)
-        return count_flops(
-            self.workload.shape,
-            self.attended,
-            experts,
-            int(experts > 0),
-            heads,
-            self.sequences_a_token,
-            levers,
-        ).step
+    return rate

@@ -12,6 +12,7 @@ from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.token_level.shared_slice import shared_neurons
 from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
+from ds_moe_mtl.planner.compute import tiled
 from ds_moe_mtl.planner.levers import Levers
 from ds_moe_mtl.planner.memory import Tokens
 from ds_moe_mtl.planner.shape import SIZES, Shape, random_transformer, shape_of
@@ -48,9 +49,13 @@ class Workload:
         config = self.config.model_copy(update={"model": model, "moe": moe})
         return replace(self, plan=replace(self.plan, config=config))
 
-    def with_layers(self, layers: int) -> "Workload":
-        """Return the same workload with fewer layers, of random weights."""
-        return replace(self, shape=self.shape._replace(layers=layers), random=True)
+    def with_layers(self, layers: int, sparse: int = 0) -> "Workload":
+        """Return the same workload with fewer layers, of random weights; `sparse` have experts."""
+        named = {"layers": tuple(range(sparse))} if sparse else {}
+        moe = self.config.moe.model_copy(update=named)
+        plan = replace(self.plan, config=self.config.model_copy(update={"moe": moe}))
+        shape = self.shape._replace(layers=layers)
+        return replace(self, plan=plan, shape=shape, random=True)
 
     def transformer(self):
         """Return the encoder with random weights."""
@@ -73,6 +78,7 @@ class BatchSizes:
     most: Tokens
     sequences: float
     squared: float  # the sum of squared lengths, the mean of a micro-batch
+    places: float  # the same of lengths filled up to flash attention's tiles
     micro_batches: int
     tasks: float  # that meet in a micro-batch, the mean
 
@@ -122,20 +128,20 @@ def find_workload(
 def batch_sizes(plan: RunPlan, world_size: int, batches: int = BATCHES_LOOKED_AT) -> BatchSizes:
     """Return the sizes of the first super-batches' micro-batches on rank 0 of world_size ranks."""
     found: list[Tokens] = []
-    sequences = squared = tasks = 0.0
+    sequences = squared = places = tasks = 0.0
     with closing(plan.super_batches(0, world_size)) as loader:
         for micro_batches, _ in islice(loader, batches):
             for batch in micro_batches:
                 found.append(tokens_of(batch))
                 sequences += batch.num_sequences
                 squared += float(batch.cu_seqlens.diff().double().square().sum())
+                places += tiled(batch.cu_seqlens.diff())
                 tasks += len(batch.task_ids_B.unique())
     count = len(found)
     mean = Tokens(*(sum(part) / count for part in zip(*found, strict=True)))
     most = Tokens(*(max(part) for part in zip(*found, strict=True)))
-    return BatchSizes(
-        mean, most, sequences / count, squared / count, count // batches, tasks / count
-    )
+    sums = (part / count for part in (sequences, squared, places))
+    return BatchSizes(mean, most, *sums, count // batches, tasks / count)
 
 
 def levers_of(config: RunConfig, shape: Shape, tasks: float, call_tokens: float) -> Levers:
@@ -157,12 +163,13 @@ def levers_of(config: RunConfig, shape: Shape, tasks: float, call_tokens: float)
 
 
 def tokens_of(batch) -> Tokens:
-    """Return a batch's tokens: real, with attention's padding, and places of its scores."""
+    """Return a batch's tokens: real, with attention's padding, places of its scores, sequences."""
     padded = [(last - first, batch.lengths[first]) for first, last in batch.groups]
     return Tokens(
         batch.num_tokens,
         sum(count * length for count, length in padded),
         sum(count * length**2 for count, length in padded),
+        batch.num_sequences,
     )
 
 

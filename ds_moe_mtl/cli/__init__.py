@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 COMMANDS = {
     "train": "train a run from a YAML",
     "finetune": "fine-tune one task from a trained model: grids, seeds, gates",
+    "add": "train new tasks into a trained model, which keeps its own",
+    "remove": "write a trained model without some of its tasks",
     "evaluate": "score a trained model on dev splits",
     "predict": "label texts with a trained model",
     "export": "write a checkpoint as a model or for other ranks",

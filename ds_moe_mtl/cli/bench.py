@@ -1,6 +1,7 @@
 """ds-moe-mtl bench: throughput of our models, stock DeepSpeed and a plain Trainer."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def main(arguments: list[str]) -> int:
         "ds-moe-mtl bench throughput glue_small_mttag_minilm data.root=DATA train.precision=fp32",
     )
     parser.takes_a_run()
-    parser.add_argument("--rounds", type=int, default=15, help="rounds that count (15)")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="rounds that count; on a GPU of ten steps each (15)"
+    )
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--ranks", default="1", help="numbers of ranks, as in 1,2,4 (1)")
     parser.add_argument(
@@ -65,6 +68,7 @@ def _bench(asked: _Bench) -> int:
         "rounds": asked.rounds,
         "clock": asked.clock,
         "shape": asked.shape,
+        "load": os.getloadavg()[0],  # before this command adds to it
     }
 
     def say(line: str) -> None:

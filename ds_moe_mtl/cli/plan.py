@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RunConfig, UserError, load_config
-from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
-from ds_moe_mtl.config.files import REPOSITORY
 
 GIB = 2**30
+OTHERWISE = "h100-sxm"
+"""The card of the cost model where neither --card nor this machine names one."""
+
 Say = Callable[[str], None]
 
 
@@ -25,11 +26,13 @@ class _Plan:
     gpus: int | None
     gpus_per_node: int
     gpu_memory: float | None
-    tflops: float
-    memory_bandwidth: float
-    nvlink: float
+    card: str | None
+    tflops: float | None
+    memory_bandwidth: float | None
+    nvlink: float | None
     network: float
     latency: float
+    host_wait: float
     calibrate: float
     measure: bool
     clock: str
@@ -44,8 +47,8 @@ class _Plan:
             if value is not None and value <= 0:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} = {value:g}; allowed: above 0")
-        if self.calibrate < 0 or self.latency < 0:
-            raise UserError("--calibrate and --latency: allowed: 0 or more")
+        if self.calibrate < 0 or self.latency < 0 or self.host_wait < 0:
+            raise UserError("--calibrate, --latency and --host-wait: allowed: 0 or more")
         if self.write is not None and self.shape is not None:
             raise UserError(
                 "--write with --shape: a job trains an encoder; allowed: model.encoder=..."
@@ -63,14 +66,8 @@ def main(arguments: list[str]) -> int:
     parser.takes_a_run()
     parser.add_argument("--gpus", type=int, help="ranks (this machine's GPUs, or 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="of the cost model (8)")
-    parser.add_argument("--gpu-memory", type=float, help="GiB of one (this machine's, if any)")
-    parser.add_argument(
-        "--tflops", type=float, default=300.0, help="sustained a GPU, cost model (300)"
-    )
-    parser.add_argument("--memory-bandwidth", type=float, default=3000.0, help="GB/s (3000)")
-    parser.add_argument("--nvlink", type=float, default=300.0, help="GB/s a GPU, one way (300)")
-    parser.add_argument("--network", type=float, default=40.0, help="GB/s a GPU, one way (40)")
-    parser.add_argument("--latency", type=float, default=10.0, help="us a message (10)")
+    parser.add_argument("--gpu-memory", type=float, help="GiB of one (its card's, if any)")
+    _add_machine(parser)
     parser.add_argument(
         "--calibrate", type=float, default=10.0, metavar="S", help="seconds; 0: no step time (10)"
     )
@@ -85,9 +82,23 @@ def main(arguments: list[str]) -> int:
     return answer(lambda: _plan(parser.request(_Plan, arguments)))
 
 
+def _add_machine(parser: Parser) -> None:
+    """Add what the cost model takes a machine to be; a card gives what is left out."""
+    from ds_moe_mtl.planner.cards import CARDS
+
+    add = parser.add_argument
+    add("--card", choices=CARDS, help="kind of GPU (this machine's; else h100-sxm, for time alone)")
+    add("--tflops", type=float, help="sustained in products (the card's peak, by their shape)")
+    add("--memory-bandwidth", type=float, help="GB/s (0.9 of the card's)")
+    add("--nvlink", type=float, help="GB/s a GPU, one way (two thirds of the card's)")
+    add("--network", type=float, default=40.0, help="GB/s a GPU, one way (40)")
+    add("--latency", type=float, default=10.0, help="us a message (10)")
+    add("--host-wait", type=float, default=50.0, help="us, where the host waits in a layer (50)")
+
+
 def _plan(asked: _Plan) -> int:
     config = load_config(asked.config, asked.overrides)
-    _check_plannable(config, asked.calibrate)
+    _check_plannable(config)
     from ds_moe_mtl.benchmark.plan_table import show
     from ds_moe_mtl.benchmark.planning import on_paper, report
     from ds_moe_mtl.benchmark.workload import find_workload
@@ -96,16 +107,17 @@ def _plan(asked: _Plan) -> int:
         if not asked.json:
             print(line, flush=True)
 
-    machine, memory = _machine(asked)
+    machine, memory = _machine(asked, config.train.precision, say)
     workload = find_workload(config, asked.shape, say)
     # Planned for GPUs where there are any, or their memory is given; else for this CPU.
     paper = on_paper(workload, machine, gpu=memory is not None)
     plan = report(paper, memory, _calibrated(asked, config, machine.gpus, say))
     show(plan, say)
     if asked.write is not None:
-        from ds_moe_mtl.benchmark.job_files import write_job
+        from ds_moe_mtl.benchmark.job_files import choose, write_job
 
-        name = asked.config or str(DEFAULT_EXPERIMENT.relative_to(REPOSITORY))
+        _say_what_differs(config.moe.ep_size, choose(plan)["ep_size"], say)
+        name = asked.config or str(DEFAULT_EXPERIMENT)
         for path in write_job(asked.write, paper, plan, name, asked.overrides):
             say(f"written: {path}")
     if asked.json:
@@ -113,39 +125,59 @@ def _plan(asked: _Plan) -> int:
     return 0
 
 
-def _check_plannable(config: RunConfig, calibrate: float) -> None:
-    """Raise UserError for a run that the planner cannot count, or cannot calibrate."""
+def _check_plannable(config: RunConfig) -> None:
+    """Raise UserError for a run that the planner cannot count."""
     if config.model.kind == "task_moe":
         raise UserError(
             "model.kind = task_moe: the planner does not count experts that are whole layers; "
             "allowed: single, mt_dense, mt_switch, mt_tag"
         )
-    if calibrate and config.model.kind in SPARSE_KINDS and config.moe.layers != "all":
-        raise UserError(
-            f"moe.layers = {config.moe.layers}: a calibration extends the times of thin copies, "
-            "whose layers are all alike; allowed: --calibrate 0, or moe.layers=all"
-        )
 
 
-def _machine(asked: _Plan):
-    """Return the machine of the cost model, and bytes of a GPU, None where there is none."""
+def _say_what_differs(given: int, advised: int, say: Say) -> None:
+    if given != advised:
+        say(f"note: the job has moe.ep_size={advised}, as advised, not the run's {given}")
+
+
+def _machine(asked: _Plan, precision: str, say: Say):
+    """Return the machine of the cost model, and bytes of a GPU, None where there is none.
+
+    Raises UserError for a precision whose peak the card's data sheet does not have.
+    """
     import torch
 
+    from ds_moe_mtl.planner.cards import CARDS, card_name
     from ds_moe_mtl.planner.cost import Machine
+    from ds_moe_mtl.planner.rates import LINK_SHARE, MEMORY_SHARE
 
     local = torch.cuda.device_count()
+    here = torch.cuda.get_device_name(0) if local else ""
+    name = asked.card or card_name(here)
+    if local and name is None:
+        say(f"note: {here} is not in the table of cards: the cost model takes an {OTHERWISE}")
+    card = CARDS[name or OTHERWISE]
+    peak = card.peak(precision)
+    if asked.tflops is None and peak is None:
+        raise UserError(
+            f"--card {name}: no peak of products in {precision}; allowed: --tflops, or fp16"
+        )
+    bandwidth = asked.memory_bandwidth or MEMORY_SHARE * card.bandwidth / 1e9
     gpus = asked.gpus or max(1, local)
     machine = Machine(
         gpus,
         min(gpus, asked.gpus_per_node),
-        1e12 * asked.tflops,
-        1e9 * asked.memory_bandwidth,
-        1e9 * asked.nvlink,
+        peak if asked.tflops is None else 1e12 * asked.tflops,
+        1e9 * bandwidth,
+        1e9 * asked.nvlink if asked.nvlink else LINK_SHARE * card.link,
         1e9 * asked.network,
         1e-6 * asked.latency,
+        1e-6 * asked.host_wait,
+        None if asked.tflops is None else 1.0,
     )
     if asked.gpu_memory is not None:
         return machine, asked.gpu_memory * GIB
+    if asked.card is not None:
+        return machine, card.memory
     return machine, torch.cuda.get_device_properties(0).total_memory if local else None
 
 

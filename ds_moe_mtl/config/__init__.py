@@ -8,8 +8,10 @@ from ds_moe_mtl.config.load import (
     differing_keys,
     dump_config,
     load_config,
+    plain_values,
 )
-from ds_moe_mtl.config.schema import KnownTask, OwnTask, RunConfig
+from ds_moe_mtl.config.schema import RunConfig
+from ds_moe_mtl.config.task_rows import KnownTask, OwnTask
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
@@ -23,5 +25,6 @@ __all__ = [
     "differing_keys",
     "dump_config",
     "load_config",
+    "plain_values",
     "resolve_deepspeed",
 ]

@@ -55,12 +55,15 @@ def resolve_deepspeed(
         _check_names(resolved)
         _fill_batch(resolved, config, world_size)
         _check_zero(resolved, config)
+        _check_order(resolved, config, world_size)
         _check_finite(resolved)
         _fill_precision(resolved, config)
         _fill_optimizer(resolved, config)
         _check_scheduler(resolved)
         _fill_clipping(resolved, config)
+        _fill_timers(resolved)
         _check_nothing_left(resolved, ())
+        _check_kernels(resolved, config)
     except UserError as error:
         raise UserError(f"{displayed(file)}: {error}") from None
     return resolved
@@ -124,6 +127,22 @@ def _check_ranks(config: RunConfig, world_size: int, device: str) -> None:
         )
     if train.precision == "fp16" and device == "cpu":
         raise UserError("train.precision = fp16 does not run on a CPU; allowed there: bf16, fp32")
+    if train.cuda_graphs and device == "cpu":
+        raise UserError("train.cuda_graphs = true needs a GPU; allowed on a CPU: false")
+    if train.cuda_graphs and world_size > 1:
+        raise UserError(
+            f"train.cuda_graphs = true on {world_size} ranks, where no graph was ever recorded; "
+            "allowed: one rank, or false"
+        )
+
+
+def _check_kernels(resolved: Mapping[str, Any], config: RunConfig) -> None:
+    """Refuse kernels that were asked for by name where the update has none."""
+    if config.train.update_kernels == "triton" and not updates_in_one_pass(resolved):
+        raise UserError(
+            "train.update_kernels = triton with an update that is DeepSpeed's own; allowed: auto, "
+            "torch, or torch's fused Adam or AdamW under stage 1 or 2, without offload"
+        )
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
@@ -170,6 +189,25 @@ def _check_zero(values: dict[str, Any], config: RunConfig) -> None:
         raise UserError(
             f"zero_optimization.stage = 0 with train.precision = {config.train.precision}: "
             "DeepSpeed scales the first update wrongly there; allowed: stage 1 or 2, or fp32"
+        )
+
+
+def _check_order(values: dict[str, Any], config: RunConfig, world_size: int) -> None:
+    """Refuse what reduces gradients in the order of the backward pass where ranks differ in it.
+
+    Ranks whose examples take other experts (whole layers) fill DeepSpeed's buckets in another
+    order, and gradients of different weights would be added up.
+    """
+    zero = values["zero_optimization"]
+    if config.model.kind != "task_moe" or world_size == 1:
+        return
+    because = f"with model.kind = task_moe on {world_size} ranks: they may reduce in other orders"
+    if zero.get("overlap_comm"):
+        raise UserError(f"zero_optimization.overlap_comm = true {because}; allowed: false")
+    if zero["stage"] == 2 and config.router.route == "random_instance":
+        raise UserError(
+            f"zero_optimization.stage = 2 and router.route = random_instance {because}; "
+            "allowed: stage 0 or 1"
         )
 
 
@@ -231,6 +269,13 @@ def _fill_clipping(values: dict[str, Any], config: RunConfig) -> None:
     if config.clips_apart:
         clip, because = 0.0, "router.clip, which clips router and model apart"
     _agree(values, "gradient_clipping", clip, because)
+
+
+def _fill_timers(values: dict[str, Any]) -> None:
+    """Switch DeepSpeed's throughput timer off unless it is asked for: it waits for the device twice
+    a step, for figures that nobody prints; metrics.jsonl has our own."""
+    throughput = _section(_section(values, "timers", {}), "throughput", {}, "timers.")
+    throughput.setdefault("enabled", False)
 
 
 def _check_scheduler(values: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from ds_moe_mtl.data.batch import MultiTaskBatch, collate
 from ds_moe_mtl.data.describe import describe
 from ds_moe_mtl.data.encode import EncodedSplit, encode_columns, encode_task
-from ds_moe_mtl.data.loader import SuperBatches, evaluation_batches
+from ds_moe_mtl.data.loader import SuperBatches, evaluation_batches, mixed_batches
 from ds_moe_mtl.data.mixture import sampling_rates
 from ds_moe_mtl.data.own import entry_specs, own_spec
 from ds_moe_mtl.data.source import SUBSTITUTE, read_split
@@ -19,6 +19,7 @@ __all__ = [
     "encode_task",
     "entry_specs",
     "evaluation_batches",
+    "mixed_batches",
     "own_spec",
     "read_split",
     "sampling_rates",

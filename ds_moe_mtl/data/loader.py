@@ -94,6 +94,7 @@ class SuperBatches:
             "seed": self.order.seed,
             "batch_size": self.order.batch_size,
             "mixture": self.order.mixture.model_dump(mode="json"),
+            "sampling_weights": [spec.sampling_weight for spec in self.order.specs],
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -225,6 +226,40 @@ class EvaluationBatches(Sequence):
         share = self.shares[index]
         batch = collate([(0, n) for n in share], [self.split])
         return replace(batch, task_ids_B=torch.full_like(batch.task_ids_B, self.task))
+
+
+def mixed_batches(
+    splits: Mapping[int, EncodedSplit], tokens_per_batch: int = TOKENS_PER_BATCH
+) -> Iterator[MultiTaskBatch]:
+    """Yield batches of the sequences of several tasks together: every sequence comes exactly once.
+
+    splits: by the task's index. The longest come first; else as evaluation_batches.
+    """
+    tasks, encoded = list(splits), list(splits.values())
+    firsts = [_first_sequences(split) for split in encoded]
+    examples = [
+        (tokens, place, number)
+        for place, split in enumerate(encoded)
+        for number, tokens in enumerate(np.diff(split.offsets[firsts[place]]).tolist())
+    ]
+    rows: list[tuple[int, int]] = []
+    room = tokens_per_batch
+    for tokens, place, number in sorted(examples, key=lambda example: -example[0]):
+        if rows and tokens > room:
+            yield _of_tasks(rows, encoded, tasks)
+            rows, room = [], tokens_per_batch
+        first, last = firsts[place][number : number + 2].tolist()
+        rows.extend((place, sequence) for sequence in range(first, last))
+        room -= tokens
+    if rows:
+        yield _of_tasks(rows, encoded, tasks)
+
+
+def _of_tasks(
+    rows: list[tuple[int, int]], encoded: list[EncodedSplit], tasks: list[int]
+) -> MultiTaskBatch:
+    batch = collate(rows, encoded)
+    return replace(batch, task_ids_B=torch.tensor(tasks)[batch.task_ids_B])
 
 
 def evaluation_batches(

@@ -7,9 +7,10 @@ are those of 0.19.4 too.
 
 Replaced or patched
 
-    DeepSpeedZeroOptimizer: step, get_grad_norm_direct
+    DeepSpeedZeroOptimizer: step, scaled_global_norm, get_grad_norm_direct
         zero_update.py puts its own in their place: theirs pass over memory once for each thing
-        they do, ours twice in all, with the same weights bit for bit.
+        they do, ours twice in all, with the same weights bit for bit; and they ask the other
+        ranks for the norm of each group, ours once.
     DeepSpeedZeroOptimizer: setup_buckets, reduce_ready_partitions_and_remove_grads
     DeepSpeedZeroOptimizer: reduce_ipg_grads
         zero_update.py empties them on one rank, where there is nothing to reduce: no bucket, and
@@ -33,7 +34,7 @@ Replaced or patched
 Read or called, and private
 
     DeepSpeedZeroOptimizer: averaged_gradients, all_grad_tensors, params_in_partition
-    DeepSpeedZeroOptimizer: scaled_global_norm, _global_grad_norm, _update_scale, clip_grad
+    DeepSpeedZeroOptimizer: _global_grad_norm, _update_scale, clip_grad
     DeepSpeedZeroOptimizer: overflow, loss_scale, loss_scaler, dynamic_loss_scale
     DeepSpeedZeroOptimizer: bit16_groups, bit16_groups_flat, parallel_partitioned_bit16_groups
     DeepSpeedZeroOptimizer: single_partition_of_fp32_groups, optimizer

@@ -15,9 +15,13 @@ from ds_moe_mtl.config.deepspeed import updates_in_one_pass
 from ds_moe_mtl.engine.clipping import clip_apart
 from ds_moe_mtl.engine.contract import check_contract
 from ds_moe_mtl.engine.host_memory import keep_freed_memory
+from ds_moe_mtl.engine.kernel_update import Verdict, update_by_kernels
+from ds_moe_mtl.engine.shapes import set_shapes
 from ds_moe_mtl.engine.zero_update import update_in_one_pass
 from ds_moe_mtl.models import MultiTaskNetwork
+from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
 from ds_moe_mtl.ranks.rendezvous import Ranks, apply, free_port
+from moe_kernels.verified import choose
 
 MARGIN = timedelta(minutes=10)
 """What a collective may take beyond train.hang_timeout."""
@@ -25,10 +29,31 @@ MARGIN = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Update:
-    """What one call of optimizer_step did."""
+    """What one call of optimizer_step did.
 
-    norm: float | None  # of the gradient before clipping, where known; inf where skipped
-    skipped: bool  # a gradient was not finite: weights and moments stayed, on every rank
+    norm: of the gradient before clipping, where known; inf where skipped. verdict: whether it was
+    skipped (a gradient was not finite: weights and moments stayed, on every rank), or where the
+    host will find that out.
+    """
+
+    norm: float | None
+    verdict: bool | Verdict
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the host would wait for the device to know `skipped`; the same on every rank."""
+        return isinstance(self.verdict, Verdict)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the step was skipped."""
+        return self.verdict.skipped if isinstance(self.verdict, Verdict) else self.verdict
+
+    def kept(self, sums: torch.Tensor) -> torch.Tensor:
+        """Return sums over the step's examples, 0 where it was skipped; the host does not wait."""
+        if isinstance(self.verdict, Verdict):
+            return sums.where(self.verdict.finite, torch.zeros_like(sums))
+        return torch.zeros_like(sums) if self.verdict else sums
 
 
 def device_type() -> str:
@@ -110,7 +135,8 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
     from ds_moe_mtl.moe import to_deepspeed
 
     _import_muon()
-    to_deepspeed(network, config.moe.ep_size)
+    if _trains_experts(network):
+        to_deepspeed(network, config.moe.ep_size)
     train = config.train
     groups = parameter_groups(network, train.weight_decay, train.betas, config.moe.gate_momentum)
     with _quiet():
@@ -120,15 +146,30 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
             config=deepspeed_config,
             dist_init_required=False,
         )
+    set_shapes(network, config, engine.device)
     # DeepSpeed makes groups of its own, with torch's default: 10 minutes for NCCL.
     for group in torch.distributed.distributed_c10d._world.pg_map:
         torch.distributed.distributed_c10d._set_pg_timeout(collective_timeout(config), group)
     if updates_in_one_pass(deepspeed_config):
-        update_in_one_pass(engine.optimizer)
+        if choose("update", train.update_kernels, engine.device).impl == "triton":
+            update_by_kernels(engine)
+        else:
+            update_in_one_pass(engine.optimizer)
     if engine.fp16_enabled() and engine.optimizer.dynamic_loss_scale:
         # train.max_skipped ends such a run, with the examples' names, not an exception.
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     return engine
+
+
+def _trains_experts(network: MultiTaskNetwork) -> bool:
+    """Whether an expert learns. Frozen ones stay in the plain form: DeepSpeed has no group for them
+    and refuses a model with its own MoE layers and no weights of experts to train.
+    """
+    return any(
+        parameter.requires_grad
+        for ffn in routed_ffns(network)
+        for parameter in ffn.moe.experts.parameters()
+    )
 
 
 def set_learning_rate(engine, rate: float, rates: Mapping[str, float]) -> None:
@@ -151,10 +192,14 @@ def optimizer_step(engine, wants_norm: bool, config: RunConfig | None = None) ->
     if not engine.zero_optimization():
         return _plain_step(engine, wants_norm, apart)
     engine.step()
+    verdict = getattr(engine.optimizer, "verdict", None)
+    if verdict is None:
+        verdict = bool(engine.optimizer.overflow)
     norm = None
     if wants_norm:  # the host waits for a GPU to have it
         norm = engine.get_global_grad_norm() if apart is None else apart
-    return Update(None if norm is None else float(norm), bool(engine.optimizer.overflow))
+        verdict = verdict.skipped if isinstance(verdict, Verdict) else verdict
+    return Update(None if norm is None else float(norm), verdict)
 
 
 def _plain_step(engine, wants_norm: bool, clipped_norm: float | None) -> Update:
@@ -168,7 +213,8 @@ def _plain_step(engine, wants_norm: bool, clipped_norm: float | None) -> Update:
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     bad = (~torch.isfinite(norm)).float()
-    torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
     skipped = bool(bad)
     if skipped:
         # After clipping, which wants gradients: without any AdamW moves and decays nothing.

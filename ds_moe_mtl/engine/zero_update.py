@@ -26,8 +26,9 @@ def update_in_one_pass(zero, piece_size: int | None = None) -> None:
     device = zero.single_partition_of_fp32_groups[0].device
     update = _Update(zero, device, piece_size or UPDATE_PIECE[device.type])
     zero.step = update.step
+    zero.scaled_global_norm = update.global_norm
     zero.get_grad_norm_direct = update.grad_norm
-    if torch.distributed.get_world_size() == 1:
+    if update.alone:
         # Nothing to reduce: no bucket, and no copies to it and back, of gradients as they are.
         for name in (
             "setup_buckets",
@@ -57,13 +58,14 @@ class _Update:
         self.zero = zero
         self.device = device
         self.piece_size = piece_size
+        self.alone = torch.distributed.get_world_size() == 1
         self.plans: dict[int, tuple[list[int], list[_Piece]]] = {}
 
     def step(self, closure=None) -> None:
         """Step, or where a gradient is not finite on any rank skip it; a collective call."""
         zero = self.zero
-        norm = zero.scaled_global_norm()
-        zero.overflow = not bool(torch.isfinite(norm) & (norm >= 0))  # -1: it was not finite
+        norm = self.global_norm()
+        zero.overflow = not bool(torch.isfinite(norm))
         scale = zero.loss_scale
         zero._update_scale(zero.overflow)
         zero._global_grad_norm = float("inf") if zero.overflow else norm / scale
@@ -73,10 +75,21 @@ class _Update:
                 self._update(group, factor)
                 zero.averaged_gradients[group] = None
             zero._lazy_init_hp_params_optimizer_state()
-            self._gather()
+            gather_weights(zero)
         zero.zero_grad(set_to_none=True)
         for group in range(len(zero.bit16_groups)):
             zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
+
+    def global_norm(self, norm_type: float = 2) -> torch.Tensor:
+        """Return the norm of all groups' gradients on all ranks, fp32; inf: one is not finite.
+
+        In place of DeepSpeed's scaled_global_norm, which sums over the ranks for each group, and
+        once more for each group of experts; here once for all. A collective call.
+        """
+        groups = range(len(self.zero.bit16_groups))
+        norms_G = self._over_ranks(torch.stack([self._squares(group) for group in groups])).sqrt()
+        norm = torch.linalg.vector_norm(norms_G)
+        return norm.where(torch.isfinite(norms_G).all(), torch.full_like(norm, torch.inf))
 
     def grad_norm(self, gradients, params, norm_type: float = 2) -> torch.Tensor:
         """Return the norm of a group's gradients on all ranks, fp32; -1 where it is not finite.
@@ -84,14 +97,21 @@ class _Update:
         In place of DeepSpeed's get_grad_norm_direct; a collective call.
         """
         group = next(i for i, mine in self.zero.averaged_gradients.items() if mine is gradients)
+        norm = self._over_ranks(self._squares(group)).sqrt()
+        return norm.where(torch.isfinite(norm), torch.full_like(norm, -1.0))
+
+    def _squares(self, group: int) -> torch.Tensor:
+        """Return the sum of the squares of a group's gradients on this rank, fp32."""
         norms = [torch.linalg.vector_norm(buffer) for _, buffer in self._pieces(group)]
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        if norms:
-            total = torch.stack(norms).double().square().sum()
-        total = total.float()
-        torch.distributed.all_reduce(total, group=self.zero.dp_process_group)
-        total = total.sqrt()
-        return total.where(torch.isfinite(total), torch.full_like(total, -1.0))
+        if not norms:
+            return torch.zeros((), device=self.device)
+        return torch.stack(norms).double().square().sum().float()
+
+    def _over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
+        """Return sums of this rank's as those of all ranks; a collective call where others are."""
+        if not self.alone:
+            torch.distributed.all_reduce(sums, group=self.zero.dp_process_group)
+        return sums
 
     def _factor(self, norm: torch.Tensor, scale: float) -> torch.Tensor | None:
         """Return what gradients are multiplied by: clipping over the loss's scale; None for 1."""
@@ -108,11 +128,7 @@ class _Update:
         weights = zero.single_partition_of_fp32_groups[number]
         rank = torch.distributed.get_rank(zero.real_dp_process_group[number])
         stored = zero.parallel_partitioned_bit16_groups[number][rank]
-        state = zero.optimizer.state[weights]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=weights.device)
-            state["exp_avg"] = torch.zeros_like(weights)
-            state["exp_avg_sq"] = torch.zeros_like(weights)
+        state = adam_state(zero.optimizer, weights)
         before = state["step"].clone()
         for piece, buffer in self._pieces(number):
             if factor is not None:
@@ -153,17 +169,28 @@ class _Update:
             torch._foreach_copy_(list(buffer.split([part.numel() for part in parts])), parts)
             yield piece, buffer
 
-    def _gather(self) -> None:
-        """Give every rank the weights that the others have updated; a collective call."""
-        from deepspeed.runtime.utils import all_gather_dp_groups
 
-        all_gather_dp_groups(
-            groups_flat=self.zero.bit16_groups_flat,
-            partitioned_param_groups=self.zero.parallel_partitioned_bit16_groups,
-            dp_process_group=self.zero.real_dp_process_group,
-            start_alignment_factor=self.zero.nccl_start_alignment_factor,
-            allgather_bucket_size=self.zero.allgather_bucket_size,
-        )
+def adam_state(optimizer, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the optimizer's state of a partition, as torch's Adam has it; made where it is new."""
+    state = optimizer.state[weights]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=weights.device)
+        state["exp_avg"] = torch.zeros_like(weights)
+        state["exp_avg_sq"] = torch.zeros_like(weights)
+    return state
+
+
+def gather_weights(zero) -> None:
+    """Give every rank the weights that the others have updated; a collective call."""
+    from deepspeed.runtime.utils import all_gather_dp_groups
+
+    all_gather_dp_groups(
+        groups_flat=zero.bit16_groups_flat,
+        partitioned_param_groups=zero.parallel_partitioned_bit16_groups,
+        dp_process_group=zero.real_dp_process_group,
+        start_alignment_factor=zero.nccl_start_alignment_factor,
+        allgather_bucket_size=zero.allgather_bucket_size,
+    )
 
 
 def _plan(sizes: list[int], piece_size: int) -> list[_Piece]:

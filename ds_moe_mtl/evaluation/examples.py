@@ -15,8 +15,12 @@ from ds_moe_mtl.data.faults import Faults
 from ds_moe_mtl.tasks import TaskSpec
 
 
-def columns_of(spec: TaskSpec, names: Sequence[str], examples: Iterable) -> dict[str, list]:
+def columns_of(
+    spec: TaskSpec, names: Sequence[str], examples: Iterable, numbers: Sequence[int] | None = None
+) -> dict[str, list]:
     """Return {column: one value an example} for the input columns `names` of a task.
+
+    numbers: what messages call the examples; None: their places.
 
     Raises UserError, one line, for what holds no examples, and for examples with missing, unknown
     or unfit values: each kind with the first example and the number of them.
@@ -29,7 +33,8 @@ def columns_of(spec: TaskSpec, names: Sequence[str], examples: Iterable) -> dict
             for name, value in zip(names, values, strict=True):
                 columns[name].append(_checked(spec, name, value))
         except _Unfit as error:
-            faults.add(error.kind, f"example {number} {error}")
+            called = number if numbers is None else numbers[number]
+            faults.add(error.kind, f"example {called} {error}")
     faults.check()
     return columns
 

@@ -1,6 +1,6 @@
 """A trained model in use: load the folder, predict, score; no DeepSpeed, no process group."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -8,18 +8,27 @@ import numpy as np
 import torch
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.data import EncodedSplit, encode_columns, encode_task, evaluation_batches
+from ds_moe_mtl.data import (
+    EncodedSplit,
+    encode_columns,
+    encode_task,
+    evaluation_batches,
+    mixed_batches,
+)
 from ds_moe_mtl.evaluation.card import model_card
 from ds_moe_mtl.evaluation.examples import columns_of
 from ds_moe_mtl.evaluation.hub import found_folder, push
 from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, decoded, task_result
+from ds_moe_mtl.evaluation.probable import check_wish, probable_answers
 from ds_moe_mtl.evaluation.shapes import predictions_of
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.network import evaluating
 from ds_moe_mtl.models.portable.folder import portable_config, save_portable
+from ds_moe_mtl.models.pretrained import state_hash
 from ds_moe_mtl.models.tokenizer import load_tokenizer
-from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 from ds_moe_mtl.tasks.numbers import is_whole
 
 _TOKENIZER = Lock()
@@ -106,7 +115,14 @@ class MultiTaskModel:
             raise UserError(f"the model has no task {name!r}; it has: {', '.join(self.specs)}")
         return self.specs[name]
 
-    def predict(self, task: str, examples: Iterable, max_length: int | None = None) -> list:
+    def predict(
+        self,
+        task: str,
+        examples: Iterable,
+        max_length: int | None = None,
+        return_probabilities: bool = False,
+        top_k: int | None = None,
+    ) -> list:
         """Return a label name (or a score, for a regression) for each example, in order.
 
         examples: a list (or an array, a column of a table, a generator) of texts, or of one tuple
@@ -116,28 +132,86 @@ class MultiTaskModel:
         options, whose examples are (text, list of options), the chosen option; for one that
         generates, a text. For a task of several labels it is a list of (label, probability); for
         tags, whose examples are lists of words (a text is split at its blanks), a list of (word,
-        tag); for an answer in a context its (text, start, end) there, in characters. Raises
-        UserError for examples of another shape and for a model whose outputs are not finite.
+        tag); for an answer in a context its (text, start, end) there, in characters.
+
+        return_probabilities, top_k (the so many most probable classes): instead a dict an example,
+        {"label", "probability", "probabilities"} (evaluation.probable). Raises UserError for
+        examples of another shape, for probabilities of a task that has none, and for a model whose
+        outputs are not finite.
         """
         spec = self.task(task)
+        check_wish(spec, return_probabilities, top_k)
         columns = columns_of(spec, self.inputs(task), examples)
         if not columns[spec.text[0]]:
             return []
+        split = self._encoded(spec, columns, max_length)
+        outputs = self.outputs(spec.name, split)
+        return self._answers(spec, outputs, split, columns, return_probabilities, top_k)
+
+    def predict_many(
+        self,
+        pairs: Iterable[tuple[str, object]],
+        max_length: int | None = None,
+        return_probabilities: bool = False,
+        top_k: int | None = None,
+    ) -> list:
+        """Return an answer for each (task, example), in order, as `predict` gives it.
+
+        The tasks' sequences share packed batches. Raises UserError as predict does.
+        """
+        places: dict[str, list[int]] = {}
+        examples: dict[str, list] = {}
+        for number, pair in enumerate(pairs):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise UserError(f"example {number} is {pair!r:.60}; allowed: (task, example)")
+            name = self.task(pair[0]).name
+            places.setdefault(name, []).append(number)
+            examples.setdefault(name, []).append(pair[1])
+        columns, splits = {}, {}
+        for name, given in examples.items():
+            spec = self.task(name)
+            check_wish(spec, return_probabilities, top_k)
+            columns[name] = columns_of(spec, self.inputs(name), given, places[name])
+            splits[name] = self._encoded(spec, columns[name], max_length)
+        answers: list = [None] * sum(map(len, places.values()))
+        for name, outputs in self.outputs_together(splits).items():
+            split = splits[name]
+            given = self._answers(
+                self.task(name), outputs, split, columns[name], return_probabilities, top_k
+            )
+            for place, value in zip(places[name], given, strict=True):
+                answers[place] = value
+        return answers
+
+    def _encoded(
+        self, spec: TaskSpec, columns: dict[str, list], max_length: int | None
+    ) -> EncodedSplit:
         if max_length is not None and (
             isinstance(max_length, str) or not is_whole(max_length) or max_length < 1
         ):
             raise UserError(f"max_length: {max_length!r}; allowed: a whole number above 0, or None")
         with _TOKENIZER:
-            split = encode_columns(
+            return encode_columns(
                 spec, columns, self.tokenizer, max_length, "the examples given", blank=True
             )
-        outputs_NC = self.outputs(spec.name, split)
+
+    def _answers(
+        self,
+        spec: TaskSpec,
+        outputs: np.ndarray,
+        split: EncodedSplit,
+        columns: dict[str, list],
+        return_probabilities: bool,
+        top_k: int | None,
+    ) -> list:
         if spec.kind == "text":
             with _TOKENIZER:
-                return decoded(outputs_NC, self.tokenizer)
-        if not np.isfinite(outputs_NC).all():
+                return decoded(outputs, self.tokenizer)
+        if not np.isfinite(outputs).all():
             raise UserError(f"the model's outputs for {spec.name} are not finite: it has diverged")
-        return predictions_of(spec, outputs_NC, split, columns)
+        if return_probabilities or top_k:
+            return probable_answers(spec, outputs, split, columns, top_k)
+        return predictions_of(spec, outputs, split, columns)
 
     def inputs(self, task: str) -> tuple[str, ...]:
         """Return the names of the values that an example of a task is made of."""
@@ -158,10 +232,40 @@ class MultiTaskModel:
         """Return the head's outputs [N, C] for every sequence of a split, in row order."""
         spec = self.task(task)
         batches = evaluation_batches(split, self._index(task))
-        pieces = [
-            batch_outputs(self.network, batch, spec.num_outputs, self.device) for batch in batches
-        ]
+        with evaluating(self.network):
+            pieces = [
+                batch_outputs(self.network, batch, spec.num_outputs, self.device)
+                for batch in batches
+            ]
         return assemble(pieces, split, spec.num_outputs)
+
+    @torch.no_grad()
+    def outputs_together(self, splits: Mapping[str, EncodedSplit]) -> dict[str, np.ndarray]:
+        """Return `outputs` of several tasks' splits, whose sequences share batches."""
+        if any(self.task(name).kind == "text" for name in splits):
+            return {name: self.outputs(name, split) for name, split in splits.items()}
+        names = {self._index(name): name for name in splits}
+        pieces: dict[str, list] = {name: [] for name in splits}
+        for batch in mixed_batches({index: splits[name] for index, name in names.items()}):
+            with evaluating(self.network):
+                outputs = self.network(**network_inputs(batch.to(self.device)))
+            for index in batch.task_ids_B.unique().tolist():
+                spec = self.specs[names[index]]
+                mine_B = batch.task_ids_B == index
+                logits, rows = outputs.logits_BC, batch.example_ids_B
+                if spec.kind in TOKEN_KINDS:
+                    mine_B = mine_B[batch.unit_rows_U]
+                    logits, rows = outputs.unit_logits_UC, batch.unit_ids_U
+                found = logits[mine_B.to(logits.device), : spec.num_outputs].float()
+                pieces[spec.name].append((rows[mine_B].numpy(), found.cpu().numpy()))
+        return {
+            name: assemble(pieces[name], split, self.specs[name].num_outputs)
+            for name, split in splits.items()
+        }
+
+    def weights_hash(self) -> str:
+        """Return a SHA-256 of the model's weights."""
+        return state_hash(self.network.state_dict())
 
     @torch.no_grad()
     def route_counts(self, task: str, split: EncodedSplit) -> np.ndarray:

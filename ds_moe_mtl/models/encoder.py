@@ -12,12 +12,16 @@ from ds_moe_mtl.models.attention.choice import (
 )
 from ds_moe_mtl.models.dropout import replace_dropout
 from ds_moe_mtl.models.families import family_of
+from ds_moe_mtl.models.fused import forms, set_kernels
+from ds_moe_mtl.models.kernels import TORCH, EncoderKernels, kernels_on
+from encoder_kernels import LARGEST_HEAD
 
 
 class PackedEncoder(nn.Module):
     """Runs a `transformer` of a known family on T real tokens of many sequences at once.
 
     attention: one of models.attention's names, to run that one; None: the fastest that can.
+    kernels: as train.encoder_kernels; use_kernels sets it.
     """
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -27,6 +31,9 @@ class PackedEncoder(nn.Module):
         replace_dropout(transformer)
         self.transformer = transformer
         self.attention: str | None = None
+        self.kernels = "auto"
+        self._forms = forms(transformer)
+        self._running = TORCH
         self.first_position = family.first_position(transformer)
         self.token_types = family.token_types(transformer)
         self.max_length = family.max_length(transformer)  # tokens of a sequence
@@ -44,7 +51,29 @@ class PackedEncoder(nn.Module):
 
     def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
         """Return the name of the attention that runs there."""
-        return self.attention or packed_attention(device, dtype, self._head_size)
+        return self.attention or packed_attention(device, dtype, self._head_size, self.kernels)
+
+    def kernels_on(self, device: torch.device, dtype: torch.dtype) -> EncoderKernels:
+        """Return the kernels that its layers run on there."""
+        found = kernels_on(self.kernels, device, dtype, self._head_size)
+        return EncoderKernels(*(a and b for a, b in zip(found, self._forms, strict=True)))
+
+    def use_kernels(self, option: str) -> None:
+        """Have the layers run on what train.encoder_kernels = `option` means.
+
+        Raises ValueError for triton where the layers are not of the form that it takes.
+        """
+        if option == "triton" and not all(self._forms):
+            raise ValueError(
+                f"train.encoder_kernels = triton, but layers of {type(self.transformer).__name__} "
+                f"do not do as BERT's; allowed: auto, torch"
+            )
+        if option == "triton" and self._head_size > LARGEST_HEAD:
+            raise ValueError(
+                f"train.encoder_kernels = triton, but attention heads of size {self._head_size}; "
+                f"allowed: up to {LARGEST_HEAD}, or auto, torch"
+            )
+        self.kernels = option
 
     def forward(
         self,
@@ -67,6 +96,10 @@ class PackedEncoder(nn.Module):
         name = self.attention_on(device, self.dtype)
         if self.transformer.config._attn_implementation != name:
             self.transformer.set_attn_implementation(name)
+        kernels = self.kernels_on(device, self.dtype)
+        if kernels != self._running:
+            set_kernels(self.transformer, kernels)
+            self._running = kernels
         if lengths is None:
             lengths = cu_seqlens.diff().tolist()
         types = {}
@@ -79,7 +112,7 @@ class PackedEncoder(nn.Module):
             packing=attention_plan(name, lengths, groups, device, self.dtype, cu_seqlens),
             **types,
         )
-        return out.last_hidden_state[0]
+        return out.last_hidden_state.squeeze(0)
 
     def pool(self, cls_BD: torch.Tensor) -> torch.Tensor:
         """Return [CLS] states [B, D] through the pretrained pooler, or as they are without one."""

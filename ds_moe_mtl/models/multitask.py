@@ -11,13 +11,17 @@ from torch import nn
 
 import moe_kernels
 from ds_moe_mtl.data import MultiTaskBatch
+from ds_moe_mtl.models.attention.choice import PACKED_FLASH
 from ds_moe_mtl.models.calls import CallScope
 from ds_moe_mtl.models.description import FORMAT
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.families import family_of
+from ds_moe_mtl.models.filling import filling_sequences
+from ds_moe_mtl.models.graphs import EncoderGraphs, Recorder
 from ds_moe_mtl.models.heads import HeadSpec, TaskHeads, word_states
 from ds_moe_mtl.models.losses import FORMS, batch_losses, class_weights, network_inputs
 from ds_moe_mtl.models.network import Outputs
+from ds_moe_mtl.models.shapes import NO_SHAPES, Bucket
 from ds_moe_mtl.models.task_level.routed_layers import RouteCall, route_layers
 from ds_moe_mtl.models.task_level.task_router import RouterOptions, TaskRouter
 from ds_moe_mtl.models.token_level.context import GateCall
@@ -34,8 +38,11 @@ class MultiTaskNetwork(nn.Module):
     """Encoder and heads; gate_of_task maps a task's index to its gate.
 
     router: None, or the task router whose routes the encoder's RoutedLayers follow, and their
-    scope. tied_steps: so many steps of training (set_step) begin with experts tied.
+    scope. tied_steps: so many steps of training (set_step) begin with experts tied. shapes: that
+    batches are brought to in training.
     """
+
+    shapes = NO_SHAPES
 
     def __init__(
         self,
@@ -50,9 +57,8 @@ class MultiTaskNetwork(nn.Module):
         self.router = router
         self._scope = call_scope(transformer) if scope is None else scope
         self.tied_steps = 0
-        self._routes_sequences = any(
-            ffn.moe.options.route_by == "sequence" for ffn in routed_ffns(transformer)
-        )
+        self._ffns = routed_ffns(transformer)  # it looks through all modules: asked once
+        self._routes_sequences = any(ffn.moe.options.route_by == "sequence" for ffn in self._ffns)
         self.encoder = PackedEncoder(transformer)
         self.heads = TaskHeads(self.encoder.hidden_size, heads, dropout)
         gates = torch.zeros(len(heads), dtype=torch.long)
@@ -90,7 +96,7 @@ class MultiTaskNetwork(nn.Module):
         """
         if self.router is not None:
             self.router.set_step(step)
-        for ffn in routed_ffns(self) if self.tied_steps else ():
+        for ffn in self._ffns if self.tied_steps else ():
             ffn.moe.tied = step < self.tied_steps
 
     def forward(
@@ -144,6 +150,14 @@ class MultiTaskNetwork(nn.Module):
         """Return the name of the attention that runs there."""
         return self.encoder.attention_on(device, dtype)
 
+    def kernels_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return which kernels the encoder's layers run on there, in words."""
+        return str(self.encoder.kernels_on(device, dtype))
+
+    def use_kernels(self, option: str) -> None:
+        """Have the encoder run on what train.encoder_kernels = `option` means; see Network."""
+        self.encoder.use_kernels(option)
+
     def description(
         self, kind: str, routing: RoutingOptions | None, tasks: Sequence[dict], about: Mapping
     ) -> dict:
@@ -195,8 +209,9 @@ class MultiTaskNetwork(nn.Module):
     def _hidden_states(self, call: GateCall, inputs: tuple, gates_B: torch.Tensor) -> torch.Tensor:
         """Return the last hidden states [T, D], each sequence routed by its gate.
 
-        On a CPU in 16 bits the tokens are filled up to a size that comes again, with tokens that
-        are in no sequence and that no gate routes; nothing reads their outputs.
+        On a CPU in 16 bits, and where `shapes` says so, the tokens are filled up to a size that
+        comes again, with tokens that no gate routes; nothing reads their outputs. They are in no
+        sequence, or where attention takes sequences alone in sequences of their own.
         """
         *tokens, cu_seqlens, groups, lengths = inputs
         num_tokens = len(tokens[0])
@@ -205,16 +220,42 @@ class MultiTaskNetwork(nn.Module):
         if num_tokens == 0:
             return self._run_stand_in(call, tokens[0])
         gates_T = gates_B.repeat_interleave(cu_seqlens.diff().long(), output_size=num_tokens)
-        size = moe_kernels.recurring_size(num_tokens, gates_T.device, self.encoder.dtype)
-        if size > num_tokens:
+        shapes = self.shapes if self.training and not call.keep_routes else NO_SHAPES
+        size = shapes.size_of(num_tokens)
+        size = moe_kernels.recurring_size(size, gates_T.device, self.encoder.dtype)
+        if size > num_tokens or shapes.records:
             fill = (0, size - num_tokens)
             call.mask = nn.functional.pad(torch.ones_like(gates_T), fill)[None]
             *tokens, gates_T = (nn.functional.pad(ids_T, fill) for ids_T in (*tokens, gates_T))
         call.gate_ids = gates_T[None]
+        attention = self.encoder.attention_on(gates_T.device, self.encoder.dtype)
+        if shapes.records and torch.is_grad_enabled():
+            per_token = (*tokens, gates_T, call.mask[0])
+            outputs = shapes.run(per_token, cu_seqlens, lengths, attention != PACKED_FLASH)
+            hidden_TD, *call.counts = outputs
+            return hidden_TD
+        if size > num_tokens and attention == PACKED_FLASH:
+            cu_seqlens, lengths = filling_sequences(cu_seqlens, lengths, size)
         inputs = (*tokens, cu_seqlens, groups, lengths)
-        hidden_TD = self._run_encoder(call, inputs)[:num_tokens]
+        hidden_TD = self._run_encoder(call, inputs)
+        if size > num_tokens:  # a slice's gradient is a whole tensor of zeros, and a copy into it
+            hidden_TD = hidden_TD[:num_tokens]
         call.routes = [route.first(num_tokens) for route in call.routes]
         return hidden_TD
+
+    def recorded(self, record: Recorder) -> EncoderGraphs:
+        """Return the encoder's passes, to be recorded in buckets (models.shapes)."""
+        return EncoderGraphs(self._pass, tuple(self.encoder.parameters()), record)
+
+    def _pass(self, bucket: Bucket, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the last hidden states [T, D] and each sparse layer's counts, of a filled batch.
+
+        inputs: ids, types, positions, the sequences' ends, gates and mask of real tokens.
+        """
+        *tokens, ends, gates_T, mask_T = inputs
+        call = GateCall(gates_T[None], mask_T[None])
+        hidden_TD = self._run_encoder(call, (*tokens, ends, None, bucket.lengths))
+        return hidden_TD, *call.counts
 
     def checkpoint_activations(self) -> None:
         """Keep only each layer's input in the forward pass; layers run again in the backward pass.

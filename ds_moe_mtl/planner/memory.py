@@ -8,6 +8,7 @@ Measured against torch's allocator in docs/memory.md and docs/planning.md.
 
 from typing import NamedTuple
 
+from ds_moe_mtl.planner.compute import accumulator_bytes
 from ds_moe_mtl.planner.flops import Parameters, count_ffn_weights, count_parameters
 from ds_moe_mtl.planner.levers import NO_LEVERS, Levers
 from ds_moe_mtl.planner.shape import Shape
@@ -47,11 +48,12 @@ class States(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What one micro-batch of a rank brings: T, S and A."""
+    """What one micro-batch of a rank brings: T, S, A and its sequences."""
 
     real: float
     padded: float
     scores: float
+    sequences: float = 0.0
 
 
 class Peak(NamedTuple):
@@ -128,15 +130,17 @@ def activation_bytes(
     """Return what the forward pass keeps for the backward pass, on one rank.
 
     A layer keeps rows of D: its input, attention's result, two sums before the norms, the FFN's
-    input; with dropout two masks of the activations' type. An FFN keeps 2 rows of F (before and
+    input; with dropout two masks, on a CPU of the activations' type (models/dropout.py), on a GPU
+    of one byte. An FFN keeps 2 rows of F (before and
     after GELU), on a CPU the sparse one two more of D (the gathered input, the result before the
     gate value); other ranks' experts add the sent rows. Attention keeps query, key and value padded
     and, but on a GPU, where it is fused, its probabilities (three copies with dropout, else one).
     Merged experts keep the merged FFNs. With checkpointing a layer keeps its input alone, and one
     layer at a time is computed again.
     """
-    dropped = dropout > 0
-    scores = 0 if on_gpu else (3 if dropped else 1)
+    element = ELEMENT_BYTES[precision]
+    dropped = (1 / element if on_gpu else 1) * (dropout > 0)
+    scores = 0 if on_gpu else (3 if dropout else 1)
 
     def layer(has_experts: bool) -> float:
         gathers = has_experts and not on_gpu
@@ -154,7 +158,7 @@ def activation_bytes(
     layers = with_experts * layer(True) + (shape.layers - with_experts) * layer(False)
     if checkpointing:
         layers = shape.layers * tokens.real * shape.hidden + layer(with_experts > 0)
-    return ELEMENT_BYTES[precision] * (layers + embeddings)
+    return element * (layers + embeddings)
 
 
 def peak_bytes(
@@ -171,12 +175,17 @@ def peak_bytes(
     piece: int | None = None,
     levers: Levers = NO_LEVERS,
     averages: bool = False,
+    flash: bool = False,
 ) -> Peak:
     """Return the fullest of a step's three moments, on one rank.
 
-    backward: all activations are there, the reduction's bucket, and the first layer's gradients.
+    backward: all activations are there, the reduction's bucket, and the first layer's gradients;
+    with flash attention (flash) instead the sums of its queries' gradient and four rows of D, where
+    they are more than what that layer's FFN has given back by then: with very short sequences.
     reduction (stage 0: after the last layer): the gradients once in the bucket, once beside it;
-    where they are more than the bucket holds, those the rank updates once more.
+    where they are more than the bucket holds, those the rank updates once more. Stage 2 reduces
+    such gradients during the backward pass, into a buffer of the rank's own that is there from the
+    first bucket on, and keeps no others.
     update: the gradients a rank updates, and a piece of them in fp32 (piece weights); by
     DeepSpeed's own step (piece None) the largest group of them once more as one flat tensor, and in
     16 bits that tensor in fp32. Weights and optimizer are there in all three.
@@ -190,28 +199,52 @@ def peak_bytes(
     whole = element * (weights.rest + own)
     has_bucket = zero_stage and (piece is None or world_size > 1)
     bucket = element * bucket_elements if has_bucket else 0.0
-    of_layer = own / levers.sparse(shape) if own else count_ffn_weights(shape) / 2
-    at_work = element * (of_layer + tokens.real * shape.intermediate)
+    at_work = _at_work(shape, own, element, tokens, levers, flash)
     groups = (weights.rest / world_size, own / (world_size // ep_size))
     # A weight that two ranks' parts share is kept whole by both; the embedding is the largest.
     shared = shape.vocabulary * shape.hidden if world_size > 1 else 0
     owned = element * min(weights.rest + own, sum(groups) + shared / 2) if zero_stage else whole
-    groups = (groups[0], min(groups[1], EXPERT_GROUP))
-    flat = 0.0
-    if zero_stage and piece is None:
-        flat = max(groups) * (element + (4 if precision != "fp32" else 0))
-    elif zero_stage:
-        flat = 4.0 * min(piece, max(groups))
+    flat = _flat(groups, element, precision, piece) if zero_stage else 0.0
     largest = element * max(weights.rest, own)
     overflowing = owned if has_bucket and whole > bucket else 0.0
+    early = overflowing if zero_stage == 2 else 0.0
+    if early:
+        whole = 0.0
     optimizer = states.optimizer
     if offloads:
-        optimizer = owned = flat = overflowing = 0.0
+        optimizer = owned = flat = overflowing = early = 0.0
         whole = 0.0 if zero_stage == 2 else whole
     moments = [
-        ("backward", 0.0, activations, bucket + at_work),
+        ("backward", early, activations, bucket + at_work),
         ("reduction", whole + overflowing, 0.0, bucket if zero_stage else largest),
         ("update", owned, 0.0, flat),
     ]
     phase, gradients, kept, buffers = max(moments, key=lambda moment: sum(moment[1:]))
     return Peak(states.weights, gradients, optimizer, kept, buffers, phase)
+
+
+def _at_work(
+    shape: Shape, own: float, element: int, tokens: Tokens, levers: Levers, flash: bool
+) -> float:
+    """Return what the first layer of the backward pass takes: gradients of weights and rows.
+
+    own: weights of this rank's experts. Attention's sums come after its layer's FFN has given two
+    rows of F back.
+    """
+    of_layer = own / levers.sparse(shape) if own else count_ffn_weights(shape) / 2
+    inner = tokens.real * shape.intermediate
+    in_attention = 4 * tokens.real * shape.hidden - 2 * inner
+    summed = accumulator_bytes(tokens.real, tokens.sequences, shape.hidden)
+    in_attention += summed / element if flash else 0.0
+    return element * (of_layer + max(inner, in_attention))
+
+
+def _flat(groups: tuple[float, float], element: int, precision: str, piece: int | None) -> float:
+    """Return the update's copies: of a piece in fp32, or of DeepSpeed's largest optimizer group.
+
+    groups: weights that this rank updates of the rest and of the experts.
+    """
+    largest = max(groups[0], min(groups[1], EXPERT_GROUP))
+    if piece is None:
+        return largest * (element + (4 if precision != "fp32" else 0))
+    return 4.0 * min(piece, largest)

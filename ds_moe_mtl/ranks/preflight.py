@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ds_moe_mtl.config import UserError
 
-PACKAGES = ("ds_moe_mtl", "moe_kernels")
+PACKAGES = ("ds_moe_mtl", "moe_kernels", "encoder_kernels", "update_kernels")
 LIBRARIES = ("torch", "deepspeed", "transformers")
 SOURCES = (".py", ".cpp", ".cu", ".cuh", ".h")
 NAMED = 3  # differing ranks that one message names; the rest are counted

@@ -11,6 +11,7 @@ from ds_moe_mtl.config.deepspeed import updates_in_one_pass
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.training.plan import RunPlan
+from moe_kernels.verified import choose
 
 
 def about_run(network: Network, plan: RunPlan, deepspeed: dict, device: torch.device) -> dict:
@@ -28,12 +29,13 @@ def about_run(network: Network, plan: RunPlan, deepspeed: dict, device: torch.de
         "backend": dist.get_backend(),
         "precision": config.train.precision,
         "zero_stage": deepspeed["zero_optimization"]["stage"],
-        "update": update + " in one pass" * updates_in_one_pass(deepspeed),
+        "update": update + _update_in_words(config, deepspeed, device),
         "ep_size": config.moe.ep_size if sparse else None,
         "dispatch": config.moe.dispatch if sparse else None,
         "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
         "gate_scale": config.moe.gate_scale if sparse else None,
         "attention": network.attention_on(device, dtype[config.train.precision]),
+        "encoder_kernels": network.kernels_on(device, dtype[config.train.precision]),
         "routes": _routes_in_words(config) if config.model.kind == "task_moe" else None,
     }
 
@@ -50,6 +52,13 @@ def banner(about: dict, plan: RunPlan, largest: int) -> list[str]:
         f"{plan.total_steps} steps of {size}, {plan.warmup_steps} of warm-up, "
         f"lr {config.train.lr:g}",
     ]
+
+
+def _update_in_words(config: RunConfig, deepspeed: dict, device: torch.device) -> str:
+    if not updates_in_one_pass(deepspeed):
+        return ""
+    impl, why = choose("update", config.train.update_kernels, device)
+    return " in one pass" + (f" by {impl} ({why})" if why else "")
 
 
 def _routes_in_words(config: RunConfig) -> str:

@@ -7,7 +7,12 @@ from torch import nn
 
 from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.models import MultiTaskNetwork, build_network
-from ds_moe_mtl.models.description import model_folder, read_description, read_state
+from ds_moe_mtl.models.description import (
+    head_specs_of,
+    model_folder,
+    read_description,
+    read_state,
+)
 from ds_moe_mtl.models.encoder_check import check_encoder
 from ds_moe_mtl.models.folder import described_transformer
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
@@ -22,7 +27,7 @@ from ds_moe_mtl.models.task_fit import head_specs
 from ds_moe_mtl.models.task_level.routed_bart import RoutedBart
 from ds_moe_mtl.models.task_level.stored_routes import load_routes, load_vectors
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
-from ds_moe_mtl.models.transfer import continued_state, form_of
+from ds_moe_mtl.models.transfer import RANDOM, continued_state, form_of, train_only_new
 from ds_moe_mtl.training.plan import RunPlan, routing_options
 
 
@@ -73,6 +78,7 @@ def _new_generator(plan: RunPlan, router, vectors) -> tuple[RoutedBart, str]:
         config.router.expert_noise,
         config.train.label_smoothing,
     )
+    network.use_kernels(config.train.encoder_kernels)
     if router is not None and config.router.routes_from is not None:
         names = [spec.name for spec in plan.specs]
         load_routes(network.router, config.router.routes_from, names)
@@ -81,7 +87,8 @@ def _new_generator(plan: RunPlan, router, vectors) -> tuple[RoutedBart, str]:
 
 def described(network: Network, plan: RunPlan, about: dict) -> dict:
     """Return what the config.json of the run's model folder says."""
-    tasks, kind = [spec.to_dict() for spec in plan.specs], plan.config.model.kind
+    tasks = [spec.to_dict() for spec in (*plan.specs, *plan.kept)]
+    kind = plan.config.model.kind
     return network.description(kind, routing_options(plan.config, len(tasks)), tasks, about)
 
 
@@ -94,12 +101,36 @@ def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
     transformer = described_transformer(description, config.model.dropout)
     check_encoder(transformer, config.start.model, description["kind"])
     network = network_around(transformer, plan)
+    start, kept = config.start, [spec.name for spec in plan.kept]
     network.load_state_dict(
-        continued_state(
-            network, description, state, config.start.gate, config.start.head, plan.specs
-        )
+        continued_state(network, description, state, start.gate, start.head, plan.specs, kept)
     )
+    if start.train == "new":
+        known = [spec.key for spec in head_specs_of(description)]
+        train_only_new(network, config.model.kind, known)
     return network, state_hash(state)
+
+
+def with_untrained(state: dict, network: Network, plan: RunPlan) -> dict:
+    """Return a run's state with all that start.train = new leaves alone as it was stored.
+
+    In 16 bits the run itself has it rounded. state: in the plain form.
+    """
+    start = plan.config.start
+    if start.train != "new":
+        return state
+    folder = model_folder(Path(start.model))
+    gates = {spec.name: RANDOM for spec in plan.specs}  # theirs are the trained ones
+    return continued_state(
+        network,
+        read_description(folder),
+        read_state(folder),
+        gates,
+        "auto",
+        plan.specs,
+        [spec.name for spec in plan.kept],
+        drawn=state,
+    )
 
 
 def _check_form(config: RunConfig, description: dict) -> None:
@@ -143,14 +174,15 @@ def network_around(
     network = build_network(
         transformer,
         config.model.kind,
-        head_specs(plan.specs),
+        head_specs([*plan.specs, *plan.kept]),
         config.model.dropout,
-        routing_options(config, len(plan.specs)),
+        routing_options(config, len(plan.specs) + len(plan.kept)),
         expert_noise,
         expert_dropout=config.moe.expert_dropout,
         router=_router(config),
         vectors=vectors,
     )
+    network.use_kernels(config.train.encoder_kernels)
     network.tied_steps = config.moe.tied_steps if config.model.kind in SPARSE_KINDS else 0
     if config.train.activation_checkpointing:
         network.checkpoint_activations()

@@ -6,10 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 from ds_moe_mtl.config import KnownTask, OwnTask, RunConfig, UserError
-from ds_moe_mtl.config.levers import tell_tied
+from ds_moe_mtl.config.levers import tell_idle
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, entry_specs
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
+from ds_moe_mtl.models.description import model_folder, read_description
 from ds_moe_mtl.models.pretrained import (
     EncoderSource,
     find_encoder,
@@ -29,7 +30,8 @@ Say = Callable[[str], None]
 class RunPlan:
     """Everything a run needs to start. train, dev and test are in the order of `specs`.
 
-    test: scored once, with the finished model; None for a task without such rows.
+    test: scored once, with the finished model; None for a task without such rows. kept: tasks that
+    the network has beside them, after them, and that are not trained.
     """
 
     config: RunConfig
@@ -40,6 +42,7 @@ class RunPlan:
     dev: list[EncodedSplit]
     test: list[EncodedSplit | None]
     total_steps: int
+    kept: tuple[TaskSpec, ...] = ()
 
     @property
     def warmup_steps(self) -> int:
@@ -50,7 +53,7 @@ class RunPlan:
     @property
     def eval_every(self) -> int:
         """Steps between evaluations; 0: only at the end."""
-        every = self.config.train.eval_every
+        every = self.config.eval_every
         return _steps_per_epoch(self.config, self.train, self.specs) if every == "epoch" else every
 
     def super_batches(
@@ -145,8 +148,21 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
         say(f"data: {describe(spec, *splits)}")
     specs = [balanced(spec, split) for spec, split in zip(specs, train, strict=True)]
     steps = _total_steps(config, train, specs)
-    tell_tied(config, steps, say)
-    return RunPlan(config, specs, source, tokenizer, train, dev, test, steps)
+    tell_idle(config, steps, say)
+    kept = kept_tasks(config, specs)
+    plan = RunPlan(config, specs, source, tokenizer, train, dev, test, steps, kept)
+    if plan.contaminated:
+        say(f"note: the encoder has seen, or may have seen, data of {', '.join(plan.contaminated)}")
+    return plan
+
+
+def kept_tasks(config: RunConfig, specs: list[TaskSpec]) -> tuple[TaskSpec, ...]:
+    """Return the tasks of start.model that stay in the model and are not of this run."""
+    if not config.start.keep_tasks:
+        return ()
+    here = {spec.name for spec in specs}
+    rows = read_description(model_folder(Path(config.start.model)))["tasks"]
+    return tuple(TaskSpec.from_dict(row) for row in rows if row["name"] not in here)
 
 
 def task_specs(config: RunConfig) -> list[TaskSpec]:

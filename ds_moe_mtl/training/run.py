@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from ds_moe_mtl.config.files import read_json, write_json
+from ds_moe_mtl.config import plain_values
+from ds_moe_mtl.config.files import read_json, shown_bytes, write_json
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import rank_zero_says, start_engine
+from ds_moe_mtl.engine.skipped import SkippedSteps
 from ds_moe_mtl.evaluation.outputs import with_thresholds
 from ds_moe_mtl.evaluation.predictions import FILE as PREDICTIONS
 from ds_moe_mtl.evaluation.predictions import collect_predictions, write_predictions
-from ds_moe_mtl.models.attention.choice import PACKED_FLASH
+from ds_moe_mtl.models.attention.choice import UNPADDED
 from ds_moe_mtl.models.description import read_description, save_folder
 from ds_moe_mtl.ranks.machine import environment
 from ds_moe_mtl.ranks.rendezvous import Ranks
@@ -23,6 +25,7 @@ from ds_moe_mtl.ranks.stop import StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tracking.metrics_log import MetricsLog, StepLines, read_metrics
+from ds_moe_mtl.tracking.tracker import Followed, Trackers
 from ds_moe_mtl.training.about import about_run, banner
 from ds_moe_mtl.training.checkpoint import (
     choose_whole,
@@ -33,12 +36,11 @@ from ds_moe_mtl.training.checkpoint import (
 )
 from ds_moe_mtl.training.dev import Evaluation, score_test
 from ds_moe_mtl.training.model_files import model_files
-from ds_moe_mtl.training.network import described, new_network
+from ds_moe_mtl.training.network import described, new_network, with_untrained
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.results import data_notes, encoder_facts, run_results
 from ds_moe_mtl.training.run_folder import RunFolder
 from ds_moe_mtl.training.selection import Selection
-from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.step import StepOutcome, TrainingStep
 
 OWED = "owed.json"
@@ -96,7 +98,7 @@ class Run:
         self.found = self._find_resume()  # looked at again: the folder is now held
         self.about = about_run(self.network, self.plan, shared.deepspeed, shared.device)
         self.engine = start_engine(self.network, self.config, shared.deepspeed)
-        padded = self.about["attention"] != PACKED_FLASH
+        padded = self.about["attention"] not in UNPADDED
         self.loader = self.plan.super_batches(
             ranks.rank, ranks.world_size, padded, shared.device.index
         )
@@ -123,7 +125,7 @@ class Run:
         if shared.ranks.rank == 0:
             about = environment(shared.ranks, shared.device, self.about)
             self.folder.write_start(shared.deepspeed, about)
-            self.log = MetricsLog(self.folder.path, self.first_step)
+            self.log = MetricsLog(self.folder.path, self.first_step, self._trackers())
             lines = StepLines(self.folder.path / "skipped.jsonl", self.first_step)
         self.watch_skipped(lines)
         for line in banner(self.about, self.plan, self.loader.most_examples):
@@ -143,10 +145,7 @@ class Run:
         """Take step `step`, counted from 0, and return what came of it."""
         wants_norm = self.is_logged(step + 1)
         outcome = self.training_step.take(step, micro_batches, num_examples, wants_norm)
-        if outcome.update.skipped:
-            self.skipped.skipped(step + 1, outcome.parts, outcome.loss_scale)
-        else:
-            self.skipped.taken()
+        self.skipped.look(step + 1, outcome.update, outcome.parts, outcome.loss_scale)
         return outcome
 
     def is_logged(self, step: int) -> bool:
@@ -156,6 +155,7 @@ class Run:
     def save(self, step: int) -> None:
         """Write the checkpoint of `step` steps."""
         shared = self.shared
+        self.skipped.settle()
         shared.watchdog.progress(step, "checkpoint")
         keep = max(1, self.config.train.keep_checkpoints)
         path = save_checkpoint(
@@ -168,7 +168,7 @@ class Run:
             model_files(self.engine.module, self.plan, self.sha256),
             self.training_step.levers.save,
         )
-        shared.say(f"checkpoint: {path}")
+        shared.say(f"checkpoint: {path} ({shown_bytes(path)})")
         if self.selection is not None:
             self.selection.checkpointed()
         shared.watchdog.saved(step)
@@ -194,6 +194,7 @@ class Run:
         Lets the engine go.
         """
         folder, selection, watchdog = self.folder, self.selection, self.shared.watchdog
+        self.skipped.settle()
         watchdog.progress(steps, "model folder")
         if selection is None:
             best, scores = None, self._tuned()[1]
@@ -248,6 +249,11 @@ class Run:
             return row
         return None  # of a step that the run has not come to, or has passed
 
+    def _trackers(self) -> Trackers:
+        names = tuple(spec.name for spec in self.plan.specs)
+        run = Followed(self.folder.path, plain_values(self.config), names, self.first_step)
+        return Trackers(self.config.track, run, self.shared.say)
+
     def _find_resume(self) -> list[Path]:
         return find_resume(self.config.run.resume, self.folder.checkpoints, self.identity)
 
@@ -280,5 +286,6 @@ class Run:
             "encoder": encoder_facts(self.plan, self.sha256),
             "notes": data_notes(self.plan),
         }
+        state = with_untrained(state, self.engine.module, self.plan)
         description = described(self.engine.module, replace(self.plan, specs=specs), about)
         save_folder(folder, description, state, self.plan.tokenizer)

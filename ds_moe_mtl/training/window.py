@@ -29,9 +29,8 @@ class Window:
                 loads_LE = torch.stack(list(counts)).double()
                 self._loads_LE = loads_LE if self._loads_LE is None else self._loads_LE + loads_LE
         for losses_B, batch in outcome.parts:
-            if not outcome.update.skipped:
-                sums = task_sums(losses_B, batch.weights_B, batch.task_ids_B, self.num_tasks)
-                self._sums += sums
+            sums = task_sums(losses_B, batch.weights_B, batch.task_ids_B, self.num_tasks)
+            self._sums += outcome.update.kept(sums)
             self._tokens += batch.num_tokens
             self._attended += batch.num_tokens / (1 - batch.attention_padding)
 
@@ -73,10 +72,10 @@ class Window:
 
 
 def _load_shares(loads_LE: torch.Tensor) -> dict[str, float]:
-    """Return each expert's share of a layer's tokens as "load/<layer>/<expert>", both from 1."""
+    """Return each expert's share of a layer's tokens as "load/<layer>/<expert>", both from 0."""
     shares_LE = loads_LE / loads_LE.sum(dim=1, keepdim=True).clamp(min=1)
     return {
         f"load/{layer}/{expert}": round(share, 4)
-        for layer, row in enumerate(shares_LE.tolist(), 1)
-        for expert, share in enumerate(row, 1)
+        for layer, row in enumerate(shares_LE.tolist())
+        for expert, share in enumerate(row)
     }

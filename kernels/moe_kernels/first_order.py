@@ -41,6 +41,6 @@ class _NoSecond(torch.autograd.Function):
     @staticmethod
     def backward(ctx, _):
         raise RuntimeError(
-            "the MoE kernels have first derivatives only; allowed: no create_graph=True, or one "
+            "these kernels have first derivatives only; allowed: no create_graph=True, or one "
             "whose gradients are not differentiated"
         )

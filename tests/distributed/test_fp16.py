@@ -1,4 +1,7 @@
-"""fp16's logic on gloo ranks: DeepSpeed's device check is lifted, all else is what a GPU runs."""
+"""fp16's logic on gloo ranks: DeepSpeed's device check is lifted, all else is what a GPU runs.
+
+The third run has the update's kernels, in Triton's interpreter.
+"""
 
 import pytest
 import torch
@@ -14,11 +17,11 @@ BAD_RANK = 1
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory):
     folder = write_tiny(tmp_path_factory.mktemp("fp16"))
-    arguments = str(folder), str(write_fp16(folder)), [1, 2], BAD_RANK
+    arguments = str(folder), str(write_fp16(folder)), [1, 2, 2], BAD_RANK, "triton"
     return run_ranks(overflow_on_one_rank, *arguments, ranks=2, time_limit=240)
 
 
-@pytest.mark.parametrize(("which", "ep_size"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("which", "ep_size"), [(0, 1), (1, 2), (2, 2)])
 def test_an_overflow_on_one_rank_skips_the_step_on_all(histories, which, ep_size):
     for rank in (0, 1):
         history = histories[rank][which]
@@ -36,7 +39,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(histories, which, ep_size
         assert any(not is_expert_key(name) for name in moved)
 
 
-@pytest.mark.parametrize(("which", "ep_size"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("which", "ep_size"), [(0, 1), (1, 2), (2, 2)])
 def test_weights_that_ranks_share_stay_equal(histories, which, ep_size):
     for first, second in zip(histories[0][which], histories[1][which], strict=True):
         for name, weight in first["weights"].items():
@@ -44,7 +47,7 @@ def test_weights_that_ranks_share_stay_equal(histories, which, ep_size):
                 assert torch.equal(weight, second["weights"][name]), name
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_skip_that_lowers_the_loss_scale_is_said_and_not_counted(histories, which):
     for rank in (0, 1):
         last = histories[rank][which][-1]

@@ -12,6 +12,9 @@ from tests.support.shapes import write_shapes
 from tests.support.steps import MARGIN, train_tiny
 from tests.support.tiny import tiny_config, write_tiny
 
+# A bias adds the same to all scores of a context, of which only differences count: its gradient is
+# rounding, of which Adam makes steps of any sign.
+FREE = "heads.linears.5.bias"
 ZERO1 = ROOT / "ds_configs" / "deepspeed" / "zero1.json"
 
 
@@ -37,7 +40,10 @@ def test_two_ranks_that_part_the_experts_learn_what_one_learns(folder):
         assert losses.keys() == {key for key in other if key.startswith(("loss", "dev/"))}
         assert [other[key] for key in losses] == pytest.approx(list(losses.values()), rel=1e-4)
     assert one["state"].keys() == two[0]["state"].keys()
+    assert FREE in one["state"]
     for name, weight in one["state"].items():
+        if name == FREE:
+            continue
         torch.testing.assert_close(two[0]["state"][name], weight, atol=2e-5, rtol=1e-4)
 
 

@@ -2,51 +2,19 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime.interpreter import GridExecutor
 
 import moe_kernels
 from tests.kernels.layers import KERNEL_DEVICE, make_layer
-
-# Operations of torch that start no kernel: allocations and views.
-FREE = {
-    "empty", "new_empty", "empty_like", "new_empty_strided", "empty_strided", "detach", "view",
-    "_unsafe_view", "unbind", "slice", "alias", "expand", "as_strided", "t", "reshape", "unsqueeze",
-}  # fmt: skip
+from tests.support.launches import counted_launches
 
 pytestmark = pytest.mark.skipif(
     KERNEL_DEVICE == "cuda", reason="launches are counted in Triton's interpreter"
 )
 
 
-class Launches(TorchDispatchMode):
-    """Names of the Triton kernels and torch operations that ran, in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        if name not in FREE:
-            self.names.append(name)
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.fixture
 def launches(monkeypatch):
-    counted = Launches()
-    run_grid = GridExecutor.__call__
-
-    def call(self, *args, **kwargs):
-        # What the interpreter itself does with tensors is no launch.
-        counted.names.append(self.fn.__name__)
-        before = len(counted.names)
-        run_grid(self, *args, **kwargs)
-        del counted.names[before:]
-
-    monkeypatch.setattr(GridExecutor, "__call__", call)
-    return counted
+    return counted_launches(monkeypatch)
 
 
 @pytest.mark.parametrize("gate_scale", moe_kernels.GATE_SCALES)

@@ -108,7 +108,8 @@ def start() -> torch.device:
 def planned(shape: Shape, weights, row: dict, options, device: torch.device) -> float:
     """Return the planner's peak in bytes."""
     count, length = options.sequences, options.length
-    tokens = memory.Tokens(count * length, count * length, count * length**2)
+    tokens = memory.Tokens(count * length, count * length, count * length**2, count)
+    on_gpu = device.type == "cuda"
     activations = memory.activation_bytes(
         shape,
         tokens,
@@ -116,13 +117,12 @@ def planned(shape: Shape, weights, row: dict, options, device: torch.device) -> 
         True,
         DROPOUT,
         checkpointing=row["checkpointing"],
-        on_gpu=device.type == "cuda",
+        on_gpu=on_gpu,
     )
     zero, offloads = row["zero"], row["offload"]
     piece = None if offloads else UPDATE_PIECE[device.type]
-    peak = memory.peak_bytes(
-        shape, weights, zero, 1, 1, "bf16", activations, tokens, BUCKET, offloads, piece
-    )
+    run = shape, weights, zero, 1, 1, "bf16", activations, tokens, BUCKET, offloads, piece
+    peak = memory.peak_bytes(*run, flash=on_gpu)
     return peak.total
 
 

@@ -34,18 +34,21 @@ class Poisoned:
 
 
 def overflow_on_one_rank(
-    folder: str, json_path: str, ep_sizes: list[int], bad_rank: int
+    folder: str, json_path: str, ep_sizes: list[int], bad_rank: int, kernels: str = "auto"
 ) -> list[dict]:
-    """Return, for each ep_size, weights and loss scales around a step whose loss is infinite."""
+    """Return, for each ep_size, weights and loss scales around a step whose loss is infinite.
+
+    kernels: train.update_kernels of the last of them.
+    """
     from deepspeed.accelerator import get_accelerator
     from torch import distributed as dist
 
     get_accelerator().is_fp16_supported = lambda: True
     results = []
-    for ep_size in ep_sizes:
+    for ep_size, last in zip(ep_sizes, [*["auto"] * (len(ep_sizes) - 1), kernels], strict=True):
         sections = {
             "moe": {"ep_size": ep_size},
-            "train": {"precision": "fp16", "steps": 5, "save_every": 1},
+            "train": {"precision": "fp16", "steps": 5, "save_every": 1, "update_kernels": last},
         }
         run = start_tiny(folder, sections, Path(json_path), device="cuda")
         results.append([])

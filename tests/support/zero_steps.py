@@ -15,6 +15,7 @@ PIECE = 1000
 
 REPLACED = (
     "step",
+    "scaled_global_norm",
     "get_grad_norm_direct",
     "setup_buckets",
     "reduce_ready_partitions_and_remove_grads",

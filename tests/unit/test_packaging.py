@@ -35,3 +35,13 @@ def test_every_range_admits_its_pin(project, pins):
 def test_torch_is_pinned_without_a_local_version_so_that_the_cpu_build_fits(pins):
     assert "+" not in pins["torch"]
     assert Requirement(f"torch=={pins['torch']}").specifier.contains(pins["torch"] + "+cpu")
+
+
+def test_an_installed_package_brings_the_configurations_and_launchers_along(root):
+    # Links, which a wheel holds as files: ds_moe_mtl.config.files looks for both through them.
+    shipped = root / "ds_moe_mtl" / "shipped"
+    assert {link.name: link.resolve() for link in shipped.iterdir()} == {
+        name: root / name for name in ("ds_configs", "launchers")
+    }
+    tools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert tools["setuptools"]["package-data"]["ds_moe_mtl.shipped"] == ["**/*"]

@@ -63,7 +63,8 @@ def flash(module, query, key, value, attention_mask, *, scaling, packing, dropou
     """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d]."""
     refuse_window(kwargs)
     assert query.shape[2] == packing.tokens, "tokens in no sequence: none exist on a GPU"
-    q_THd, k_THd, v_THd = (x.transpose(1, 2)[0].contiguous() for x in (query, key, value))
+    # Squeezed and not indexed: the gradient of [0] is a tensor of zeros, and a copy into it.
+    q_THd, k_THd, v_THd = (x.transpose(1, 2).squeeze(0).contiguous() for x in (query, key, value))
     return _Flash.apply(q_THd, k_THd, v_THd, packing, dropout, scaling)[None], None
 
 

@@ -135,6 +135,18 @@ class RoutedBart(nn.Module):
         """Return the name of the attention that runs: transformers' own, wherever it is."""
         return self.transformer.config._attn_implementation
 
+    def kernels_on(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Return which kernels its layers run on: torch's own, wherever they are."""
+        return "torch"
+
+    def use_kernels(self, option: str) -> None:
+        """Refuse what is not torch's own; see Network."""
+        if option == "triton":
+            raise ValueError(
+                "train.encoder_kernels = triton, but a model that generates has none; allowed: "
+                "auto, torch"
+            )
+
     def description(
         self, kind: str, routing: RoutingOptions | None, tasks: Sequence[dict], about: Mapping
     ) -> dict:

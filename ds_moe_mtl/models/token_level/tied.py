@@ -4,7 +4,7 @@ While tied, every real token passes that one FFN, as in the dense model: nothing
 gates rest, because between copies there is nothing to choose. Each of the E copies gets the FFN's
 gradient g as g / sqrt(E): then all move alike, and the norm of their gradients together is |g|, so
 that clipping sees one network. Adam divides the factor out again (its eps is divided by sqrt(E)
-too: training.levers), so each copy's update is the dense FFN's. When the copies part they keep
+too: engine.levers), so each copy's update is the dense FFN's. When the copies part they keep
 their moments: those of gradients smaller by sqrt(E), which is what an expert's own gradients are
 where it gets 1 / E of the tokens and these differ from each other more than they agree.
 

@@ -13,9 +13,9 @@ from tests.support.pictures import share_of_ink
 def rows(steps, layers=2, experts=3):
     for step in steps:
         row = {"step": step, "loss": 1 / step, "loss/rte": 2 / step, "lr": 0.1, "grad_norm": 1.0}
-        for layer in range(1, layers + 1):
-            shares = [0.5, 0.3, 0.2] if layer == 1 else [1.0, 0.0, 0.0]
-            row |= {f"load/{layer}/{e}": share for e, share in enumerate(shares[:experts], 1)}
+        for layer in range(layers):
+            shares = [0.5, 0.3, 0.2] if layer == 0 else [1.0, 0.0, 0.0]
+            row |= {f"load/{layer}/{e}": share for e, share in enumerate(shares[:experts])}
         yield row | ({"dev/rte": 50.0 + step} if step % 20 == 0 else {})
 
 

@@ -25,6 +25,7 @@ def test_all_contestants_are_timed_in_one_call(tiny, capsys, tmp_path):
     assert main(["bench", "throughput", str(tiny / "run.yaml"), *arguments]) == 0
     text = capsys.readouterr().out
     assert "No existing process group" not in text and "stock_no_drop" in text
+    assert "no MFU: no published peak is known of cpu" in text
     (found,) = json.loads(files[0].read_text())
     assert set(found["step"]) == set(CONTESTANTS)
     assert set(found["model"]) == set(CONTESTANTS) - {"trainer"}
@@ -33,6 +34,10 @@ def test_all_contestants_are_timed_in_one_call(tiny, capsys, tmp_path):
         parts = [row[f"{part}_ms"] for part in ("data", "forward", "backward", "optimizer")]
         assert all(part > 0 for part in parts) and row["peak_bytes"] > 0
         assert row["all_to_all_ms"] == 0  # one rank
+        assert row["mfu"] is None and row["utilisation"] > 0
+    assert [line for line in text.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {warning}" for warning in found["warnings"]
+    ]
     assert share_of_ink(files[1]) > 0.01
 
 

@@ -21,7 +21,7 @@ TASKS = (
     "metric, metrics, max_length, prefix, class_weights, loss_weight, sampling_weight"
 )
 LINE = "command line: "
-SECTIONS = "run, data, tasks, mixture, model, start, moe, train, router, deepspeed"
+SECTIONS = "run, data, tasks, mixture, model, start, moe, train, router, deepspeed, track, hooks"
 
 BAD_OVERRIDES = {
     "train.lrr=1": LINE + "unknown key train.lrr; nearest known key: train.lr",
@@ -73,10 +73,10 @@ BAD_OVERRIDES = {
     ),
     "tasks=[rte, rte]": LINE + "tasks names 'rte' twice; allowed: each task once",
     "train.eval_every=epochs": (
-        LINE + "train.eval_every = 'epochs'; allowed: a whole number at least 0 or epoch"
+        LINE + "train.eval_every = 'epochs'; allowed: a whole number at least 0 or epoch or null"
     ),
     "train.eval_every=-1": (
-        LINE + "train.eval_every = -1; allowed: a whole number at least 0 or epoch"
+        LINE + "train.eval_every = -1; allowed: a whole number at least 0 or epoch or null"
     ),
     "train.batch_size=2000000": (
         LINE + "train.batch_size = 2000000; allowed: a whole number at least 1 and at most 1000000"
@@ -98,8 +98,6 @@ BAD_OVERRIDES = {
         "allowed: a file: csv, tsv, jsonl, parquet, conll or bio"
     ),
     "run.dir=~nobody_at_all/x": (LINE + "run.dir = '~nobody_at_all/x': no such home"),
-    "train.epochs=2": "run.yaml:6: train.steps = 10 and train.epochs = 2 are both set; "
-    "set exactly one of them (the other to null)",
     "train.steps=null": "run.yaml:6: train.steps and train.epochs are both unset; "
     "set exactly one of them",
     "train.warmup=11": "run.yaml:6: train.warmup = 11 is longer than train.steps = 10",

@@ -47,6 +47,7 @@ def test_absent_and_auto_values_come_from_the_run(resolve):
         "gradient_clipping": 0.5,
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
+        "timers": {"throughput": {"enabled": False}},
         "zero_optimization": {"stage": 0},
         "optimizer": {
             "type": "AdamW",
@@ -315,3 +316,31 @@ def test_what_is_not_json_names_the_line(resolve):
         resolve('{\n"fp16": {},\n}')
     assert str(error.value).startswith("ds.json:3: not valid JSON: ")
     assert "\n" not in str(error.value)
+
+
+def test_the_throughput_timer_runs_only_where_it_is_asked_for(resolve):
+    assert resolve({})["timers"] == {"throughput": {"enabled": False}}
+    asked = {"throughput": {"enabled": True, "synchronized": False}}
+    assert resolve({"timers": asked})["timers"] == asked
+
+
+@pytest.mark.parametrize(
+    ("zero", "route"),
+    [({"stage": 1, "overlap_comm": True}, "learned"), ({"stage": 2}, "random_instance")],
+)
+def test_gradients_that_ranks_reduce_in_other_orders_are_refused(resolve, zero, route):
+    overrides = "model.kind=task_moe", f"router.route={route}"
+    with pytest.raises(UserError, match="task_moe on 4 ranks"):
+        resolve({"zero_optimization": zero}, *overrides)
+    resolve({"zero_optimization": zero}, *overrides, ranks=1)
+    resolve({"zero_optimization": zero})
+
+
+def test_kernels_asked_for_by_name_want_an_update_that_has_them(resolve):
+    by_name = "train.update_kernels=triton"
+    for native in ({"optimizer": {"type": "Adamax"}}, {"zero_optimization": {"stage": 0}}):
+        with pytest.raises(
+            UserError, match="train.update_kernels = triton .*; allowed: auto, torch"
+        ):
+            resolve({"zero_optimization": {"stage": 1}, **native}, by_name)
+    assert updates_in_one_pass(resolve({"zero_optimization": {"stage": 1}}, by_name))

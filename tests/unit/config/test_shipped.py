@@ -8,7 +8,8 @@ import yaml
 from ds_moe_mtl.config import load_config, resolve_deepspeed
 from ds_moe_mtl.config.complaint import known_keys
 from ds_moe_mtl.config.load import EXPERIMENTS
-from ds_moe_mtl.config.schema import KnownTask, OwnTask, RunConfig
+from ds_moe_mtl.config.schema import RunConfig
+from ds_moe_mtl.config.task_rows import KnownTask, OwnTask
 from ds_moe_mtl.tasks.metrics import OWN_KINDS, metrics_of
 
 SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
@@ -69,7 +70,7 @@ def default_of(key):
         field = field.annotation.model_fields[leaf]
     if field.is_required():
         return "required"
-    return yaml.safe_load(repr(list(field.default))) if leaf == "betas" else field.default
+    return list(field.default) if isinstance(field.default, tuple) else field.default
 
 
 def test_the_list_of_rows_keys_is_the_schemas_and_that_of_metrics_the_codes():

@@ -18,10 +18,12 @@ from ds_moe_mtl.evaluation.predictions import (
 from ds_moe_mtl.evaluation.shapes import best_part, found_answers, tag_lists
 from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.task_fit import fitting_rows
 from ds_moe_mtl.studies.bootstrap import weighted_score
 from ds_moe_mtl.studies.units import units_of
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, routing_options, task_specs
+from ds_moe_mtl.training.step import training_loss
 from tests.support.shapes import write_shapes
 from tests.support.steps import quiet
 from tests.support.tiny import differ_experts, spread_gates, tiny_config, write_tiny
@@ -179,6 +181,29 @@ def test_kept_predictions_score_as_the_run_did_when_every_row_counts_once(folder
         units = units_of(kept[name])
         score = weighted_score(units, np.ones((1, len(units.truth_U))))[0]
         assert 100 * score == pytest.approx(results[name]["value"])
+
+
+def test_an_empty_context_has_the_empty_answer(model):
+    assert model[0].predict("which", [("is a cat here", "")]) == [("", 0, 0)]
+
+
+def test_a_model_that_generates_refuses_them_in_one_line(folder, model):
+    config = tiny_config(folder, model={"kind": "mt_dense"})
+    for spec in model[1].specs[3:]:
+        with pytest.raises(UserError, match=f"{spec.name}' is no text-to-text task"):
+            fitting_rows([spec], True, config)
+
+
+def test_a_tasks_weight_is_in_what_is_differentiated_and_not_in_its_loss(folder, tasks):
+    plan, network = planned(folder, tasks)
+    batch = collate([(0, 0), (3, 1), (4, 2)], plan.train)
+    outputs = network(**network_inputs(batch))
+    plain, total = training_loss(network, outputs, batch, 0.25, True)
+    weights = torch.tensor([1.0, 1.0, 1.0, 3.0, 0.5, 1.0])
+    losses, weighted = training_loss(network, outputs, batch, 0.25, True, weights)
+    torch.testing.assert_close(losses, plain)
+    torch.testing.assert_close(total, 0.25 * plain.sum())
+    torch.testing.assert_close(weighted, 0.25 * (plain * weights[batch.task_ids_B]).sum())
 
 
 def test_the_best_part_is_the_best_of_all_that_are_short_enough():

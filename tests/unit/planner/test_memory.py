@@ -178,15 +178,52 @@ ON_AN_H100 = [
 def test_the_peak_on_a_gpu_is_within_eight_percent_of_what_was_measured(
     experts, stage, offloads, checkpointing, measured
 ):
-    shape, tokens = SIZES["bert_large"], memory.Tokens(4096, 4096, 4096 * 128)
+    shape, tokens = SIZES["bert_large"], memory.Tokens(4096, 4096, 4096 * 128, 32)
     kept = memory.activation_bytes(
         shape, tokens, "bf16", True, 0.1, checkpointing=checkpointing, on_gpu=True
     )
     weights = memory.count_weights(shape, experts, 8)
     peak = memory.peak_bytes(
-        shape, weights, stage, 1, 1, "bf16", kept, tokens, 50_000_000, offloads
+        shape, weights, stage, 1, 1, "bf16", kept, tokens, 50_000_000, offloads, flash=True
     )
     assert peak.total / 2**30 == pytest.approx(measured, rel=0.08)
+
+
+def test_a_gpus_dropout_masks_have_a_byte_an_element():
+    tokens = memory.Tokens(100, 100, 2500, 4)
+
+    def kept(dropout):
+        return memory.activation_bytes(SMALL, tokens, "bf16", False, dropout, on_gpu=True)
+
+    assert kept(0.1) - kept(0.0) == (2 * SMALL.layers + 1) * 100 * SMALL.hidden
+
+
+def test_flash_attentions_sums_are_the_fullest_moment_with_short_sequences_alone():
+    weights = memory.count_weights(SMALL, 0, 0)
+
+    def buffers(sequences, flash):
+        tokens = memory.Tokens(1000, 1000, 0, sequences)
+        return memory.peak_bytes(
+            SMALL, weights, 1, 1, 1, "bf16", 1e9, tokens, 1, piece=1, flash=flash
+        ).buffers
+
+    sums = 4 * (1000 + 128 * 200) * 48  # [T + 128 B, H, d] in fp32
+    four_rows, given_back, inner = 2 * 4 * 1000 * 48, 2 * 2 * 1000 * 192, 2 * 1000 * 192
+    more = buffers(200, True) - buffers(200, False)
+    assert more == sums + four_rows - given_back - inner
+    assert buffers(8, True) == buffers(8, False)
+
+
+def test_stage_2_keeps_its_own_gradients_from_the_first_full_bucket_on():
+    shape, tokens = SIZES["bert_large"], memory.Tokens(4096, 4096, 4096 * 128, 32)
+    weights = memory.count_weights(shape, 4, 8)
+
+    def fullest(stage, bucket):
+        return memory.peak_bytes(shape, weights, stage, 1, 1, "bf16", 4e9, tokens, bucket)
+
+    small = fullest(2, 50_000_000)
+    assert small.phase == "backward" and small.gradients == 2 * weights.total
+    assert fullest(2, weights.total) == fullest(1, weights.total)
 
 
 def test_checkpointing_keeps_little_more_than_each_layers_input():

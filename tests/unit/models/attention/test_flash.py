@@ -14,54 +14,17 @@ from ds_moe_mtl.models.attention.choice import (
     PACKED_SDPA,
     packed_attention,
 )
-from ds_moe_mtl.models.attention.flash import BACKWARD, FORWARD, packed_sequences, why_not_flash
+from ds_moe_mtl.models.attention.flash import packed_sequences, why_not_flash
+from tests.support.flash_operators import flash_on_cpu
 
 CPU = torch.device("cpu")
 LENGTHS = (7, 5, 5, 2, 1)
 
 
-def sequences(ends, *tensors_THd):
-    """Yield each sequence's part of the tensors, heads first."""
-    for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        yield [x[start:stop].transpose(0, 1) for x in tensors_THd]
-
-
-def together(pieces):
-    return torch.cat([piece.transpose(0, 1) for piece in pieces])
-
-
-def forward(q, k, v, ends_q, ends_k, max_q, max_k, dropout, causal, debug, *, scale=None, **rest):
-    assert ends_q is ends_k and ends_q.dtype == torch.int32 and not causal
-    assert max_q == max_k == int(ends_q.diff().max())
-    out = together(
-        torch.softmax(scale * a @ b.transpose(-1, -2), dim=-1) @ c
-        for a, b, c in sequences(ends_q, q, k, v)
-    )
-    return out, *(q.new_empty(0) for _ in range(4))
-
-
-def backward(
-    grad, q, k, v, out, lse, ends, _ends, max_q, max_k, dropout, causal, rng, unused, *, scale=None
-):
-    assert torch.are_deterministic_algorithms_enabled()
-    grads = []
-    for a, b, c, d in sequences(ends, q, k, v, grad):
-        weights = torch.softmax(scale * a @ b.transpose(-1, -2), dim=-1)
-        of_weights = d @ c.transpose(-1, -2)
-        of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * scale
-        grads.append(
-            (of_scores @ b, of_scores.transpose(-1, -2) @ a, weights.transpose(-1, -2) @ d)
-        )
-    return tuple(together(kind) for kind in zip(*grads, strict=True))
-
-
 @pytest.fixture
 def stand_in():
-    library = torch.library.Library("aten", "IMPL")
-    library.impl(FORWARD, forward, "CPU")
-    library.impl(BACKWARD, backward, "CPU")
-    yield
-    library._destroy()
+    with flash_on_cpu():
+        yield
 
 
 def test_the_operators_exist_with_the_arguments_that_are_passed():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from ds_moe_mtl.config import RunConfig
-from ds_moe_mtl.training.levers import Levers
+from ds_moe_mtl.engine.levers import Levers
 
 GROUPS = ("weights", "gates", "ep_size_1")
 

@@ -13,6 +13,7 @@ from torch import distributed as dist
 
 from ds_moe_mtl.config import Diverged
 from ds_moe_mtl.data import MultiTaskBatch
+from ds_moe_mtl.engine.engine import Update
 from ds_moe_mtl.tracking.metrics_log import StepLines
 
 NAMED = 8  # rows of one task that the printed line names; the file has all
@@ -35,23 +36,41 @@ class SkippedSteps:
         """lines is None on all ranks but rank 0."""
         self.engine, self.tasks, self.folder = engine, list(tasks), folder
         self.max_in_a_row, self.lines, self.say = max_in_a_row, lines, say
-        self.in_a_row = 0
+        self.in_a_row, self._late = 0, None
 
     @property
     def count(self) -> int:
         """Skipped steps of the whole run so far, 0 on ranks that keep no file."""
         return self.lines.count if self.lines is not None else 0
 
-    def taken(self) -> None:
-        """Note a step that was not skipped."""
-        self.in_a_row = 0
+    def look(
+        self, step: int, update: Update, parts: Sequence[Part], scale_before: float | None
+    ) -> None:
+        """Explain `step`, counted from 1, where it was skipped, or with the next one what is late.
 
-    def skipped(self, step: int, parts: Sequence[Part], scale_before: float | None) -> None:
-        """Say and write down why `step` was skipped; a collective call.
+        parts: this rank's micro-batches; scale_before: fp16's loss scale in the step. A collective
+        call. Raises Diverged, on every rank, past max_in_a_row.
+        """
+        self.settle()
+        self._late = (step, update, parts, scale_before)
+        if not update.is_late:
+            self.settle()
 
-        parts: this rank's micro-batches; scale_before: fp16's loss scale in the step. A skip that
-        only lowers a dynamic loss scale is how DeepSpeed searches it: said, but not counted.
-        Raises Diverged, on every rank, past max_in_a_row.
+    def settle(self) -> None:
+        """Look at a step that is still to be looked at; as `look`."""
+        if self._late is None:
+            return
+        (step, update, parts, scale_before), self._late = self._late, None
+        if update.skipped:
+            self._explain(step, parts, scale_before)
+        else:
+            self.in_a_row = 0
+
+    def _explain(self, step: int, parts: Sequence[Part], scale_before: float | None) -> None:
+        """Say and write down why `step` was skipped.
+
+        A skip that only lowers a dynamic loss scale is how DeepSpeed searches it: said, but not
+        counted.
         """
         mine = (self._rows(parts, bad_only=True), self._rows(parts, bad_only=False))
         everyones: list = [None] * dist.get_world_size()

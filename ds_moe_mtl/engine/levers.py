@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.engine.average import WeightAverage
+from ds_moe_mtl.engine.engine import Update
 from ds_moe_mtl.engine.expert_pull import pull_experts
 from ds_moe_mtl.engine.optimizer_groups import GATES_GROUP
 from ds_moe_mtl.models.token_level.tied import tied_share
@@ -43,13 +44,13 @@ class Levers:
             if group.get("moe"):  # DeepSpeed's mark of a group of experts
                 group["eps"] = eps
 
-    def after_step(self, step: int, share: float, skipped: bool) -> None:
+    def after_step(self, step: int, share: float, update: Update) -> None:
         """Pull the experts, and average the weights, after a step, counted from 0.
 
         share: as in gate_rates. A step that was skipped moves nothing; the average takes its
         weights in as they are. A collective call.
         """
-        if self.moe.expert_pull and not skipped:
+        if self.moe.expert_pull and not update.skipped:
             pull_experts(self.engine, share * self.moe.expert_pull)
         if self._average is not None:
             self._average.update(step + 1)
