@@ -29,10 +29,16 @@ def save_folder(
 
     Heads get their tasks' names there. Every file has the permissions that a new file gets.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder, to_disk(state, head_specs_of(description)))
+    tokenizer.save_pretrained(folder)
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def save_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Write a state as a folder's weights, whole or not at all, under the names that it has."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    state = to_disk(state, head_specs_of(description))
     tensors, seen = {}, set()
     for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
@@ -46,8 +52,6 @@ def save_folder(
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.chmod(permissions)
     temporary.replace(folder / WEIGHTS)
-    tokenizer.save_pretrained(folder)
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def head_specs_of(description: Mapping) -> list[HeadSpec]:

@@ -27,7 +27,8 @@ def pins(root):
 
 
 def test_every_range_admits_its_pin(project, pins):
-    declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["test"], *extras["export"]]
     for requirement in map(Requirement, declared):
         assert requirement.specifier.contains(pins[canonical(requirement.name)]), requirement
 
