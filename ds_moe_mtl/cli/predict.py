@@ -13,7 +13,7 @@ TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Inputs that are rows with named columns; anything else is lines of text."""
 
 PRIMITIVES = 128
-"""Shapes of batches whose compiled code oneDNN keeps. Hardly any shape comes again in a file, and by
+"""Shapes of batches whose compiled code oneDNN keeps. Hardly any comes again in a file, and by
 its own default (1,024) it keeps some 4 MiB for every 4,096 rows of a tiny model."""
 
 
