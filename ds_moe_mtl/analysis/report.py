@@ -30,6 +30,12 @@ class Course:
             if key.startswith(prefix)
         }
 
+    @property
+    def last_step(self) -> int:
+        """The last step that was logged, 0 of none."""
+        steps = [int(found[-1]) for found, _ in self.series.values()]
+        return max([*steps, *map(int, self.load_steps[-1:])], default=0)
+
     def balance(self) -> dict | None:
         """Return how evenly the last logged loads lie: their largest and least share, percent.
 
@@ -75,8 +81,15 @@ def read_course(rows: Sequence[dict], title: str) -> Course:
     return Course(title, series, np.array(list(loads)), loads_SLE)
 
 
-def draw_report(course: Course, path: Path) -> None:
-    """Write a PNG: the course's curves, and below them a panel a layer of expert loads."""
+MOST_NAMED = 12
+"""Curves that a legend names; of more each is a thin line, and their mean a thick one."""
+
+
+def draw_report(course: Course, path: Path, numbers: Sequence[int] | None = None) -> None:
+    """Write a PNG: the course's curves, and below them a panel a layer of expert loads.
+
+    numbers: of the layers with experts, from 0; None: they are counted.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,13 +109,17 @@ def draw_report(course: Course, path: Path) -> None:
     for layer in range(layers):
         axis = figure.add_subplot(grid[1 + layer // columns, layer % columns])
         shares_ES = 100 * course.loads_SLE[:, layer].T
+        steps = course.load_steps
+        if len(steps) == 1:  # an area has two ends
+            steps, shares_ES = steps[[0, 0]] + np.array([-0.5, 0.5]), shares_ES.repeat(2, axis=1)
         axis.stackplot(
-            course.load_steps,
+            steps,
             shares_ES,
             labels=[f"expert {e + 1}" for e in range(len(shares_ES))],
             colors=pyplot.get_cmap("viridis")(np.linspace(0.1, 0.95, len(shares_ES))),
         )
-        axis.set_title(f"layer {layer + 1}", fontsize=9)
+        number = layer if numbers is None else numbers[layer]
+        axis.set_title(f"layer {number}", fontsize=9)
         axis.set_ylim(0, 100)
         axis.margins(x=0)
         axis.tick_params(labelsize=7)
@@ -117,8 +134,11 @@ def draw_report(course: Course, path: Path) -> None:
 
 
 def _curves(axis, series: dict, title: str, unit: str, marker: str = "") -> None:
+    if len(series) > MOST_NAMED:
+        series = _many(axis, series)
     for name, (steps, values) in series.items():
-        axis.plot(steps, values, label=name, linewidth=1, marker=marker, markersize=3)
+        dot = marker or ("o" if len(steps) == 1 else "")
+        axis.plot(steps, values, label=_short(name), linewidth=1, marker=dot, markersize=3)
     axis.set_title(title, fontsize=9)
     axis.set_xlabel("step", fontsize=8)
     axis.set_ylabel(unit, fontsize=8)
@@ -127,6 +147,22 @@ def _curves(axis, series: dict, title: str, unit: str, marker: str = "") -> None
         axis.legend(fontsize=7)
     else:
         axis.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axis.transAxes)
+
+
+def _many(axis, series: dict) -> dict:
+    """Draw many curves as thin lines, and return their mean by its name."""
+    by_step: dict[int, list[float]] = {}
+    for place, (steps, values) in enumerate(series.values()):
+        label = f"each of {len(series)} tasks" if place == 0 else None
+        axis.plot(steps, values, label=label, linewidth=0.5, color="0.6", alpha=0.6)
+        for step, value in zip(steps.tolist(), values.tolist(), strict=True):
+            by_step.setdefault(step, []).append(value)
+    means = [float(np.mean(by_step[step])) for step in sorted(by_step)]
+    return {"their mean": (np.array(sorted(by_step)), np.array(means))}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:27]}…"
 
 
 def _pace(axis, course: Course) -> None:

@@ -2,7 +2,7 @@
 
 from ds_moe_mtl.data.batch import MultiTaskBatch, collate
 from ds_moe_mtl.data.describe import describe
-from ds_moe_mtl.data.encode import EncodedSplit, encode_columns, encode_task
+from ds_moe_mtl.data.encode import EncodedSplit, dev_rows, encode_columns, encode_task
 from ds_moe_mtl.data.loader import SuperBatches, evaluation_batches, mixed_batches
 from ds_moe_mtl.data.mixture import sampling_rates
 from ds_moe_mtl.data.own import own_spec
@@ -14,6 +14,7 @@ __all__ = [
     "MultiTaskBatch",
     "SuperBatches",
     "collate",
+    "dev_rows",
     "encode_columns",
     "describe",
     "encode_task",

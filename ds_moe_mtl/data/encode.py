@@ -184,6 +184,15 @@ def encode_task(
     return _split_of(found, cached=False)
 
 
+def dev_rows(
+    spec: TaskSpec, root: str | None, limit: int | None = None, seed: int = 0
+) -> dict[str, list]:
+    """The rows whose sequences `encode_task` gives of "dev": columns, a value an example."""
+    sources = [find_split(spec, name, root) for name in spec.splits("dev")]
+    parts = [_chosen(spec, sources, part, limit, seed, None) for part in range(len(sources))]
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
 def encode_columns(
     spec: TaskSpec,
     columns: dict[str, list],
@@ -231,13 +240,7 @@ def _encode_sources(
 ) -> Arrays:
     pieces, examples = [], 0
     for part, source in enumerate(sources):
-        columns = source.read()
-        if sample is not None:
-            columns = stratified(spec, columns, *sample)
-        if limit is not None:
-            # As many of each dev split as of the other.
-            share = max(1, limit // len(sources) + (part < limit % len(sources)))
-            columns = _subset(columns, share, [seed, part])
+        columns = _chosen(spec, sources, part, limit, seed, sample)
         arrays = _encode_rows(spec, columns, tokenizer, length, source.origin)
         arrays["parts"] += part
         arrays["questions"] += examples
@@ -250,6 +253,25 @@ def _encode_sources(
     starts = [piece["offsets"][:-1] + start for piece, start in zip(pieces, tokens, strict=False)]
     joined["offsets"] = np.concatenate([*starts, tokens[-1:]]).astype(np.int64)
     return joined
+
+
+def _chosen(
+    spec: TaskSpec,
+    sources: list[Source],
+    part: int,
+    limit: int | None,
+    seed: int,
+    sample: tuple[float, int] | None,
+) -> dict[str, list]:
+    """Return the rows of a part of a split that its sample and its limit leave."""
+    columns = sources[part].read()
+    if sample is not None:
+        columns = stratified(spec, columns, *sample)
+    if limit is not None:
+        # As many of each dev split as of the other.
+        share = max(1, limit // len(sources) + (part < limit % len(sources)))
+        columns = _subset(columns, share, [seed, part])
+    return columns
 
 
 def _take_cut(arrays: Arrays) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ds_moe_mtl.engine.native import write_monitors
+from ds_moe_mtl.tracking.memory import peak_memory
 from ds_moe_mtl.tracking.trace import StepTrace
 from ds_moe_mtl.training.dev import Evaluation, evaluate
 from ds_moe_mtl.training.run import Run
@@ -124,8 +125,7 @@ class Log(RunHook):
             row["grad_norm"] = state.outcome.norm
         if run.skipped.count:
             row["skipped"] = run.skipped.count
-        row["stall"] = self.window.stall(stalled)
-        row["stall_seconds"] = self.window.stall_seconds(stalled)
+        row |= self.window.waiting(stalled) | peak_memory(run.shared.device)
         run.shared.say(_progress(row, run.plan.total_steps))
         state.row.update(row)
         self.window.start(state.step, stalled)

@@ -34,13 +34,12 @@ class Window:
             self._tokens += batch.num_tokens
             self._attended += batch.num_tokens / (1 - batch.attention_padding)
 
-    def stall(self, stalled: float) -> float:
-        """Return the share of the window that the steps waited for their batches."""
-        return (stalled - self._stalled) / max(time.perf_counter() - self._began, 1e-9)
-
-    def stall_seconds(self, stalled: float) -> float:
-        """Return the seconds of the window that steps waited for their batches, on this rank."""
-        return stalled - self._stalled
+    def waiting(self, stalled: float) -> dict:
+        """Return how long steps waited for their batches on this rank: of the window its share,
+        "stall", and "stall_seconds"."""
+        waited = stalled - self._stalled
+        share = waited / max(time.perf_counter() - self._began, 1e-9)
+        return {"stall": share, "stall_seconds": waited}
 
     def row(self, step: int, names: list[str]) -> dict:
         """Return the logged row of the window; a collective call.

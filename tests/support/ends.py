@@ -7,14 +7,15 @@ import torch
 from safetensors.torch import load_file
 
 SPEEDS = ("tokens_per_s", "examples_per_s", "steps_per_s", "stall", "stall_seconds")
+MEMORY = ("host_memory_gib", "gpu_memory_gib")
 
 
 def rows_of(run: Path) -> list[dict]:
-    """Return the logged rows without their speeds; asserts that no step stands twice."""
+    """Return the logged rows without speeds and memory; asserts that no step stands twice."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
-    return [{k: v for k, v in row.items() if k not in SPEEDS} for row in rows]
+    return [{k: v for k, v in row.items() if k not in SPEEDS + MEMORY} for row in rows]
 
 
 def differences(run: Path, expected: Path) -> list[str]:
