@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ds_moe_mtl.analysis.page.scores import Estimate, Scoreboard, ScoreRow
+from ds_moe_mtl.evaluation.bootstrap import DRAWS, Interval, drawn_scores, interval
 from ds_moe_mtl.evaluation.predictions import TaskPredictions
-from ds_moe_mtl.studies.bootstrap import DRAWS, Interval, drawn_scores, interval
-from ds_moe_mtl.studies.units import DevUnits, units_of
+from ds_moe_mtl.evaluation.units import DevUnits, units_of
 
 SEED = 0  # of the draws: the same runs give the same intervals
 

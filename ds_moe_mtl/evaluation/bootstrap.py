@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ds_moe_mtl.studies.units import DevUnits
+from ds_moe_mtl.evaluation.units import DevUnits
 
 LEVEL = 0.95
 DRAWS = 2000

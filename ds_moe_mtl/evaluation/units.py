@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ds_moe_mtl.evaluation.predictions import TaskPredictions
-from ds_moe_mtl.studies.shape_units import shape_units
+from ds_moe_mtl.evaluation.shape_units import shape_units
 from ds_moe_mtl.tasks.metrics import (
     OPTION_METRICS,
     answered_places,
