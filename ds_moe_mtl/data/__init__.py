@@ -1,6 +1,7 @@
 """Rows of text become token sequences, sequences become super-batches."""
 
 from ds_moe_mtl.data.batch import MultiTaskBatch, collate
+from ds_moe_mtl.data.check import CheckedTask, checked_tasks
 from ds_moe_mtl.data.describe import describe
 from ds_moe_mtl.data.encode import EncodedSplit, dev_rows, encode_columns, encode_task
 from ds_moe_mtl.data.loader import SuperBatches, evaluation_batches, mixed_batches
@@ -10,9 +11,11 @@ from ds_moe_mtl.data.source import SUBSTITUTE, read_split
 
 __all__ = [
     "SUBSTITUTE",
+    "CheckedTask",
     "EncodedSplit",
     "MultiTaskBatch",
     "SuperBatches",
+    "checked_tasks",
     "collate",
     "dev_rows",
     "encode_columns",
