@@ -44,11 +44,13 @@ class Parser(argparse.ArgumentParser):
         )
         self._takes_a_run = False
 
-    def takes_a_run(self) -> None:
+    def takes_a_run(self, shape: bool = True) -> None:
         """Add what tells which run is meant: a YAML, overrides, another encoder's shape."""
         self._takes_a_run = True
         self.add_argument("config", nargs="?", help="a YAML; default: the embedded suite's")
         self.add_argument("overrides", nargs="*", help="section.key=value")
+        if not shape:
+            return
         self.add_argument(
             "--shape",
             choices=("minilm", "bert_base", "bert_large"),
