@@ -29,6 +29,14 @@ def count(text: str) -> int:
     return number
 
 
+def renaming(given: str) -> tuple[str, str]:
+    """Return (the task's column, the file's) of a --column. Raises UserError for another form."""
+    own, equals, theirs = given.partition("=")
+    if not (own and equals and theirs):
+        raise UserError(f"--column: {given!r}; allowed: TASK_COLUMN=FILE_COLUMN")
+    return own, theirs
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, status 2, and an example at the end of --help.
 
