@@ -126,7 +126,7 @@ def test_a_tuned_model_holds_the_task_alone_and_scores_as_its_results_say(tuned)
     assert described["routing"]["num_gates"] == 1 and described["kind"] == "mt_tag"
     if str(model.parent).endswith("lr=1e-2/seed0"):
         told = json.loads(answers["evaluate"].stdout)
-        assert told["colour"] == results(model.parent)["tasks"]["colour"]
+        assert told["colour"].items() >= results(model.parent)["tasks"]["colour"].items()
 
 
 def test_auto_takes_the_gate_of_least_held_out_loss(tuned):
