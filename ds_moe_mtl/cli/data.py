@@ -106,7 +106,8 @@ def _warnings(found: Mapping) -> Iterator[str]:
     for name, of in found["duplicates"].items():
         if of["examples"]:
             where = _rows_of(of["example"])
-            yield _line("twice", f"{of['examples']:,} of {name} repeat an earlier example{where}")
+            told = f"{of['examples']:,} of {name} repeat an earlier example"
+            yield _line("twice", f"{told}, as{where}" if where else told)
     for name, of in found["conflicts"].items():
         if of["texts"]:
             yield from _conflict(name, of)

@@ -78,7 +78,7 @@ def _worst_lines(report: Mapping) -> Iterator[str]:
     for each in report["worst"]:
         place = each["row"] if isinstance(each["row"], str) else f"row {each['row']} (from 0)"
         right, given = _plain(each["right"], 30), _plain(each["given"], 30)
-        yield _plain(f"  {each['cost']:>7.2f}  {place}: {right}, given {given}", WIDTH)
+        yield _plain(f"  {each['cost']:>7.2f}  {place}: {right}; given: {given}", WIDTH)
         texts = " | ".join(map(_as_text, each["texts"].values()))
         yield f"{'':<11}{_plain(texts, WIDTH - 11)}"
 
