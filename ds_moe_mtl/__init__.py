@@ -4,6 +4,7 @@ from importlib import import_module
 
 _HOMES = {
     "MultiTaskModel": "ds_moe_mtl.evaluation",
+    "register_auto_classes": "ds_moe_mtl.models.portable.registration",
     "TaskMoE": "ds_moe_mtl.moe",
     "to_deepspeed": "ds_moe_mtl.moe",
     "upcycle": "ds_moe_mtl.models",

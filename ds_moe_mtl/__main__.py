@@ -10,7 +10,8 @@ from ds_moe_mtl.cli import main
 
 def run() -> NoReturn:
     """Run the command line's subcommand and end the process with its status."""
-    status = main(sys.argv[1:])
+    # deepspeed's launcher puts it before the command; the rank is known without it.
+    status = main([word for word in sys.argv[1:] if not word.startswith("--local_rank=")])
     with contextlib.suppress(BrokenPipeError):  # the reader has gone (`| head`)
         sys.stdout.flush()
         sys.stderr.flush()

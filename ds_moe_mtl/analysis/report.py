@@ -71,12 +71,11 @@ def read_course(rows: Sequence[dict], title: str) -> Course:
     }
     if not loads:
         return Course(title, series, np.zeros(0, dtype=int), None)
-    layers, experts = max(next(iter(loads.values())))
+    newest = loads[max(loads)]  # a run of before counted from 1; its rows are then another course
+    loads = {step: at for step, at in loads.items() if at.keys() == newest.keys()}
+    layers, experts = (sorted({key[part] for key in newest}) for part in (0, 1))
     loads_SLE = np.array(
-        [
-            [[at[layer + 1, expert + 1] for expert in range(experts)] for layer in range(layers)]
-            for at in loads.values()
-        ]
+        [[[at[layer, e] for e in experts] for layer in layers] for at in loads.values()]
     )
     return Course(title, series, np.array(list(loads)), loads_SLE)
 
@@ -102,7 +101,9 @@ def draw_report(course: Course, path: Path, numbers: Sequence[int] | None = None
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=[1.6, *[1] * rows])
     _curves(figure.add_subplot(grid[0, 0]), course.named("loss/"), "training loss", "loss a task")
     if "loss" in course.series:
-        figure.axes[0].plot(*course.series["loss"], color="black", linewidth=1.6, label="all")
+        dot = _dot(course.series["loss"])
+        black = {"color": "black", "linewidth": 1.6, "label": "all"}
+        figure.axes[0].plot(*course.series["loss"], marker=dot, **black)
         figure.axes[0].legend(fontsize=7)
     _curves(figure.add_subplot(grid[0, 1]), course.named("dev/"), "dev score", "percent", "o")
     _pace(figure.add_subplot(grid[0, 2]), course)
@@ -115,7 +116,7 @@ def draw_report(course: Course, path: Path, numbers: Sequence[int] | None = None
         axis.stackplot(
             steps,
             shares_ES,
-            labels=[f"expert {e + 1}" for e in range(len(shares_ES))],
+            labels=[f"expert {e}" for e in range(len(shares_ES))],
             colors=pyplot.get_cmap("viridis")(np.linspace(0.1, 0.95, len(shares_ES))),
         )
         number = layer if numbers is None else numbers[layer]
@@ -137,7 +138,7 @@ def _curves(axis, series: dict, title: str, unit: str, marker: str = "") -> None
     if len(series) > MOST_NAMED:
         series = _many(axis, series)
     for name, (steps, values) in series.items():
-        dot = marker or ("o" if len(steps) == 1 else "")
+        dot = marker or _dot((steps, values))
         axis.plot(steps, values, label=_short(name), linewidth=1, marker=dot, markersize=3)
     axis.set_title(title, fontsize=9)
     axis.set_xlabel("step", fontsize=8)
@@ -161,6 +162,11 @@ def _many(axis, series: dict) -> dict:
     return {"their mean": (np.array(sorted(by_step)), np.array(means))}
 
 
+def _dot(series: tuple[np.ndarray, np.ndarray]) -> str:
+    """Return the marker of a curve, which has none unless it is a single point."""
+    return "o" if len(series[0]) == 1 else ""
+
+
 def _short(name: str) -> str:
     return name if len(name) <= 28 else f"{name[:27]}…"
 
@@ -171,7 +177,8 @@ def _pace(axis, course: Course) -> None:
     _curves(axis, {"norm": norm[""]} if norm else {}, "gradient norm and learning rate", "norm")
     if "lr" in course.series:
         other = axis.twinx()
-        other.plot(*course.series["lr"], color="tab:red", linewidth=1)
+        rate = course.series["lr"]
+        other.plot(*rate, color="tab:red", linewidth=1, marker=_dot(rate))
         other.set_ylabel("learning rate", fontsize=8, color="tab:red")
         other.tick_params(labelsize=7)
         other.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -20,7 +20,7 @@ class Routes:
     """Tokens by task, layer and expert.
 
     merged: experts are merged; counts are then the tokens' shares of the task's mixture, so that
-    `shares_KLE` are the mixtures themselves. layers: the numbers, from 1, of the layers with
+    `shares_KLE` are the mixtures themselves. layers: the numbers, from 0, of the layers with
     experts; None: all.
     """
 
@@ -38,7 +38,7 @@ class Routes:
         """Plain values: {"tasks", "shares": {task: [layer][expert]}, "tokens": {task: ..}}.
 
         Of merged experts with "combine": "merged": shares are the mixtures' weights. Where not all
-        layers have experts, "layers" says which ones have, from 1.
+        layers have experts, "layers" says which ones have, from 0.
         """
         return {
             **({"combine": "merged"} if self.merged else {}),
@@ -73,7 +73,7 @@ def collect_routes(
     ]
     options = RoutingOptions(**model.description["routing"])
     depth = model.description["encoder"]["num_hidden_layers"]
-    layers = tuple(number + 1 for number in sparse_layers(options.layers, depth))
+    layers = tuple(sparse_layers(options.layers, depth))
     return Routes(
         names,
         np.stack(counts),
@@ -111,9 +111,9 @@ def draw_routes(routes: Routes, path: Path) -> None:
             continue
         percent_KE = 100 * shares_KLE[:, layer]
         image = axis.imshow(percent_KE, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        number = layer + 1 if routes.layers is None else routes.layers[layer]
+        number = layer if routes.layers is None else routes.layers[layer]
         axis.set_title(f"layer {number}", fontsize=9)
-        axis.set_xticks(range(experts), [str(expert + 1) for expert in range(experts)], fontsize=8)
+        axis.set_xticks(range(experts), [str(expert) for expert in range(experts)], fontsize=8)
         axis.set_yticks(range(tasks), routes.tasks, fontsize=8)
         if experts <= 8:
             for task in range(tasks):

@@ -93,9 +93,9 @@ def draw_task_routes(routes: TaskRoutes, groups: Sequence[str], path: Path) -> N
             routes.routes_KLE[order, place], vmin=0, vmax=1, cmap="viridis", aspect="auto"
         )
         axis.set_title(
-            f"layer {routes.layers[place] + 1}\n{routes.specialisation_L[place]:.2f}", fontsize=8
+            f"layer {routes.layers[place]}\n{routes.specialisation_L[place]:.2f}", fontsize=8
         )
-        axis.set_xticks(range(experts), [str(e + 1) for e in range(experts)], fontsize=7)
+        axis.set_xticks(range(experts), [str(e) for e in range(experts)], fontsize=7)
         names = [f"{groups[k]}: {routes.tasks[k]}" if groups[k] else routes.tasks[k] for k in order]
         axis.set_yticks(range(len(order)), names, fontsize=6)
         edges = [i for i in range(1, len(order)) if groups[order[i]] != groups[order[i - 1]]]

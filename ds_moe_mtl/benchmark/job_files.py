@@ -1,17 +1,25 @@
 """A DeepSpeed JSON and a Slurm script that fit a plan."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from ds_moe_mtl.benchmark.planning import RunOnPaper
-from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.config.deepspeed import read_deepspeed
 from ds_moe_mtl.config.files import REPOSITORY
+from ds_moe_mtl.config.load import find_experiment
 
 GIB = 2**30
 LAUNCHERS = REPOSITORY / "launchers" / "slurm"
+_PATHS = ("run.dir", "run.resume", "data.root", "data.cache", "model.encoder", "start.model")
+_PATHS += ("router.vectors", "router.routes_from")
+_FILE_OF_A_TASK = re.compile(r"tasks\.\d+\.(train|dev|test)")
+_WORDS = (None, "auto", "never", "embedded", "minilm", "random")
+"""What stands in such keys and is no path."""
+
 HOST_GIB_A_RANK = 4
 """What a rank's process takes of the host beside the model: imports, data, pinned buffers."""
 
@@ -39,7 +47,7 @@ def write_job(
 
     overrides: of the command line; config_name: its YAML. The JSON is the run's own with the chosen
     stage; the script is launchers/slurm's with the nodes, GPUs and memory of the plan and the whole
-    command. Raises UserError where none fits.
+    command, whose paths are absolute. Raises UserError where none fits.
     """
     row, machine = choose(plan), paper.machine
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,13 +60,33 @@ def write_job(
     files[0].write_text(json.dumps(native, indent=2) + "\n")
     kept = [text for text in overrides if text.split("=")[0] not in ("deepspeed", "moe.ep_size")]
     arguments = [
-        config_name,
-        *kept,
+        str(find_experiment(Path(config_name))),
+        *_from_anywhere(kept, paper.workload.config),
         f"moe.ep_size={row['ep_size']}",
         f"deepspeed={files[0].resolve()}",
     ]
     files[1].write_text(_script(machine.gpus, machine.per_node, row, paper, arguments))
     return list(files)
+
+
+def _from_anywhere(overrides: Sequence[str], config: RunConfig) -> list[str]:
+    """Return overrides whose paths hold from any folder, those of the YAML's own paths added.
+
+    The others are as they were typed.
+    """
+    values = config.model_dump(mode="json")
+    found = {text.partition("=")[0]: text for text in overrides}
+    for key in dict.fromkeys((*found, *_PATHS)):
+        path = _at(values, key) if key in _PATHS or _FILE_OF_A_TASK.fullmatch(key) else None
+        if path not in _WORDS and (key == "run.dir" or Path(path).exists()):
+            found[key] = f"{key}={Path(path).absolute()}"
+    return list(found.values())
+
+
+def _at(values: dict, key: str) -> str | None:
+    for part in key.split("."):
+        values = values[int(part) if part.isdecimal() else part]
+    return values
 
 
 def _script(gpus: int, per_node: int, row: dict, paper: RunOnPaper, arguments: list[str]) -> str:
@@ -83,14 +111,14 @@ def _script(gpus: int, per_node: int, row: dict, paper: RunOnPaper, arguments: l
         if key == "--nodes":
             lines.append(f"#SBATCH --mem={round(host * tasks + 0.5)}G")
     command = " ".join(shlex.quote(argument) for argument in arguments)
-    text = "\n".join(lines).replace('python train.py "$@"', f"python train.py {command}")
+    text = "\n".join(lines).replace('$TRAIN "$@"', f"$TRAIN {command}")
     planned = f"{row['peak'] / GIB:.2f} GiB a GPU, ZeRO {row['zero_stage']}"
     return (
         text.replace(
             "#!/usr/bin/env bash\n",
             f"#!/usr/bin/env bash\n# Written by `ds-moe-mtl plan`: {planned}, ep_size "
             f"{row['ep_size']}.\n"
-            "# From the repository, with the environment active: sbatch THIS_FILE\n",
+            "# From any folder, with the environment active: sbatch THIS_FILE\n",
             1,
         )
         + "\n"

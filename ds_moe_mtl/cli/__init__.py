@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": "score a trained model on its dev or test rows, or on a file",
     "predict": "label texts with a trained model",
     "export": "write a checkpoint as a model or for other ranks",
-    "report": "draw a run's losses, dev scores and expert loads",
+    "report": "make a page of runs: scores, curves, mistakes, routes, experts",
     "compare": "difference of two systems' runs, with its interval",
     "study": "queue of runs that are compared, a line of evidence each",
     "reproduce": "run a table of the paper and print it beside the paper's",

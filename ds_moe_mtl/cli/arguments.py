@@ -21,6 +21,16 @@ PROGRAM = (sys.executable, "-m", "ds_moe_mtl")
 Request = TypeVar("Request")
 
 
+def repeated_key(words: Sequence[str]) -> str:
+    """Return what is wrong with overrides of which two set one key, "" where none do."""
+    keys = [word.partition("=")[0].strip() for word in words if "=" in word]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is None:
+        return ""
+    given = ", ".join(word for word in words if word.partition("=")[0].strip() == twice)
+    return f"command line: {twice} is given twice ({given}); allowed: each key once"
+
+
 def count(text: str) -> int:
     """Return a whole number of at least 1, for argparse."""
     number = int(text)
@@ -75,6 +85,10 @@ class Parser(argparse.ArgumentParser):
         if self._takes_a_run and values["config"] is not None and "=" in values["config"]:
             values["overrides"].insert(0, values["config"])
             values["config"] = None
+        for words in values.values():
+            fault = repeated_key([str(word) for word in words] if isinstance(words, list) else [])
+            if fault:
+                self.error(fault)
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     def error(self, message: str) -> None:

@@ -18,7 +18,18 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("encoder", nargs="?", help="minilm, a Hub id or a folder: is tried out")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="look at the ranks of a launcher: torchrun -m ds_moe_mtl doctor --distributed",
+    )
     options = parser.parse_args(arguments)
+    if options.distributed:
+        from ds_moe_mtl.cli.checkup import distributed_doctor
+
+        if options.encoder is not None:
+            parser.error("--distributed with an encoder; allowed: one of them")
+        return answer(lambda: distributed_doctor(options.json))
     return answer(lambda: _doctor(options.encoder, options.json))
 
 
@@ -52,7 +63,7 @@ def examine_encoder(name: str) -> dict[str, str]:
     except (ValueError, OSError) as error:
         raise UserError(str(error).strip().splitlines()[0]) from error
     found = {
-        "encoder": source.resolved + (f"; {source.note}" if source.note else ""),
+        "encoder": _told(source),
         "class": type(model).__name__,
         "weights": f"{sum(weight.numel() for weight in model.parameters()):,}",
         "tokens": f"{len(tokenizer):,}, rows of the embedding {limits.ids:,}",
@@ -66,6 +77,13 @@ def examine_encoder(name: str) -> dict[str, str]:
         except ValueError as error:
             found[names] = f"refused: {error}"
     return found
+
+
+def _told(source) -> str:
+    """Return what an encoder is and what a reader of its scores must know."""
+    note = f"; {source.note}" if source.note else ""
+    seen = f"; has seen data of {', '.join(source.seen_tasks)}" if source.seen_tasks else ""
+    return source.resolved + note + seen
 
 
 def _in_words(difference: float, tolerance: float, reference: str) -> str:
@@ -89,7 +107,7 @@ def examine() -> dict[str, str]:
     found["kernels"] = resolve_impl("auto", torch.device(device))
     try:
         source = find_encoder("minilm")
-        found["minilm"] = source.resolved + (f"; {source.note}" if source.note else "")
+        found["minilm"] = _told(source)
     except ValueError as error:
         found["minilm"] = str(error)
     for command in ("deepspeed", "torchrun", "mpirun", "srun", "nvcc"):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RunConfig, UserError, load_config
-from ds_moe_mtl.config.files import REPOSITORY
 
 GIB = 2**30
 OTHERWISE = "h100-sxm"
@@ -118,7 +117,7 @@ def _plan(asked: _Plan) -> int:
         from ds_moe_mtl.benchmark.job_files import choose, write_job
 
         _say_what_differs(config.moe.ep_size, choose(plan)["ep_size"], say)
-        name = asked.config or str(DEFAULT_EXPERIMENT.relative_to(REPOSITORY))
+        name = asked.config or str(DEFAULT_EXPERIMENT)
         for path in write_job(asked.write, paper, plan, name, asked.overrides):
             say(f"written: {path}")
     if asked.json:

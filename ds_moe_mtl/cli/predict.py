@@ -126,11 +126,17 @@ def _label_lines(asked: _Prediction, model) -> int:
         print(json.dumps(answers))
         return 0
     for value in answers:
-        if isinstance(value, dict | list):
-            print(json.dumps(value, ensure_ascii=False))
-        else:
-            print(f"{value:.3f}" if isinstance(value, float) else " ".join(value.splitlines()))
+        print(_line(value))
     return 0
+
+
+def _line(value) -> str:
+    """Return a prediction as one line: JSON where it has several parts."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, str):
+        return " ".join(value.splitlines())
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _tell(line: str) -> None:
@@ -143,6 +149,8 @@ def _example(spec, row: tuple[str, ...]) -> tuple:
 
     if spec.kind == "options":
         return (row[0], list(row[1:]))
+    if spec.kind == "tags":
+        return (row[0].split(),)
     places = {place for place, name in enumerate(spec.columns) if name in spec.spans}
     return tuple(
         int(value) if place in places and is_whole(value) and len(value) < 10 else value

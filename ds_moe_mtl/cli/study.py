@@ -15,7 +15,7 @@ from ds_moe_mtl.config import UserError
 class _Study:
     """What the command line asks for. run, parent: of a process that the queue has started."""
 
-    name: str
+    name: str | None
     overrides: tuple[str, ...]
     jobs: int
     only: tuple[str, ...]
@@ -37,7 +37,9 @@ def main(arguments: Sequence[str]) -> int:
         "appends a line to docs/evidence/NAME.jsonl as each run ends.",
         "ds-moe-mtl study own_six --jobs 2 data.root=DATA",
     )
-    parser.add_argument("name", help="one of ds_configs/studies, or a YAML's path")
+    parser.add_argument(
+        "name", nargs="?", help="one of ds_configs/studies (--list lists them), or a YAML's path"
+    )
     parser.add_argument("overrides", nargs="*", help="section.key=value, for every run")
     parser.add_argument("--jobs", type=count, default=1, help="runs at a time, a thread each (1)")
     parser.add_argument(
@@ -63,8 +65,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _study(asked: _Study) -> int:
-    from ds_moe_mtl.studies.evidence.schema import load_study
+    from ds_moe_mtl.studies.evidence.schema import load_study, shipped_studies
 
+    if asked.name is None:
+        if not asked.list:
+            raise UserError(
+                f"no study is named; allowed: {', '.join(shipped_studies())}, or a YAML"
+            )
+        for name in shipped_studies():
+            print(f"{name:<18}{load_study(name)[1].about}")
+        return 0
     stray = [item for item in asked.overrides if "=" not in item]
     if stray:
         raise UserError(f"command line: {stray[0]!r}; allowed: one study, then section.key=value")

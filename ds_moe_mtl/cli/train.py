@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ds_moe_mtl.cli import version_line
-from ds_moe_mtl.cli.arguments import BAD_INPUT, INTERRUPTED
+from ds_moe_mtl.cli.arguments import BAD_INPUT, INTERRUPTED, repeated_key
 from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RankError, RunConfig, UserError, load_config
 from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
+from ds_moe_mtl.ranks.failures import kept_by_rank
 from ds_moe_mtl.ranks.rendezvous import Ranks, rendezvous
 
 _INTERRUPTED = "interrupted; started again it continues after its newest checkpoint, if it has one"
@@ -21,6 +22,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USAGE = """usage: deepspeed --num_gpus N train.py [CONFIG.yaml] [section.key=value ...]
        torchrun --nproc_per_node N train.py ..., mpirun -n N python train.py ...,
        srun python train.py ..., python train.py ..., ds-moe-mtl train ...
+       installed, from any folder: python -m ds_moe_mtl.train ..., torchrun -m ds_moe_mtl.train ...,
+       deepspeed --module ds_moe_mtl.train ...
 
 Trains what CONFIG.yaml describes; without one, ds_configs/experiments/embedded_mttag_minilm.yaml.
 Started again with the same configuration it continues where it was.
@@ -55,7 +58,8 @@ def main(arguments: Sequence[str]) -> int:
             return _train_all(asked, Path(config.run.dir), ranks, say)
         from ds_moe_mtl.training.train import train
 
-        status = train(config, ranks, say)
+        with kept_by_rank(Path(config.run.dir), ranks.rank):
+            status = train(config, ranks, say)
         if status == 0 and ranks.rank == 0 and config.model.kind in SPARSE_KINDS:
             _show_routes(config, say)
         if status == 0 and ranks.rank == 0 and config.model.kind == "task_moe":
@@ -138,7 +142,8 @@ def _train_all(asked: _Asked, folder: Path, ranks: Ranks, say: Callable[[str], N
 
     trials = make_trials(make, folder, asked.grid, asked.seeds or 1)
     try:
-        status = run_trials(trials, folder, ranks, say, keep="all")
+        with kept_by_rank(folder, ranks.rank):
+            status = run_trials(trials, folder, ranks, say, keep="all")
     finally:
         stop_process_group()
     print_leaderboard(leaderboard(trials), say)
@@ -185,5 +190,8 @@ def _split(arguments: Sequence[str]) -> _Asked:
             f"command line: two YAML files, {paths[0]} and {paths[1]}; allowed: one, then "
             f"section.key=value"
         )
+    fault = repeated_key(asked.overrides)
+    if fault:
+        raise UserError(fault)
     asked.path = paths[0] if paths else None
     return asked

@@ -8,13 +8,16 @@ from ds_moe_mtl.config.load import (
     differing_keys,
     dump_config,
     load_config,
+    plain_values,
 )
-from ds_moe_mtl.config.schema import OwnTask, RunConfig
+from ds_moe_mtl.config.schema import RunConfig
+from ds_moe_mtl.config.task_rows import KnownTask, OwnTask
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
     "EXPERIMENTS",
     "Diverged",
+    "KnownTask",
     "OwnTask",
     "RankError",
     "RunConfig",
@@ -23,5 +26,6 @@ __all__ = [
     "differing_keys",
     "dump_config",
     "load_config",
+    "plain_values",
     "resolve_deepspeed",
 ]

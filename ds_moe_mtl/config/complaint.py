@@ -78,6 +78,8 @@ def describe(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     if kind in ("integer", "number"):
         return ("a whole number" if kind == "integer" else "a number") + _bounds(node)
     if kind == "string":
+        if ":" in node.get("pattern", ""):
+            return "module:Name, as in mypackage.module:Hook"
         return "a name of letters, digits and _+-" if "pattern" in node else "text"
     if kind == "array":
         return _describe_list(node, schema)

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from ds_moe_mtl.config.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+_SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
+"""ds_configs/ and launchers/ in an installed package; in a checkout links to the repository's."""
+
+REPOSITORY = (_SHIPPED / "ds_configs").resolve().parent
+"""The folder that holds ds_configs/ and launchers/: a checkout's root, or the installed files."""
 
 
 def displayed(file: Path) -> str:
@@ -33,6 +37,12 @@ def locate(name: str, folders: Sequence[Path]) -> Path | None:
         return next((path.resolve() for path in found if path.exists()), None)
     except (OSError, RuntimeError):  # a name too long for a file, a home that nobody has
         return None
+
+
+def shown_bytes(folder: Path) -> str:
+    """Return what a folder's files take on the disk, in MB or GB."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def read_json(path: Path) -> dict | None:

@@ -91,8 +91,22 @@ def conflict(options: Any, prefix: str = "") -> str:
     return ""
 
 
-def tell_tied(config: Any, steps: int, say: Callable[[str], None]) -> None:
-    """Say where the experts of a run of so many steps never part: it trains the dense model."""
-    tied = config.moe.tied_steps if config.model.kind in ("mt_switch", "mt_tag") else 0
+def tell_idle(config: Any, steps: int, say: Callable[[str], None]) -> None:
+    """Say which options have no effect in a run of so many steps, those at their defaults apart.
+
+    Options of experts and router in a kind of model that has none; experts that never part.
+    """
+    kind = config.model.kind
+    for section, kinds in (("moe", ("mt_switch", "mt_tag")), ("router", ("task_moe",))):
+        options = getattr(config, section)
+        idle = [
+            f"{section}.{name}"
+            for name, field in type(options).model_fields.items()
+            if kind not in kinds and getattr(options, name) != field.default
+        ]
+        if idle:
+            have = "has" if len(idle) == 1 else "have"
+            say(f"note: {', '.join(idle)} {have} no effect for model.kind {kind}")
+    tied = config.moe.tied_steps if kind in ("mt_switch", "mt_tag") else 0
     if tied >= steps:
         say(f"note: moe.tied_steps = {tied} of {steps} steps: the experts never part in this run")

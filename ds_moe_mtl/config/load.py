@@ -12,12 +12,19 @@ from ds_moe_mtl.config.complaint import complaint
 from ds_moe_mtl.config.document import dotted, dump_yaml, parse_yaml
 from ds_moe_mtl.config.errors import UserError
 from ds_moe_mtl.config.files import REPOSITORY, displayed, locate, read_text
-from ds_moe_mtl.config.schema import OwnTask, RunConfig
+from ds_moe_mtl.config.schema import RunConfig
+from ds_moe_mtl.config.task_rows import OwnTask
 
 EXPERIMENTS = REPOSITORY / "ds_configs" / "experiments"
 DEFAULT_EXPERIMENT = EXPERIMENTS / "embedded_mttag_minilm.yaml"
 COMMAND_LINE = "command line"
 Where = Callable[[str], str]  # from a dotted key to the place where it was written
+_SECTIONS = tuple(
+    name
+    for name, field in RunConfig.model_fields.items()
+    if hasattr(field.annotation, "model_fields")
+)
+"""What is set key by key."""
 
 
 def load_config(
@@ -38,6 +45,7 @@ def load_config(
         what = "is empty" if document.values is None else "is not a mapping of sections"
         raise UserError(f"{source}: {what}; allowed: the sections {_sections()}")
     places = {key: f"{source}:{line}" for key, line in document.lines.items()}
+    _settle_length(document.values, overrides)
     for override in overrides:
         key = _apply(document.values, override)
         places = {k: v for k, v in places.items() if not k.startswith(f"{key}.")}
@@ -46,6 +54,19 @@ def load_config(
     if not check_files:
         return config
     return _with_files(config, file.parent, lambda key: _place(key, places, source))
+
+
+def _settle_length(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Have train.steps of the overrides replace the YAML's train.epochs, or the other way round.
+
+    Two of them in one place contradict each other, and are refused later.
+    """
+    lengths = {"train.steps": "epochs", "train.epochs": "steps"}
+    set_here = [each.partition("=") for each in overrides]
+    given = {key for key, _, text in set_here if key in lengths and text not in ("", "null", "~")}
+    train = values.get("train")
+    if len(given) == 1 and isinstance(train, dict):
+        train.pop(lengths[given.pop()], None)
 
 
 def _validate(values: Mapping[str, Any], where: Where) -> RunConfig:
@@ -59,6 +80,23 @@ def _validate(values: Mapping[str, Any], where: Where) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """Return the YAML that loads to this very configuration, every default written out."""
     return dump_yaml(config.model_dump(mode="json"))
+
+
+def plain_values(config: RunConfig) -> dict[str, str | int | float | bool]:
+    """Return a configuration by dotted key, as pages of experiments take it; tasks by name."""
+    values = config.model_dump(mode="json")
+    values["tasks"] = [task if isinstance(task, str) else task.name for task in config.tasks]
+    flat = {
+        f"{section}.{key}" if isinstance(of, dict) else section: value
+        for section, of in values.items()
+        for key, value in (of.items() if isinstance(of, dict) else [("", of)])
+    }
+    plain = str | int | float | bool
+    return {k: v if isinstance(v, plain) else _in_words(v) for k, v in flat.items()}
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def differing_keys(one: RunConfig, other: RunConfig) -> list[str]:
@@ -119,7 +157,7 @@ def _apply(values: dict[str, Any], override: str) -> str:
     path = key.split(".")
     if not all(path):
         raise UserError(f"{COMMAND_LINE}: {override!r} names no key; allowed: section.key=value")
-    if key in RunConfig.model_fields and key not in ("tasks", "deepspeed"):
+    if key in _SECTIONS:
         raise UserError(
             f"{COMMAND_LINE}: {key} is a section; set one of its keys, as in {_example(key)}=..."
         )

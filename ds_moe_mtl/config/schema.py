@@ -1,54 +1,32 @@
 """What a run is, as typed and frozen sections: one section of the YAML, one class.
 
-Every default of a run lives here and nowhere else. What needs other keys of the same
-section is checked in that section; what needs several sections is checked in RunConfig.
+Every default of a run lives here, those of a row of `tasks` in task_rows, and nowhere else. What
+needs other keys of the same section is checked in that section; what needs several sections is
+checked in RunConfig.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic import model_validator as _model_validator
 
 from ds_moe_mtl.config.levers import check_levers
 from ds_moe_mtl.config.recorded import graphs_conflict
+from ds_moe_mtl.config.section import (
+    Count,
+    CountOrZero,
+    NotNegative,
+    Positive,
+    Section,
+    Seed,
+    Text,
+    as_columns,
+    as_tuple,
+)
+from ds_moe_mtl.config.task_rows import KnownTask, OwnTask, TaskEntry, distinct_tasks
 
-Text = Annotated[str, Field(min_length=1)]
-ClassName = str | int | float | bool  # as YAML reads it
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]*$")]
-_LONGEST_NAME = 100  # of a task: folders and files are called by it
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy's and PyTorch's generators take
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-def _as_tuple(value: Any) -> Any:
-    """Return YAML's list as the tuple that a frozen section holds."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_columns(value: Any) -> Any:
-    """Return column names as a tuple; one name may stand without brackets."""
-    return (value,) if isinstance(value, str) else _as_tuple(value)
-
-
-Classes = Annotated[tuple[ClassName, ...], Field(min_length=2), BeforeValidator(_as_tuple)]
-
-
-class Section(BaseModel):
-    """A part of a run's configuration: frozen, with no unknown keys and no coerced types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+HookName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
 class RunSection(Section):
@@ -57,6 +35,7 @@ class RunSection(Section):
     dir: Text
     seed: Seed = 0
     resume: Text = "auto"  # auto | never | the folder of a checkpoint
+    extend: bool = False  # true: a complete run goes on to more steps, at another rate perhaps
 
 
 class DataSection(Section):
@@ -67,135 +46,6 @@ class DataSection(Section):
     # The share of each task's published training examples that is used, drawn class by class.
     sample: Annotated[float, Field(gt=0, lt=1)] | None = None
     sample_seed: Seed = 0  # of that draw alone: seeds of a run share their sample
-
-
-class OwnTask(Section):
-    """A user's own data as one row: files (or splits of a set of the Hub), columns, the label."""
-
-    name: Name
-    hub: Text | None = None  # a data set of the Hub: train and dev are then its splits
-    hub_config: Text | None = None  # its configuration; null: the only one
-    train: Text  # csv, tsv, jsonl, parquet, conll or bio
-    dev: Text | None = None  # null: a seeded part of train
-    dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    dev_by: Literal["label", "text"] = "label"  # text: cut by the texts alone, not class by class
-    test: Text | None = None  # scored once, at the end, with the model that is kept
-    text: Annotated[
-        tuple[Text, ...], Field(min_length=1, max_length=2), BeforeValidator(_as_columns)
-    ]
-    # Several columns of yes or no: one task of several labels, or with `separate` a task for each.
-    label: Text | Annotated[tuple[Text, ...], Field(min_length=2), BeforeValidator(_as_tuple)]
-    separate: bool = False
-    kind: Literal["classification", "regression", "text", "multilabel", "tags", "answer"] | None = (
-        None  # null: by the columns
-    )
-    labels: Classes | None = None  # their order; others in the data are faults; null: sorted
-    separator: Text = ","  # of labels in one text, with kind multilabel
-    options: Text | None = None  # column with the list of options that the label is one of
-    answer_start: Text | None = None  # column with an answer's first character; kind answer
-    longest_answer: Count = 30  # tokens of the longest answer that is given; kind answer
-    metric: Text | None = None  # null: the first of its kind's
-    metrics: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_as_tuple)] | None = (
-        None  # several; the first selects
-    )
-    max_length: Annotated[int, Field(ge=8)] | None = None
-    prefix: str = ""  # before the first text
-    class_weights: Literal["balanced"] | dict[ClassName, Positive] | None = None  # of the loss
-    loss_weight: Positive = 1.0
-    sampling_weight: Positive = 1.0
-    # Of the labels' probabilities, kind multilabel; null: one a label, chosen on the dev rows.
-    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
-
-    @_model_validator(mode="after")
-    def _name_is_a_files(self) -> "OwnTask":
-        if len(self.name) > _LONGEST_NAME:
-            raise ValueError(
-                f"tasks: the name {self.name[:20]}... has {len(self.name)} characters; "
-                f"allowed: at most {_LONGEST_NAME}"
-            )
-        return self
-
-    @_model_validator(mode="after")
-    def _keys_go_together(self) -> "OwnTask":
-        several = not isinstance(self.label, str)
-        if self.kind is not None and self.options is not None:
-            raise ValueError(
-                f"tasks: {self.name!r} has kind = {self.kind} and options; allowed: one of them"
-            )
-        if self.hub_config is not None and self.hub is None:
-            raise ValueError(
-                f"tasks: {self.name!r} has hub_config = {self.hub_config} and no hub; allowed: both"
-            )
-        if self.metric is not None and self.metrics is not None:
-            raise ValueError(
-                f"tasks: {self.name!r} has metric and metrics; allowed: one of them (the first of "
-                "metrics selects)"
-            )
-        if self.separate and not several:
-            raise ValueError(
-                f"tasks: {self.name!r} has separate = true with one label column; allowed: a list "
-                "of them, as in label: [food, service]"
-            )
-        if several and not self.separate and self.labels is not None:
-            raise ValueError(
-                f"tasks: {self.name!r} has labels beside several label columns, whose order it is; "
-                "allowed: label alone"
-            )
-        if several and not self.separate and self.kind not in (None, "multilabel"):
-            raise ValueError(
-                f"tasks: {self.name!r} has kind = {self.kind} with several label columns; allowed: "
-                "multilabel, or separate: true for a task a column"
-            )
-        return self
-
-    @property
-    def rows(self) -> tuple["OwnTask", ...]:
-        """The row itself, or with `separate` one row a label column: <name>_<column>.
-
-        Their dev rows are cut by the texts alone, so that they are the same.
-        """
-        if not self.separate:
-            return (self,)
-        return tuple(
-            OwnTask.model_validate(
-                {
-                    **self.model_dump(),
-                    "name": f"{self.name}_{column}",
-                    "label": column,
-                    "separate": False,
-                    "dev_by": "text",
-                }
-            )
-            for column in self.label
-        )
-
-
-TaskEntry = Annotated[
-    Annotated[Name, Tag("known")] | Annotated[OwnTask, Tag("own")],
-    Discriminator(lambda entry: "own" if isinstance(entry, dict | OwnTask) else "known"),
-]
-
-
-def _distinct_tasks(tasks: tuple[str | OwnTask, ...]) -> tuple[str | OwnTask, ...]:
-    """Return the tasks; their names lead to gates, folders and results, so they differ."""
-    names = []
-    for task in tasks:
-        names += [task] if isinstance(task, str) else [row.name for row in _checked_rows(task)]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"tasks names {name!r} twice; allowed: each task once")
-    return tasks
-
-
-def _checked_rows(task: OwnTask) -> tuple[OwnTask, ...]:
-    """Return a task's rows. Raises ValueError for a label column that no task can be called by."""
-    try:
-        return task.rows
-    except ValidationError:
-        raise ValueError(
-            f"tasks: {task.name!r}: a label column is no part of a name; allowed with separate: "
-            "columns of letters, digits and _+-"
-        ) from None
 
 
 class MixtureSection(Section):
@@ -238,7 +88,8 @@ class StartSection(Section):
             value = getattr(self, key)
             if self.model is None and value != type(self).model_fields[key].default:
                 raise ValueError(
-                    f"start.{key} = {value} without start.model; allowed: both, or neither"
+                    f"start.{key} = {value} without start.model; allowed: start.model=FOLDER, "
+                    f"which has what start.{key} is about"
                 )
         return self
 
@@ -267,7 +118,7 @@ class MoeSection(Section):
     route_by: Literal["token", "sequence"] = "token"
     tied_steps: CountOrZero = 0  # steps in which experts are one, before they part
     layers: (
-        Annotated[tuple[CountOrZero, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+        Annotated[tuple[CountOrZero, ...], Field(min_length=1), BeforeValidator(as_tuple)]
         | Literal["all", "last_half", "every_other"]
     ) = "all"  # that have experts; numbers from 0
     impl: Literal["auto", "torch", "triton", "cuda"] = "auto"
@@ -292,7 +143,7 @@ class RouterSection(Section):
     """
 
     experts: Annotated[int, Field(ge=2)] = 3
-    layers: Annotated[tuple[CountOrZero, ...], BeforeValidator(_as_tuple)] | None = None  # from 0
+    layers: Annotated[tuple[CountOrZero, ...], BeforeValidator(as_tuple)] | None = None  # from 0
     route: Literal["learned", "average", "random_task", "random_instance"] = "learned"
     net: Literal["linear", "mlp", "lstm", "transformer"] = "mlp"
     hidden: Annotated[int, Field(ge=4, multiple_of=4)] = 64
@@ -341,7 +192,7 @@ class TrainSection(Section):
     weight_decay: NotNegative = 0.0
     betas: Annotated[
         tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
-        BeforeValidator(_as_tuple),
+        BeforeValidator(as_tuple),
     ] = (0.9, 0.999)  # paper, appendix A.3.2, as eps
     eps: Positive = 1e-8
     clip: NotNegative = 1.0  # largest norm of the gradient; 0: no clipping
@@ -349,7 +200,8 @@ class TrainSection(Section):
     max_length: Annotated[int, Field(ge=8)] | None = None  # tokens; null: each task's own
     limit_examples: Count | None = None  # training examples a task
     limit_dev: Count | None = None  # dev examples a task
-    eval_every: CountOrZero | Literal["epoch"] = 0  # steps; epoch: once a pass; 0: at the end
+    # Steps; epoch: once a pass; 0: at the end; null: epoch where a task is a user's own, else 0.
+    eval_every: CountOrZero | Literal["epoch"] | None = None
     select: Literal["last", "dev_score", "dev_loss"] = "last"  # which evaluated model is kept
     patience: CountOrZero = 0  # evaluations without a better one that end the run; 0: none
     # The share of the steps after which weights are averaged; null: the last ones are the run's.
@@ -361,7 +213,7 @@ class TrainSection(Section):
     encoder_kernels: Literal["auto", "torch", "triton"] = "auto"
     update_kernels: Literal["auto", "torch", "triton"] = "auto"  # the optimizer's step, likewise
     save_every: CountOrZero = 0  # steps; 0: only at the end or when stopped
-    keep_checkpoints: CountOrZero = 2  # 0: one while the run lasts, none of a complete run
+    keep_checkpoints: CountOrZero = 1  # 0: one while the run lasts, none of a complete run
     max_skipped: CountOrZero = 100  # steps in a row whose loss or gradient is not finite
     hang_timeout: Positive = 1800.0  # seconds without progress after which all ranks end
     threads: Annotated[int, Field(ge=1, le=1024)] | None = (
@@ -390,7 +242,7 @@ class TrainSection(Section):
             raise ValueError(
                 f"train.warmup = {self.warmup:g} is longer than train.steps = {self.steps}"
             )
-        if self.select != "last" and not self.eval_every:
+        if self.select != "last" and self.eval_every == 0:
             raise ValueError(
                 f"train.select = {self.select} with train.eval_every = 0; allowed: a number of "
                 "steps or epoch"
@@ -421,8 +273,8 @@ class RunConfig(Section):
     tasks: Annotated[
         tuple[TaskEntry, ...],
         Field(min_length=1),
-        BeforeValidator(_as_tuple),
-        AfterValidator(_distinct_tasks),
+        BeforeValidator(as_tuple),
+        AfterValidator(distinct_tasks),
     ]
     mixture: MixtureSection = MixtureSection()
     model: ModelSection = ModelSection()
@@ -431,9 +283,19 @@ class RunConfig(Section):
     train: TrainSection
     router: RouterSection = RouterSection()
     deepspeed: Text = "ds_configs/deepspeed/zero1.json"
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(as_columns)] = ("tensorboard",)
+    # Classes or functions of a user's own, as mypackage.module:Hook, called with each run.
+    hooks: Annotated[tuple[HookName, ...], BeforeValidator(as_columns)] = ()
 
     @property
-    def task_rows(self) -> tuple[str | OwnTask, ...]:
+    def eval_every(self) -> int | Literal["epoch"]:
+        """Steps between evaluations; epoch: once a pass; 0: only at the end."""
+        if self.train.eval_every is not None:
+            return self.train.eval_every
+        return "epoch" if any(isinstance(task, OwnTask) for task in self.tasks) else 0
+
+    @property
+    def task_rows(self) -> tuple[str | OwnTask | KnownTask, ...]:
         """The tasks, each row of several label columns as its rows of one."""
         return tuple(
             row for task in self.tasks for row in ((task,) if isinstance(task, str) else task.rows)
@@ -443,6 +305,15 @@ class RunConfig(Section):
     def clips_apart(self) -> bool:
         """Whether the task router's gradient has a norm and a bound of its own."""
         return self.model.kind == "task_moe" and self.router.clip is not None
+
+    @_model_validator(mode="after")
+    def _something_is_evaluated_to_select(self) -> "RunConfig":
+        if self.train.select != "last" and not self.eval_every:
+            raise ValueError(
+                f"train.select = {self.train.select} without train.eval_every; allowed: a number "
+                "of steps or epoch"
+            )
+        return self
 
     @_model_validator(mode="after")
     def _tied_experts_are_copies(self) -> "RunConfig":
@@ -476,6 +347,9 @@ class RunConfig(Section):
             raise ValueError(
                 "train.activation_checkpointing = true with model.kind = task_moe; allowed: false"
             )
+        if self.run.extend and (self.model.kind == "single" or self.train.average_from is not None):
+            key = "model.kind = single" if self.model.kind == "single" else "train.average_from"
+            raise ValueError(f"run.extend = true with {key}; allowed: false")
         if self.start.train == "new" and self.moe.ep_size > 1:
             raise ValueError(
                 f"moe.ep_size = {self.moe.ep_size} with start.train = new, where no expert is "

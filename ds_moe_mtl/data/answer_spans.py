@@ -78,10 +78,10 @@ class ContextUnits:
             "unit_offsets": np.cumsum([0, *map(len, self._places)], dtype=np.int64),
             "unit_labels": np.concatenate(self._labels),
             "unit_chars": np.concatenate(self._chars),
-            **_stored("contexts", self._contexts),
+            **_stored("context", self._contexts),
         }
         if self._right is not None:
-            arrays |= _stored("golds", [json.dumps(gold.texts) for gold in self._right])
+            arrays |= _stored("gold", [json.dumps(gold.texts) for gold in self._right])
         return arrays
 
 
@@ -94,7 +94,7 @@ def stored_texts(content: np.ndarray, offsets: np.ndarray) -> list[str]:
 def _stored(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
     raw = [text.encode() for text in texts]
     return {
-        name: np.frombuffer(b"".join(raw), dtype=np.uint8),
+        f"{name}s": np.frombuffer(b"".join(raw), dtype=np.uint8),
         f"{name}_offsets": np.cumsum([0, *map(len, raw)], dtype=np.int64),
     }
 

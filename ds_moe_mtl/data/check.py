@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ds_moe_mtl.config import OwnTask, SeveralErrors, UserError
+from ds_moe_mtl.config import KnownTask, OwnTask, SeveralErrors, UserError
 from ds_moe_mtl.data.answer_spans import golds
 from ds_moe_mtl.data.label_sets import label_sets
 from ds_moe_mtl.data.own import (
     OwnData,
     held_out,
+    known_specs,
     own_columns,
     own_origin,
     own_texts,
@@ -18,7 +19,7 @@ from ds_moe_mtl.data.rows import check_text, label_numbers, right_options
 from ds_moe_mtl.data.source import find_split
 from ds_moe_mtl.data.tables import ROW, Columns
 from ds_moe_mtl.data.tagged import check_words, tag_numbers
-from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task
+from ds_moe_mtl.tasks import TaskSpec
 
 
 class CheckedTask(NamedTuple):
@@ -28,8 +29,12 @@ class CheckedTask(NamedTuple):
     why: str
 
 
-def checked_tasks(entries: Iterable[str | OwnTask], root: str | None) -> list[CheckedTask]:
+def checked_tasks(
+    entries: Iterable[str | OwnTask | KnownTask], root: str | None
+) -> list[CheckedTask]:
     """The tasks of a run in order, groups replaced by their members; their data is in order.
+
+    A task that is in a group and has an entry of its own has what that entry says.
 
     Of a user's own tasks every row of train, dev and test is looked at; of known ones that their
     files are there (the Hub is not asked). Raises UserError, a line for each task with a fault:
@@ -44,8 +49,9 @@ def checked_tasks(entries: Iterable[str | OwnTask], root: str | None) -> list[Ch
             if own is not None:
                 found[entry.name] = CheckedTask(own.spec, own.why)
             continue
-        for name in expand_tasks([entry]):
-            found[name] = CheckedTask(get_task(name), "a known task")
+        for spec in known_specs(entry):
+            known = CheckedTask(spec, "a known task")
+            found[spec.name] = found.get(spec.name, known) if isinstance(entry, str) else known
     for name, (spec, _) in found.items():
         if not spec.is_own and root is not None:
             faults.add(name, _missing(spec, root))

@@ -94,6 +94,7 @@ class SuperBatches:
             "seed": self.order.seed,
             "batch_size": self.order.batch_size,
             "mixture": self.order.mixture.model_dump(mode="json"),
+            "sampling_weights": [spec.sampling_weight for spec in self.order.specs],
         }
 
     def load_state_dict(self, state: dict) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ds_moe_mtl.config import OwnTask, UserError
+from ds_moe_mtl.config import KnownTask, OwnTask, UserError
 from ds_moe_mtl.data.hub import HubSplit, hub_split
 from ds_moe_mtl.data.own_kinds import (
+    changed_spec,
     check_keys,
     own_kind,
     own_labels,
@@ -21,7 +22,7 @@ from ds_moe_mtl.data.own_kinds import (
 )
 from ds_moe_mtl.data.rows import check_text, label_name
 from ds_moe_mtl.data.tables import ROW, Columns, read_table
-from ds_moe_mtl.tasks import TaskSpec, known_tasks, task_groups
+from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task, known_tasks, task_groups
 from ds_moe_mtl.tasks.text2text import gym_tasks
 
 DEFAULT_LENGTH = 128  # tokens, as most of the paper's tasks
@@ -33,6 +34,16 @@ class OwnData(NamedTuple):
     spec: TaskSpec
     why: str
     columns: Columns
+
+
+def known_specs(entry: str | KnownTask) -> list[TaskSpec]:
+    """The rows that an entry of `tasks` stands for: a known task's name, a group, a changed task.
+
+    Raises UserError for names that are not known.
+    """
+    if isinstance(entry, KnownTask):
+        return [changed_spec(entry)]
+    return [get_task(name) for name in expand_tasks([entry])]
 
 
 def own_spec(task: OwnTask) -> TaskSpec:

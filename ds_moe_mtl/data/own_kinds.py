@@ -1,15 +1,16 @@
 """What a user's row is, by its keys and its columns: kind, labels, metrics, weights of classes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from ds_moe_mtl.config import OwnTask, UserError
+from ds_moe_mtl.config import KnownTask, OwnTask, UserError
 from ds_moe_mtl.data.answer_spans import golds
 from ds_moe_mtl.data.faults import Faults
 from ds_moe_mtl.data.label_sets import label_set_names, label_sets
 from ds_moe_mtl.data.rows import check_text, is_unicode, label_name, label_numbers, not_a_score
 from ds_moe_mtl.data.tables import Columns
 from ds_moe_mtl.data.tagged import check_words, tag_numbers
-from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks import TaskSpec, get_task
 from ds_moe_mtl.tasks.metrics import TWO_CLASSES, metrics_of, not_one_of
 from ds_moe_mtl.tasks.numbers import is_not_finite, is_whole, number
 from ds_moe_mtl.tasks.shape_metrics import is_bio
@@ -119,7 +120,43 @@ def own_metrics(task: OwnTask, kind: str, labels: Sequence[str], rows: Columns) 
     return metrics
 
 
-def own_weights(task: OwnTask, labels: Sequence[str]) -> tuple[float, ...]:
+def changed_spec(task: KnownTask) -> TaskSpec:
+    """A known task's row with what an entry of the configuration changes.
+
+    Raises UserError for a name that is not known, and for what such a task cannot have.
+    """
+    spec = get_task(task.name)
+    if task.prefix and spec.kind == "span":
+        raise UserError(f"tasks: {task.name!r} is a span, which has no prefix")
+    if task.class_weights is not None and spec.kind not in ("classification", "span"):
+        raise UserError(
+            f"tasks: {task.name!r} is a {spec.kind}, which has no class_weights; allowed for: "
+            "classification, span"
+        )
+    metrics = task.metrics or ((task.metric,) if task.metric else (spec.metric,))
+    allowed = list(dict.fromkeys((spec.metric, *metrics_of(spec.kind))))
+    if spec.kind == "ranking":
+        allowed = [spec.metric]
+    elif len(spec.labels) > 2:
+        allowed = [name for name in allowed if name not in TWO_CLASSES]
+    for metric in metrics:
+        if metric not in allowed or metrics.count(metric) > 1:
+            reason = not_one_of(metric, allowed) if metric not in allowed else "stands twice"
+            raise UserError(f"tasks: {task.name!r}: metric {metric!r} {reason}")
+    return replace(
+        spec,
+        metric=metrics[0],
+        metrics=metrics if len(metrics) > 1 else (),
+        max_length=task.max_length or spec.max_length,
+        prefix=task.prefix,
+        class_weights=own_weights(task, spec.labels),
+        balanced=task.class_weights == "balanced",
+        loss_weight=task.loss_weight,
+        sampling_weight=task.sampling_weight,
+    )
+
+
+def own_weights(task: OwnTask | KnownTask, labels: Sequence[str]) -> tuple[float, ...]:
     """The weight of each label in the loss; () where they are all 1, or follow from the rows."""
     if task.class_weights is None or task.class_weights == "balanced":
         return ()

@@ -7,7 +7,7 @@ import numpy as np
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data.faults import Faults
 from ds_moe_mtl.tasks import TaskSpec
-from ds_moe_mtl.tasks.numbers import number
+from ds_moe_mtl.tasks.numbers import is_not_finite, number
 
 
 def check_text(
@@ -110,7 +110,12 @@ def scores(column: str, values: Sequence, origin: str) -> np.ndarray:
 
 
 def not_a_score(column: str, value) -> str:
-    """In words that a value cannot be a score."""
+    """In words that a value cannot be a score, nor a class where it is a table's word for none."""
+    if isinstance(value, str) and is_not_finite(value):
+        return (
+            f"label {shown(value)} in column {column!r} is how tables write a number that is "
+            f"missing; a class of that name needs another one"
+        )
     return f"label {shown(value)} in column {column!r} is not a finite number"
 
 

@@ -65,11 +65,11 @@ def interval(observed_S: np.ndarray, drawn_BS: np.ndarray, generator: np.random.
     return Interval(value, float(low), float(high))
 
 
-def score_interval(task: TaskPredictions, value: float) -> dict | None:
+def score_interval(task: TaskPredictions) -> dict | None:
     """Return {"low", "high", "level", "draws"} of a task's score over its rows; None of a metric
     that is not made of rows.
 
-    value: the score in percent. There are DRAWS draws, fewer (at least 200) of very many rows.
+    In percent. There are DRAWS draws, fewer (at least 200) of very many rows.
     """
     try:
         units = units_of(task)
@@ -77,7 +77,7 @@ def score_interval(task: TaskPredictions, value: float) -> dict | None:
         return None
     draws = int(np.clip(_MOST_PICKS // len(units.truth_U), 200, DRAWS))
     drawn_BS = drawn_scores([[units]], draws, np.random.default_rng(SEED))[0]
-    found = interval(np.array([value]), drawn_BS, np.random.default_rng(SEED))
+    found = interval(drawn_BS.mean(axis=0), drawn_BS, np.random.default_rng(SEED))
     return {"low": found.low, "high": found.high, "level": LEVEL, "draws": draws}
 
 

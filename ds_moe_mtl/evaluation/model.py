@@ -15,14 +15,17 @@ from ds_moe_mtl.data import (
     evaluation_batches,
     mixed_batches,
 )
+from ds_moe_mtl.evaluation.card import model_card
 from ds_moe_mtl.evaluation.examples import columns_of
+from ds_moe_mtl.evaluation.hub import found_folder, push
 from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, decoded, task_result
 from ds_moe_mtl.evaluation.probable import check_wish, probable_answers
 from ds_moe_mtl.evaluation.shapes import predictions_of
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.description import model_folder
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
+from ds_moe_mtl.models.network import evaluating
+from ds_moe_mtl.models.portable.folder import portable_config, save_portable
 from ds_moe_mtl.models.pretrained import state_hash
 from ds_moe_mtl.models.tokenizer import load_tokenizer
 from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
@@ -47,12 +50,12 @@ class MultiTaskModel:
     def from_pretrained(cls, folder: str | Path, device: str | None = None) -> "MultiTaskModel":
         """Return the model of a model folder (or of a finished run's folder) in float32.
 
-        device: "cpu", "cuda"; None takes a GPU where there is one. Raises UserError for a folder
-        that is no model.
+        folder: may also be a Hub id ("user/name"). device: "cpu", "cuda"; None takes a GPU where
+        there is one. Raises UserError for a folder that is no model.
         """
         if not isinstance(folder, str | Path):
             raise UserError(f"a model is a folder's path, not {folder!r:.40}")
-        folder = model_folder(Path(folder))
+        folder = found_folder(folder)
         try:
             network, description = load_folder(folder)
             tokenizer = load_tokenizer(folder, network.limits)
@@ -67,6 +70,39 @@ class MultiTaskModel:
             raise UserError(f"device: {device!r}: {reason}; allowed: cpu, cuda") from error
         specs = [TaskSpec.from_dict(task) for task in description["tasks"]]
         return cls(network, tokenizer, specs, description)
+
+    def save_pretrained(
+        self, folder: str | Path, task: str | None = None, card: str | None = None
+    ) -> None:
+        """Write a folder that `from_pretrained` and transformers' AutoModels open.
+
+        task: the one that transformers uses at first, None for the first. card: README.md, None
+        for one that the model alone can tell. Raises UserError for a folder with files in it and
+        for a model that transformers cannot be given.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is not empty; allowed: a new folder")
+        try:
+            config = portable_config(self.network, self.description, task)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        with _TOKENIZER:
+            save_portable(folder, self.network, config, self.tokenizer)
+        (folder / "README.md").write_text(card or model_card(self.description))
+
+    def push_to_hub(
+        self,
+        name: str,
+        card: str | None = None,
+        private: bool = True,
+        token: str | None = None,
+        dry_run: bool = False,
+    ) -> list[str]:
+        """Send the folder of `save_pretrained` to the Hub's model "user/name"; see hub.push."""
+        return push(
+            lambda folder: self.save_pretrained(folder, card=card), name, private, token, dry_run
+        )
 
     @property
     def device(self) -> torch.device:
@@ -196,9 +232,11 @@ class MultiTaskModel:
         """Return the head's outputs [N, C] for every sequence of a split, in row order."""
         spec = self.task(task)
         batches = evaluation_batches(split, self._index(task))
-        pieces = [
-            batch_outputs(self.network, batch, spec.num_outputs, self.device) for batch in batches
-        ]
+        with evaluating(self.network):
+            pieces = [
+                batch_outputs(self.network, batch, spec.num_outputs, self.device)
+                for batch in batches
+            ]
         return assemble(pieces, split, spec.num_outputs)
 
     @torch.no_grad()
@@ -209,7 +247,8 @@ class MultiTaskModel:
         names = {self._index(name): name for name in splits}
         pieces: dict[str, list] = {name: [] for name in splits}
         for batch in mixed_batches({index: splits[name] for index, name in names.items()}):
-            outputs = self.network(**network_inputs(batch.to(self.device)))
+            with evaluating(self.network):
+                outputs = self.network(**network_inputs(batch.to(self.device)))
             for index in batch.task_ids_B.unique().tolist():
                 spec = self.specs[names[index]]
                 mine_B = batch.task_ids_B == index

@@ -40,7 +40,7 @@ def task_report(
     shares = confidences(spec, outputs, split)
     return {
         **result,
-        "interval": score_interval(predictions, result["value"]),
+        "interval": score_interval(predictions),
         "classes": answers.by_class(),
         "confusion": None if answers.confusion is None else _confusion(answers.confusion),
         "calibration": None if shares is None else calibration(shares),

@@ -20,7 +20,7 @@ def print_results(results: Mapping, say: Callable[[str], None]) -> None:
         if results[key] is not None:
             say(f"{title:<{width + 12}}{average_half_up([results[key]], 1):>8}")
     for name, result in results["tasks"].items():
-        if "value_at_half" in result:
+        if result.get("value_at_half", result["value"]) != result["value"]:
             say(
                 f"note: {name}: its thresholds were chosen on the dev rows that score it here; at "
                 f"0.5 its {result['metric']} is {result['value_at_half']:.1f}"

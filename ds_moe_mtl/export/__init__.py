@@ -1,1 +1,1 @@
-"""What is made of a run off-line: a model folder of a checkpoint, the same run on other ranks."""
+"""What is made of a run off-line: folders for this package, for transformers and onnxruntime."""

@@ -1,10 +1,13 @@
-"""A task of a merged model as a plain dense encoder: exact, because its FFNs are plain FFNs.
+"""A task of a sparse model as a plain dense encoder: each layer's FFN is a mixture of its experts.
 
-Averaging after training keeps the gain of routing (Poly, Caccia et al., 2211.03831); here nothing
-is averaged that was not averaged in training.
+Of a merged model it is exact, because a task's FFNs are plain FFNs. Averaging the experts of a
+routed one after training keeps the gain of routing (Poly, Caccia et al., 2211.03831) more or less.
+
+L sparse layers, E experts.
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,9 +15,10 @@ from torch import nn
 from ds_moe_mtl.models.families import ffn_layers
 from ds_moe_mtl.models.multitask import MultiTaskNetwork
 from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
-from ds_moe_mtl.models.token_level.experts import ffn_weights
+from ds_moe_mtl.models.token_level.experts import FeedForward, ffn_weights
 from ds_moe_mtl.models.token_level.merged import merge, mixture_shares
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.models.token_level.shared_slice import join_ffn
 
 
 def dense_encoder(network: MultiTaskNetwork, task: str) -> nn.Module:
@@ -36,13 +40,28 @@ def dense_encoder(network: MultiTaskNetwork, task: str) -> nn.Module:
             "a dense encoder of one task needs moe.combine = merged: only then is a task's FFN one "
             "FFN for all its tokens"
         )
+    return dense_copy(network, merged_shares(network, task))
+
+
+def merged_shares(network: MultiTaskNetwork, task: str) -> list[torch.Tensor]:
+    """Return a task's shares of the experts [E] in each layer of a merged network."""
+    names = [spec.name for spec in network.heads.specs]
     gate = int(network.gate_of_task[names.index(task)])
-    return _dense(network.encoder.transformer, gate)
+    return [mixture_shares(ffn.moe.gate.wg.weight)[gate] for ffn in routed_ffns(network)]
 
 
 @torch.no_grad()
-def _dense(transformer: nn.Module, gate: int) -> nn.Module:
-    """Return a plain copy of an upcycled encoder with the FFNs of one gate."""
+def dense_copy(
+    network: MultiTaskNetwork,
+    shares: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor] | None = None,
+) -> nn.Module:
+    """Return a dense copy of a network's encoder, in eval mode, its class transformers' own.
+
+    shares: for each sparse layer the experts' shares [E] of its FFN, none for a dense network.
+    scales: for each what the experts' outputs are multiplied by [E]; None for 1.
+    """
+    transformer = network.encoder.transformer
     config = copy.deepcopy(transformer.config)
     config._attn_implementation = "eager"  # the packed one has no meaning outside the network
     dense = type(transformer)(config)
@@ -54,18 +73,31 @@ def _dense(transformer: nn.Module, gate: int) -> nn.Module:
     dense.to(next(transformer.parameters()))
     filled = 0
     family, plain_layers = ffn_layers(dense)
+    numbers = iter(range(len(shares)))
     for plain, sparse in zip(plain_layers, family.ffn_layers(transformer), strict=True):
         routed = routed_ffns(sparse)
         if not routed:
             continue
-        moe = routed[0].moe
-        share_1E = mixture_shares(moe.gate.wg.weight)[gate : gate + 1]
-        w1, b1, w2, b2, _ = ffn_weights(list(moe.experts))
+        number = next(numbers)
+        mixed = _mixed(routed[0].moe, shares[number], None if scales is None else scales[number])
         first, second, _ = family.ffn(plain, config)
-        for own, kind in zip(
-            (first.weight, first.bias, second.weight, second.bias), (w1, b1, w2, b2), strict=True
-        ):
-            own.copy_(merge(share_1E, kind)[0])
-            filled += 1
+        for own, linear in ((first, mixed.fc1), (second, mixed.fc2)):
+            own.load_state_dict(linear.state_dict())
+            filled += 2
     assert filled == len(missing), missing  # every weight comes from the network
     return dense.eval()
+
+
+def _mixed(moe: nn.Module, shares_E: torch.Tensor, scales_E: torch.Tensor | None) -> FeedForward:
+    """Return one FFN: the mixture of a layer's experts and, where there is one, its shared part."""
+    w1, b1, w2, b2, activation = ffn_weights(list(moe.experts))
+    outer_E = shares_E if scales_E is None else shares_E * scales_E
+    ffn = FeedForward(w1[0].shape[1], w1[0].shape[0], activation).to(w1[0])
+    for own, of_experts, weights_E in (
+        (ffn.fc1.weight, w1, shares_E),
+        (ffn.fc1.bias, b1, shares_E),
+        (ffn.fc2.weight, w2, outer_E),
+        (ffn.fc2.bias, b2, outer_E),
+    ):
+        own.copy_(merge(weights_E[None].to(own.device), of_experts)[0])
+    return ffn if moe.shared is None else join_ffn(moe.shared, ffn)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ds_moe_mtl.models.encoder_files import POINTER
 from ds_moe_mtl.models.heads import HeadSpec, to_disk
 
 FORMAT = 1
@@ -28,10 +29,16 @@ def save_folder(
 
     Heads get their tasks' names there. Every file has the permissions that a new file gets.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder, to_disk(state, head_specs_of(description)))
+    tokenizer.save_pretrained(folder)
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def save_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Write a state as a folder's weights, whole or not at all, under the names that it has."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    state = to_disk(state, head_specs_of(description))
     tensors, seen = {}, set()
     for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
@@ -45,8 +52,6 @@ def save_folder(
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.chmod(permissions)
     temporary.replace(folder / WEIGHTS)
-    tokenizer.save_pretrained(folder)
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def head_specs_of(description: Mapping) -> list[HeadSpec]:
@@ -60,11 +65,13 @@ def head_specs_of(description: Mapping) -> list[HeadSpec]:
 
 def read_description(folder: Path) -> dict:
     """Return a model folder's config.json. Raises ValueError, one line, for what is none."""
-    path = Path(folder) / CONFIG
+    folder = Path(folder)
+    path = folder / CONFIG
     if not path.is_file():
         raise ValueError(
             f"{folder} is not a model folder (no {CONFIG}); allowed: the model/ of a finished run"
         )
+    refuse_pointers(folder)
     try:
         description = json.loads(path.read_text())
     except ValueError as error:  # of JSON or UTF-8
@@ -76,6 +83,17 @@ def read_description(folder: Path) -> dict:
     ):
         raise ValueError(f"{path} is not a ds_moe_mtl model (format {FORMAT})")
     return description
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Raise ValueError, one line, where git-lfs has left a pointer in a model file's place."""
+    for path in (folder / name for name in (CONFIG, WEIGHTS, "tokenizer.json")):
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(POINTER)) == POINTER:
+                    raise ValueError(
+                        f"{path} is a git-lfs pointer; needed: the file itself (git lfs pull)"
+                    )
 
 
 def read_state(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,7 +10,8 @@ from torch import nn
 
 _TEXT = ("*.json", "*.txt", "*.model")
 _WEIGHTS = ("*.safetensors", "*.bin")
-_POINTER = b"version https://git-lfs"
+POINTER = b"version https://git-lfs"
+"""How a file begins that git-lfs has left in the place of the one that it stands for."""
 _POOLER = "pooler."
 _BUFFERS = ("position_ids", "token_type_ids")
 """Constants that older releases of transformers stored among the weights."""
@@ -24,7 +25,7 @@ def check_files(folder: str | Path) -> None:
     for path in sorted(found for kind in (*_TEXT, *_WEIGHTS) for found in Path(folder).glob(kind)):
         with path.open("rb") as file:
             begin = file.read(64).lstrip()
-        if begin.startswith(_POINTER):
+        if begin.startswith(POINTER):
             raise ValueError(f"model.encoder: {path} is a git-lfs pointer; needed: the file itself")
         if begin[:9].lower().startswith((b"<!doctype", b"<html")):
             raise ValueError(f"model.encoder: {path} is a web page; needed: the file itself")

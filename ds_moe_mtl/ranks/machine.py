@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,14 @@ from pathlib import Path
 import torch
 
 from ds_moe_mtl.ranks.rendezvous import Ranks
+
+EMULATED = (
+    "note: this processor has no bf16 of its own (no AMX, no AVX512-BF16): it is emulated, and can "
+    "be many times slower than train.precision=fp32"
+)
+_FLAGS = re.compile(r"flags|Features")
+_BF16 = ("amx_bf16", "avx512_bf16", "bf16")
+"""What x86 and Arm call it."""
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "triton", "numpy", "ds_moe_mtl")
 
@@ -29,6 +38,28 @@ def environment(ranks: Ranks, device: torch.device, extra: dict) -> dict:
         "versions": installed_versions(_PACKAGES),
         **extra,
     }
+
+
+def take_cores(threads: int | None, ranks: Ranks) -> None:
+    """Give this rank `threads` CPU threads; None: its share of the machine's cores, unless
+    OMP_NUM_THREADS says.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
+
+
+def emulates_bf16(flags: str | None = None) -> bool:
+    """Return whether this processor multiplies bf16 by way of fp32: it knows none of its own.
+
+    flags: what /proc/cpuinfo says it can do; None: asks it. Where nothing is said, False.
+    """
+    if flags is None:
+        info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        named = (line.partition(":")[2] for line in info.splitlines() if _FLAGS.match(line))
+        flags = next(named, "")
+    return bool(flags.split()) and not set(flags.split()) & set(_BF16)
 
 
 def device_name(device: torch.device) -> str:

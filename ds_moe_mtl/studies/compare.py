@@ -70,6 +70,8 @@ def find_runs(names: Sequence[str]) -> list[ScoredRun]:
             found.append(_of_folder(Path(name)))
             continue
         file = Path(path + LINES.rstrip(":"))
+        if not file.is_file():
+            raise UserError(f"{name}: no such file of lines: {file}")
         evidence = read_evidence(file)
         chosen = [run for run in evidence.runs if _begins(run["run"], beginning)]
         if not chosen:
@@ -185,6 +187,8 @@ def render(comparison: Comparison) -> str:
 
 
 def _of_folder(folder: Path) -> ScoredRun:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run; allowed: the folder of a finished run")
     results = read_json(folder / "results.json")
     if results is None:
         raise UserError(f"{folder}: no results.json; allowed: the folder of a finished run")

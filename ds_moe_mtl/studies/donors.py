@@ -23,7 +23,7 @@ from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
 from ds_moe_mtl.models.token_level.moe_layer import Gate
 from ds_moe_mtl.models.transfer import OWN, RANDOM, donors
-from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 
 EXAMPLES = 256
 """At most so many training examples are probed; our choice, seconds a donor on a CPU core."""
@@ -38,8 +38,14 @@ def donor_losses(folder: Path, spec: TaskSpec, split: EncodedSplit, seed: int) -
 
     folder: of an mt_tag model, which runs on a GPU where there is one. Cross-entropy over
     log(classes), or squared error over the labels' variance: 1 is what a constant reaches. Raises
-    UserError for a model without gates by task and for too few examples to hold some out.
+    UserError for a model without gates by task, for too few examples to hold some out, and for a
+    task whose answer is more than one class or score.
     """
+    if spec.kind in ("multilabel", *TOKEN_KINDS):
+        raise UserError(
+            f"start.gate: auto probes one class or score, and {spec.name!r} is of kind "
+            f"{spec.kind}; allowed: a task whose gate is taken, or random"
+        )
     try:
         network, description = load_folder(folder)
     except ValueError as error:

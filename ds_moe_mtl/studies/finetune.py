@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ds_moe_mtl.config import EXPERIMENTS, OwnTask, RunConfig, UserError, load_config
+from ds_moe_mtl.config import EXPERIMENTS, RunConfig, UserError, load_config
 from ds_moe_mtl.config.files import read_json, write_json
 from ds_moe_mtl.models.description import CONFIG, model_folder, read_description, read_state
 from ds_moe_mtl.models.pretrained import state_hash
 from ds_moe_mtl.models.transfer import form_of
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.trials import LEADERBOARD, Trial, leaderboard, make_trials, run_trials
+from ds_moe_mtl.tasks import get_task
 from ds_moe_mtl.training.plan import make_plan, task_specs
 
 Say = Callable[[str], None]
@@ -131,8 +132,10 @@ def _base(job: FineTuning) -> list[str]:
     """Return the overrides that a job's model and task make."""
     description = trained_description(job.model)
     config = _run_config(Path(job.model))
-    rows = [*_rows_of(job.experiment), *(config.tasks if config else ())]
-    named = [t for t in rows if isinstance(t, OwnTask) and t.name == job.task]
+    rows = [*_rows_of(job.experiment), *(config.task_rows if config else ())]
+    named = [row for row in rows if not isinstance(row, str) and row.name == job.task]
+    if not named and description is not None:
+        _check_known(job.task, [task["name"] for task in description["tasks"]])
     task = json.dumps(named[0].model_dump(mode="json")) if named else json.dumps(job.task)
     values = {"tasks": f"[{task}]"}
     if config is not None:
@@ -154,9 +157,18 @@ def form_overrides(description: Mapping, model: str) -> dict[str, str]:
     return values
 
 
+def _check_known(task: str, its_tasks: Sequence[str]) -> None:
+    """Raise UserError, which lists a model's own tasks, for a task that nobody knows."""
+    try:
+        get_task(task)
+    except UserError as error:
+        known = ", ".join(its_tasks)
+        raise UserError(f"--task {task}: the model's tasks: {known}; {error}") from None
+
+
 def _rows_of(experiment: Path) -> Sequence:
     """Return the tasks of the YAML that is asked for: the task's row may be there."""
-    return load_config(experiment).tasks if experiment != EXPERIMENT else ()
+    return load_config(experiment).task_rows if experiment != EXPERIMENT else ()
 
 
 def _run_config(folder: Path) -> RunConfig | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.tasks.glue import GLUE
 from ds_moe_mtl.tasks.other import OTHER
-from ds_moe_mtl.tasks.spec import TaskSpec
+from ds_moe_mtl.tasks.spec import TaskSpec, is_small
 from ds_moe_mtl.tasks.superglue import SUPERGLUE
 from ds_moe_mtl.tasks.synthetic import EMBEDDED
 from ds_moe_mtl.tasks.text2text import PREFIX, gym_groups, gym_tasks
@@ -15,6 +15,12 @@ from ds_moe_mtl.tasks.text2text import PREFIX, gym_groups, gym_tasks
 def known_tasks() -> dict[str, TaskSpec]:
     """Every known task by its name, the 160 of the few-shot gym apart (`gym_tasks`)."""
     return {spec.name: spec for spec in (*GLUE, *SUPERGLUE, *OTHER, *EMBEDDED)}
+
+
+def is_paper_small(spec: TaskSpec) -> bool:
+    """Return whether the first paper's tables count a task among the small ones."""
+    known = known_tasks().get(spec.name)
+    return known is not None and not known.generated and is_small(spec)
 
 
 def task_groups() -> dict[str, tuple[str, ...]]:

@@ -1,8 +1,14 @@
-"""metrics.jsonl and tensorboard/: one line a logged step, no step twice, also after a resume."""
+"""metrics.jsonl and the trackers: a row a logged step, no step twice, also after a resume."""
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+
+from ds_moe_mtl.tracking.route_image import route_image
+from ds_moe_mtl.tracking.tracker import Trackers
 
 
 class StepLines:
@@ -34,14 +40,13 @@ class StepLines:
 
 
 class MetricsLog:
-    """Writes rows to metrics.jsonl and TensorBoard. Made on rank 0 only."""
+    """Writes rows to metrics.jsonl and gives them to trackers. Made on rank 0 only."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int, trackers: Trackers) -> None:
         """Keep the rows up to `first_step`, drop what a run that died wrote beyond it."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self._lines = StepLines(folder / "metrics.jsonl", first_step)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._trackers = trackers
+        self._scores: dict[str, float] = {}
 
     def write(self, row: dict) -> None:
         """Append one row; it must have "step". Values that are not finite are left out: JSON
@@ -49,15 +54,23 @@ class MetricsLog:
         """
         row = {key: value for key, value in row.items() if math.isfinite(value)}
         self._lines.write(row)
-        for key, value in row.items():
-            if key != "step":
-                # TensorBoard makes "a_b" of a task "a+b"; a dot is in no task's name.
-                self._board.add_scalar(key.replace("+", "."), value, row["step"])
+        values = {key: value for key, value in row.items() if key != "step"}
+        self._trackers.scalars(row["step"], values)
+        self._scores |= {key: value for key, value in values.items() if key.startswith("dev/")}
+
+    def evaluated(self, step: int, shares: Mapping[str, np.ndarray]) -> None:
+        """Show the trackers an evaluation's routes, by task each expert's share [L, E]; if any."""
+        if shares and self._trackers.are_open:
+            self._trackers.routes(step, route_image(shares), shares)
+
+    def finish(self) -> None:
+        """Give the trackers the last scores of a run that is complete."""
+        self._trackers.finish(self._scores)
 
     def close(self) -> None:
-        """Flush both."""
+        """Close the file and the trackers."""
         self._lines.close()
-        self._board.close()
+        self._trackers.close()
 
 
 def read_metrics(path: Path) -> list[dict]:

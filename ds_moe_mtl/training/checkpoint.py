@@ -111,7 +111,7 @@ def save_checkpoint(
         shutil.rmtree(saving, ignore_errors=True)
         raise RankError(
             f"run.dir: cannot write a checkpoint into {folder} at step {step}: "
-            f"{_reason(error)}; the checkpoints before it are whole"
+            f"{_reason(error)}{_before(folder)}"
         ) from error
     if first:
         files = {}
@@ -286,11 +286,15 @@ def _agree_on_room(engine, folder: Path) -> None:
         if free < needed:
             answer[0] = (
                 f"run.dir: no room for a checkpoint in {folder}: about {needed / 1e6:,.0f} MB "
-                f"needed, {free / 1e6:,.0f} MB free; the checkpoints before it are whole"
+                f"needed, {free / 1e6:,.0f} MB free{_before(folder)}"
             )
     dist.broadcast_object_list(answer, src=0)
     if answer[0]:
         raise UserError(answer[0])
+
+
+def _before(folder: Path) -> str:
+    return "; the checkpoints before it are whole" if list_checkpoints(folder) else ""
 
 
 def _reason(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from ds_moe_mtl.evaluation.outputs import assemble, batch_outputs, task_result
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.network import Network
+from ds_moe_mtl.models.token_level.loads import TokenCounts, load_shares
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.training.plan import RunPlan
 
@@ -28,6 +29,8 @@ class Evaluation:
     """The mean loss of an example, where it was asked for."""
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     """[N, C], rows in the dev split's order: logits, or the tokens of generated answers."""
+    routes: dict[str, np.ndarray] = field(default_factory=dict)
+    """Each expert's share of the task's tokens [L, E]; none of a model without token experts."""
 
 
 def evaluate(
@@ -68,17 +71,21 @@ def _evaluate_task(
     spec, split = plan.specs[task], plan.dev[task]
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine, loss = [], 0.0
-    for batch in evaluation_batches(split, task, rank, world_size):
-        mine.append(batch_outputs(network, batch, spec.num_outputs, device))
-        if wants_losses:
-            loss += _loss_sum(network, batch.to(device))
-        if not goes_on():
-            return False
+    with TokenCounts(network) as counted:
+        for batch in evaluation_batches(split, task, rank, world_size):
+            mine.append(batch_outputs(network, batch, spec.num_outputs, device))
+            if wants_losses:
+                loss += _loss_sum(network, batch.to(device))
+            if not goes_on():
+                return False
     everyones = [None] * world_size
-    dist.all_gather_object(everyones, (mine, loss))
-    pieces = [piece for rank_pieces, _ in everyones for piece in rank_pieces]
+    dist.all_gather_object(everyones, (mine, loss, counted.counts_LE()))
+    shares_LE = load_shares([each[2] for each in everyones])
+    if shares_LE is not None:
+        found.routes[spec.name] = shares_LE
+    pieces = [piece for each in everyones for piece in each[0]]
     if wants_losses:
-        found.losses[spec.name] = sum(part for _, part in everyones) / split.num_examples
+        found.losses[spec.name] = sum(each[1] for each in everyones) / split.num_examples
     outputs_NC = assemble(pieces, split, spec.num_outputs)
     found.outputs[spec.name] = outputs_NC
     found.results[spec.name] = task_result(spec, outputs_NC, split, plan.tokenizer)

@@ -23,6 +23,7 @@ def group_of(plan: RunPlan, folder: RunFolder, say: Callable[[str], None]) -> "R
     """Return the runs of a plan, whose folder is `folder`."""
     if plan.config.model.kind == "single":
         return SingleTaskRuns(plan, folder, say)
+    folder.steps = plan.total_steps
     return RunGroup(folder, [Run(plan, folder)])
 
 

@@ -5,7 +5,7 @@
     Log      the step is counted; a logged step has its losses and rates put into the row
     Dev      where an evaluation is due it is made, and its scores put into the row
     Select   a better model is kept; patience may end the run
-    Write    the row goes into metrics.jsonl and TensorBoard
+    Write    the row and an evaluation's routes go into metrics.jsonl and to the trackers
     Save     a checkpoint is written where one is due, or where the ranks agree to stop
 
 and then the hooks that a caller adds. So a checkpoint never lacks what was logged or scored at its
@@ -18,6 +18,7 @@ from typing import Protocol
 
 from ds_moe_mtl.engine.native import write_monitors
 from ds_moe_mtl.tracking.memory import peak_memory
+from ds_moe_mtl.tracking.progress import Clock, progress_line, scores_line
 from ds_moe_mtl.tracking.trace import StepTrace
 from ds_moe_mtl.training.dev import Evaluation, evaluate
 from ds_moe_mtl.training.run import Run
@@ -26,9 +27,6 @@ from ds_moe_mtl.training.window import Window
 
 AGREE_EVERY_ON_GPU = 8
 """Steps between two agreements on a stop request; each makes the host wait for the GPU."""
-
-MOST_NAMED = 16
-"""Tasks that a printed line names one by one; the metrics file always has all."""
 
 
 @dataclass
@@ -106,8 +104,11 @@ class Log(RunHook):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.window = Window(len(run.plan.specs), run.shared.device)
+        self.clock = Clock(run.plan.total_steps, run.plan.eval_every)
 
     def before_step(self, state: LoopState) -> None:
+        if state.fresh is not None:
+            self.clock.evaluated()
         if state.paused:
             self.window.start(state.step, self.run.loader.stall_seconds)
             state.paused = False
@@ -116,6 +117,7 @@ class Log(RunHook):
         if state.outcome is None:
             return
         self.window.add(state.outcome)
+        self.clock.step_ends()
         if not self.run.is_logged(state.step):
             return
         run, stalled = self.run, self.run.loader.stall_seconds
@@ -126,7 +128,8 @@ class Log(RunHook):
         if run.skipped.count:
             row["skipped"] = run.skipped.count
         row |= self.window.waiting(stalled) | peak_memory(run.shared.device)
-        run.shared.say(_progress(row, run.plan.total_steps))
+        left = self.clock.left(state.step, row["steps_per_s"])
+        run.shared.say(progress_line(row, run.plan.total_steps, left))
         state.row.update(row)
         self.window.start(state.step, stalled)
 
@@ -161,10 +164,7 @@ class Dev(RunHook):
             return
         state.evaluation = run.evaluation = made
         values = {name: result["value"] for name, result in made.results.items()}
-        scores = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
-        if len(values) > MOST_NAMED:
-            scores = f"mean {sum(values.values()) / len(values):.2f} over {len(values)} tasks"
-        shared.say(f"step {state.step}: dev  {scores}")
+        shared.say(scores_line(state.step, values))
         state.row.update({f"dev/{name}": value for name, value in values.items()})
         state.row.update({f"dev_loss/{name}": loss for name, loss in made.losses.items()})
 
@@ -188,8 +188,14 @@ class Write(RunHook):
         elif self.run.log is not None and len(state.row) > 1:
             self.run.log.write(state.row)
             write_monitors(self.run.engine, state.row)
+            if state.fresh is not None:
+                self.run.log.evaluated(state.step, state.fresh.routes)
         if state.outcome is None and not state.cut_short:
             self.run.pay()
+
+    def on_end(self, state: LoopState) -> None:
+        if self.run.log is not None:
+            self.run.log.finish()
 
 
 class Save(RunHook):
@@ -226,19 +232,3 @@ class Save(RunHook):
 
 ORDER = (Watch, Trace, Log, Dev, Select, Write, Save)
 """The hooks of every run, as they are called."""
-
-
-def _progress(row: dict, total: int) -> str:
-    """Return the line a person reads: step, losses, rate, time left."""
-    by_task = [f"{key[5:]} {value:.3f}" for key, value in row.items() if key.startswith("loss/")]
-    losses = " ".join(by_task) if len(by_task) <= MOST_NAMED else f"{len(by_task)} tasks"
-    loss = f"loss {row['loss']:.3f} ({losses})" if "loss" in row else "no loss"
-    norm = f"  norm {row['grad_norm']:.2f}" if "grad_norm" in row else ""
-    skipped = f"  {row['skipped']} skipped" if "skipped" in row else ""
-    left = int((total - row["step"]) / row["steps_per_s"])
-    clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-    return (
-        f"step {row['step']:>{len(str(total))}}/{total}  {loss}  "
-        f"lr {row['lr']:.1e}{norm}  {row['examples_per_s']:.0f} ex/s "
-        f"{row['tokens_per_s']:,.0f} tok/s  wait {100 * row['stall']:.1f}%{skipped}  {clock} left"
-    )

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ds_moe_mtl.config import OwnTask, RunConfig, UserError
-from ds_moe_mtl.config.levers import tell_tied
+from ds_moe_mtl.config import KnownTask, OwnTask, RunConfig, UserError
+from ds_moe_mtl.config.levers import tell_idle
 from ds_moe_mtl.data import EncodedSplit, SuperBatches, checked_tasks, describe, encode_task
 from ds_moe_mtl.data.check import TaskFaults
 from ds_moe_mtl.data.mixture import ExampleOrder
@@ -54,7 +54,7 @@ class RunPlan:
     @property
     def eval_every(self) -> int:
         """Steps between evaluations; 0: only at the end."""
-        every = self.config.train.eval_every
+        every = self.config.eval_every
         return _steps_per_epoch(self.config, self.train, self.specs) if every == "epoch" else every
 
     def super_batches(
@@ -122,9 +122,12 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
     train, dev, test = (list(column) for column in zip(*found, strict=True))
     specs = [balanced(spec, split) for spec, split in zip(specs, train, strict=True)]
     steps = _total_steps(config, train, specs)
-    tell_tied(config, steps, say)
+    tell_idle(config, steps, say)
     kept = kept_tasks(config, specs)
-    return RunPlan(config, specs, source, tokenizer, train, dev, test, steps, kept)
+    plan = RunPlan(config, specs, source, tokenizer, train, dev, test, steps, kept)
+    if plan.contaminated:
+        say(f"note: the encoder has seen, or may have seen, data of {', '.join(plan.contaminated)}")
+    return plan
 
 
 def fitted(
@@ -172,7 +175,8 @@ def kept_tasks(config: RunConfig, specs: list[TaskSpec]) -> tuple[TaskSpec, ...]
 def task_specs(config: RunConfig) -> list[TaskSpec]:
     """Return the rows of config.tasks in order, groups replaced by their members.
 
-    Raises UserError, a line a task, for what is wrong with their data (data.check).
+    A task that is in a group and has an entry of its own has what that entry says. Raises
+    UserError, a line a task, for what is wrong with their data (data.check).
     """
     return [task.spec for task in checked_tasks(config.task_rows, config.data.root)]
 
@@ -196,8 +200,9 @@ def single_plans(plan: RunPlan) -> list[RunPlan]:
     return plans
 
 
-def _entries(plan: RunPlan) -> list[str | OwnTask]:
-    own = {entry.name: entry for entry in plan.config.task_rows if isinstance(entry, OwnTask)}
+def _entries(plan: RunPlan) -> list[str | OwnTask | KnownTask]:
+    rows = [entry for entry in plan.config.task_rows if not isinstance(entry, str)]
+    own = {entry.name: entry for entry in rows}
     return [own.get(spec.name, spec.name) for spec in plan.specs]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from ds_moe_mtl.data import SUBSTITUTE
 from ds_moe_mtl.data.describe import leaks
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
-from ds_moe_mtl.tasks import TaskSpec, is_small
+from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks.known import is_paper_small
 from ds_moe_mtl.training.plan import RunPlan
 
 
@@ -73,8 +74,8 @@ def _gathered_test(parts: Mapping[str, dict]) -> dict:
 
 
 def averages(scores: Mapping[str, dict], specs: list[TaskSpec]) -> dict:
-    """Return the means over small tasks (None where there is none) and over all tasks."""
-    small = [scores[spec.name]["value"] for spec in specs if is_small(spec)]
+    """Return the means over the papers' small tasks (None where there is none) and over all."""
+    small = [scores[spec.name]["value"] for spec in specs if is_paper_small(spec)]
     every = [result["value"] for result in scores.values()]
     return {
         "small_tasks": math.fsum(small) / len(small) if small else None,

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from ds_moe_mtl.config.files import read_json, write_json
+from ds_moe_mtl.config import plain_values
+from ds_moe_mtl.config.files import read_json, shown_bytes, write_json
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import rank_zero_says, start_engine
+from ds_moe_mtl.engine.skipped import SkippedSteps
 from ds_moe_mtl.evaluation.outputs import with_thresholds
 from ds_moe_mtl.evaluation.predictions import FILE as PREDICTIONS
 from ds_moe_mtl.evaluation.predictions import collect_predictions, write_predictions
@@ -23,6 +25,7 @@ from ds_moe_mtl.ranks.stop import StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tracking.metrics_log import MetricsLog, StepLines, read_metrics
+from ds_moe_mtl.tracking.tracker import Followed, Trackers
 from ds_moe_mtl.training.about import about_run, banner
 from ds_moe_mtl.training.checkpoint import (
     choose_whole,
@@ -38,7 +41,6 @@ from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.results import data_notes, encoder_facts, run_results
 from ds_moe_mtl.training.run_folder import RunFolder
 from ds_moe_mtl.training.selection import Selection
-from ds_moe_mtl.training.skipped import SkippedSteps
 from ds_moe_mtl.training.step import StepOutcome, TrainingStep
 
 OWED = "owed.json"
@@ -123,7 +125,7 @@ class Run:
         if shared.ranks.rank == 0:
             about = environment(shared.ranks, shared.device, self.about)
             self.folder.write_start(shared.deepspeed, about)
-            self.log = MetricsLog(self.folder.path, self.first_step)
+            self.log = MetricsLog(self.folder.path, self.first_step, self._trackers())
             lines = StepLines(self.folder.path / "skipped.jsonl", self.first_step)
         self.watch_skipped(lines)
         for line in banner(self.about, self.plan, self.loader.most_examples):
@@ -166,7 +168,7 @@ class Run:
             model_files(self.engine.module, self.plan, self.sha256),
             self.training_step.levers.save,
         )
-        shared.say(f"checkpoint: {path}")
+        shared.say(f"checkpoint: {path} ({shown_bytes(path)})")
         if self.selection is not None:
             self.selection.checkpointed()
         shared.watchdog.saved(step)
@@ -246,6 +248,11 @@ class Run:
         if row["step"] == self.first_step and row["step"] not in written:
             return row
         return None  # of a step that the run has not come to, or has passed
+
+    def _trackers(self) -> Trackers:
+        names = tuple(spec.name for spec in self.plan.specs)
+        run = Followed(self.folder.path, plain_values(self.config), names, self.first_step)
+        return Trackers(self.config.track, run, self.shared.say)
 
     def _find_resume(self) -> list[Path]:
         return find_resume(self.config.run.resume, self.folder.checkpoints, self.identity)

@@ -16,6 +16,7 @@ from ds_moe_mtl.models.multitask import SPARSE_KINDS
 _FREE_KEYS = (
     "run.dir",
     "run.resume",
+    "run.extend",
     "data.cache",
     "train.log_every",
     "train.save_every",
@@ -26,17 +27,28 @@ _FREE_KEYS = (
     "train.accumulation",
     "moe.ep_size",
     "deepspeed",
+    "track",
 )
+_EXTENDED_KEYS = ("train.steps", "train.epochs", "train.lr", "train.warmup", "train.patience")
+"""What else may differ where run.extend says so: the schedule from here on."""
+
 _ASIDE = re.compile(r"previous-[0-9]+")
-_TAKEN = re.compile(r"model|checkpoints|best|tensorboard|lock|finetune|previous-.*", re.IGNORECASE)
+_TAKEN = re.compile(
+    r"model|checkpoints|best|tensorboard|wandb|logs|lock|finetune|previous-.*", re.IGNORECASE
+)
 """What a run's folder has, or may be given, that a task's folder below it must not be taken for."""
 
 
 class RunFolder:
-    """run.dir of one run. Only rank 0 writes into it (checkpoints excepted)."""
+    """run.dir of one run. Only rank 0 writes into it (checkpoints excepted).
 
-    def __init__(self, config: RunConfig, say: Callable[[str], None]) -> None:
-        self.config = config
+    steps: of the run, where they are known; run.extend compares them with those that are done.
+    """
+
+    def __init__(
+        self, config: RunConfig, say: Callable[[str], None], steps: int | None = None
+    ) -> None:
+        self.config, self.steps = config, steps or config.train.steps
         self._say = say
         self.path = Path(config.run.dir)
         self._lock = None
@@ -49,12 +61,21 @@ class RunFolder:
     def finished(self) -> dict | None:
         """Return results.json of a finished run of this configuration, or None.
 
-        Raises UserError where the folder belongs to another configuration.
+        One that is to be extended is not finished. Raises UserError where the folder belongs to
+        another configuration.
         """
         if self.config.run.resume == "never" or not (self.path / "config.yaml").exists():
             return None
         self._check_config()
-        return read_json(self.path / "results.json")
+        done = read_json(self.path / "results.json")
+        if done is None or not self.config.run.extend:
+            return done
+        if self.steps is not None and done["steps"] > self.steps:
+            raise UserError(
+                f"run.extend: {self.path} has {done['steps']} steps and {self.steps} are asked "
+                "for; allowed: more of them"
+            )
+        return done if done["steps"] == self.steps else None
 
     def claim(self) -> None:
         """Hold the folder for this process; the lock ends with the process, however it ends.
@@ -83,8 +104,8 @@ class RunFolder:
         if (self.path / "config.yaml").exists():
             if self.config.run.resume == "never":
                 self._put_aside()
-            else:
-                self._check_config()
+            elif self.finished() is None and (self.path / "results.json").exists():
+                self._extend()
         self._check_checkpoint()
 
     def release(self) -> None:
@@ -110,9 +131,24 @@ class RunFolder:
                 item.rename(aside / item.name)
         self._say(f"run.resume is never: the earlier run is now in {aside}")
 
+    def _extend(self) -> None:
+        """Let a complete run go on: results-<steps>.json keeps what it came to."""
+        if not any(self.checkpoints.glob("step_*")):
+            raise UserError(
+                f"run.extend: {self.path} keeps no checkpoint (train.keep_checkpoints was 0); "
+                f"allowed: a new run with start.model={self.path}"
+            )
+        steps = read_json(self.path / "results.json")["steps"]
+        (self.path / "results.json").rename(self.path / f"results-{steps}.json")
+        self._say(f"extending {self.path} from {steps} to {self.steps} steps")
+
     def _check_config(self) -> None:
         before = load_config(self.path / "config.yaml", check_files=False)
         free_keys = _FREE_KEYS if self.config.model.kind in SPARSE_KINDS else (*_FREE_KEYS, "moe")
+        if self.config.run.extend:
+            free_keys = (*free_keys, *_EXTENDED_KEYS)
+        if self.config.train.select == "last":
+            free_keys = (*free_keys, "train.eval_every")
         keys = [
             key
             for key in differing_keys(before, self.config)

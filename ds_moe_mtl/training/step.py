@@ -15,11 +15,11 @@ from torch.profiler import record_function
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.engine.engine import Update, optimizer_step, set_learning_rate
 from ds_moe_mtl.engine.levers import Levers
+from ds_moe_mtl.engine.skipped import Part, loss_scale
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.task_level.task_router import ROUTER_GROUP, VECTORS_GROUP
 from ds_moe_mtl.training.plan import RunPlan
 from ds_moe_mtl.training.schedule import learning_rate
-from ds_moe_mtl.training.skipped import Part, loss_scale
 
 FORWARD, BACKWARD, OPTIMIZER = (f"ds_moe_mtl::{name}" for name in ("forward", "backward", "step"))
 """The parts of a step by name, in a trace and in a benchmark."""
@@ -53,10 +53,13 @@ def training_loss(
     """Return (each sequence's loss [B], the scalar to differentiate) of one micro-batch.
 
     The scalar is the examples' sum times `share`, with the layers' auxiliary losses. scaling: as
-    in losses.sequence_losses.
+    in losses.sequence_losses. task_weights [tasks]: of examples in the scalar; None: all 1.
     """
     losses_B = network.losses(outputs, batch, scaling)
-    return losses_B, (losses_B * batch.weights_B).sum() * share + outputs.aux_loss
+    weights_B = batch.weights_B
+    if task_weights is not None:
+        weights_B = weights_B * task_weights[batch.task_ids_B]
+    return losses_B, (losses_B * weights_B).sum() * share + outputs.aux_loss
 
 
 class TrainingStep:

@@ -1,7 +1,6 @@
 """One command's work: plan, claim the folder, start the ranks, train, write what a run leaves."""
 
 import hashlib
-import os
 import zlib
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +10,7 @@ from torch import distributed as dist
 
 from ds_moe_mtl.config import RunConfig, UserError, dump_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
+from ds_moe_mtl.config.named import named_class
 from ds_moe_mtl.engine.engine import (
     check_devices,
     collective_timeout,
@@ -21,12 +21,15 @@ from ds_moe_mtl.engine.engine import (
 from ds_moe_mtl.engine.native import check_native
 from ds_moe_mtl.evaluation.table import print_results
 from ds_moe_mtl.models.kernels import check_kernels
+from ds_moe_mtl.ranks.machine import EMULATED, emulates_bf16, take_cores
 from ds_moe_mtl.ranks.preflight import check_agreement, fingerprints
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
+from ds_moe_mtl.tracking.tracker import check_trackers
 from ds_moe_mtl.training.contents import compare_finished
 from ds_moe_mtl.training.group import HookMakers, group_of
+from ds_moe_mtl.training.hooks import Hook
 from ds_moe_mtl.training.plan import RunPlan, make_plan, task_specs
 from ds_moe_mtl.training.run import Shared
 from ds_moe_mtl.training.run_folder import RunFolder
@@ -43,8 +46,10 @@ def train(
     another run of this process. hooks: what a caller has done beside the steps of each run
     (training.hooks). Raises UserError, on every rank, for what the user can mend.
     """
-    _set_threads(config, ranks)
+    take_cores(config.train.threads, ranks)
     check_devices(ranks)
+    check_trackers(config.track)
+    hooks = (*hooks, *(named_class(name, "hooks", Hook) for name in config.hooks))
     folder = RunFolder(config, say)
     done = folder.finished()
     if done is not None:
@@ -57,6 +62,8 @@ def train(
     deepspeed = resolve_deepspeed(config, ranks.world_size, device_type())
     check_native(deepspeed, config)
     check_kernels(config, device_type())
+    if config.train.precision == "bf16" and device_type() == "cpu" and emulates_bf16():
+        say(EMULATED)
     plan = make_plan(config, task_specs(config), say)
     group = group_of(plan, folder, say)
     group.build_first(deepspeed, ranks)
@@ -78,15 +85,6 @@ def train(
     for model in group.models:
         say(f"model: {model}")
     return 0
-
-
-def _set_threads(config: RunConfig, ranks: Ranks) -> None:
-    """Give each rank its share of the machine's cores, unless it was told otherwise."""
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // ranks.local_world_size))
 
 
 def _meet(folders: list[RunFolder], ranks: Ranks, timeout: timedelta) -> torch.device:

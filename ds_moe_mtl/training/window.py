@@ -71,10 +71,10 @@ class Window:
 
 
 def _load_shares(loads_LE: torch.Tensor) -> dict[str, float]:
-    """Return each expert's share of a layer's tokens as "load/<layer>/<expert>", both from 1."""
+    """Return each expert's share of a layer's tokens as "load/<layer>/<expert>", both from 0."""
     shares_LE = loads_LE / loads_LE.sum(dim=1, keepdim=True).clamp(min=1)
     return {
         f"load/{layer}/{expert}": round(share, 4)
-        for layer, row in enumerate(shares_LE.tolist(), 1)
-        for expert, share in enumerate(row, 1)
+        for layer, row in enumerate(shares_LE.tolist())
+        for expert, share in enumerate(row)
     }

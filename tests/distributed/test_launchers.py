@@ -98,6 +98,15 @@ def test_launch_line_starts_ranks_that_meet(checkout, script, launcher):
     assert len({line["MASTER_PORT"] for line in ranks}) == 1
 
 
+def test_without_a_train_py_the_launch_line_starts_the_installed_module(checkout):
+    (checkout / "train.py").unlink()
+    words = ["no/such.yaml"]
+    environ = rank_environ({"RANKS": "2"})
+    with Running([checkout / "launchers" / "mpirun.sh", *words], environ, checkout) as running:
+        run = running.wait()
+    assert run.returncode == 2 and "error: no/such.yaml: no such file" in run.stderr, run.text
+
+
 def test_plain_python_is_a_world_of_one(checkout):
     run = launch([checkout / "train.py", checkout / "run", "2", "0"], 1, "python")
     assert run.returncode == 0, run.text

@@ -31,12 +31,15 @@ def cluster(tmp_path_factory):
 class Job:
     """A submitted job of two ranks that run stoppable.py as their train.py."""
 
-    def __init__(self, cluster: Cluster, folder: Path, script: Path, steps: int, seconds: float):
+    def __init__(
+        self, cluster: Cluster, folder: Path, script: Path, steps: int, seconds: float, requeues=5
+    ):
         self.cluster, self.run, self.steps = cluster, folder / "run", steps
         self.run.mkdir(exist_ok=True)
         shutil.copy(ROOT / "tests" / "support" / "stoppable.py", folder / "train.py")
         tasks = ["--ntasks-per-node=2"] if script == SINGLE else []
-        words = [*tasks, script, self.run, str(steps), str(seconds)]
+        ours = [f"--export=ALL,TRAIN=python {folder / 'train.py'},MOST_REQUEUES={requeues}"]
+        words = [*tasks, *ours, script, self.run, str(steps), str(seconds)]
         self.id = cluster.submit(*words, cwd=folder)
 
     def starts(self) -> list[dict]:
@@ -83,6 +86,15 @@ def test_signalled_job_requeues_itself_and_goes_on(cluster, tmp_path):
     assert job.starts()[-1]["start"]["step"] > 0
 
 
+def test_a_job_that_was_requeued_often_enough_ends(cluster, tmp_path):
+    job = Job(cluster, tmp_path, SINGLE, steps=200, seconds=0.2, requeues=0)
+    job.wait_for_ranks()
+    cluster.ask("scancel", "--signal=TERM", job.id)
+    cluster.wait_for_state(job.id, "FAILED")
+    assert cluster.job(job.id)["Restarts"] == "0"
+    assert "requeued 0 times" in (tmp_path / f"slurm-{job.id}.log").read_text()
+
+
 def test_cancelled_job_checkpoints_stays_cancelled_and_is_resumed_by_the_next(cluster, tmp_path):
     job = Job(cluster, tmp_path, SINGLE, steps=20, seconds=0.2)
     job.wait_for_ranks()
@@ -107,8 +119,6 @@ def test_training_preempted_and_on_a_failing_node_equals_the_run_that_never_was(
     run = launch([ROOT / "train.py", yaml_file, f"run.dir={plain}"], 2, "mpirun")
     assert run.returncode == 0, run.text
 
-    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
-    (tmp_path / "ds_configs").symlink_to(ROOT / "ds_configs")
     job = cluster.submit(MULTI, yaml_file, f"run.dir={interrupted}", cwd=tmp_path)
 
     def wait_for_new_steps() -> None:

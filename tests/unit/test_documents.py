@@ -31,6 +31,7 @@ from tests.support.documents import (
 WRITTEN = {
     *("config.yaml", "deepspeed.json", "environment.json", "manifest.json", "results.json"),
     *("gates.json", "leaderboard.json", "gains.png", "report.md", "report.json"),
+    *("trackers.json", "expert_losses.json", "export.json"),
 }
 """Files that a run or a command writes, and that documents name without a folder."""
 

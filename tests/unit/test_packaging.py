@@ -1,6 +1,7 @@
 """What is declared can be installed: every range has a tested pin inside it."""
 
 import re
+from fnmatch import fnmatch
 
 import pytest
 from packaging.requirements import Requirement
@@ -26,7 +27,8 @@ def pins(root):
 
 
 def test_every_range_admits_its_pin(project, pins):
-    declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["test"], *extras["export"]]
     for requirement in map(Requirement, declared):
         assert requirement.specifier.contains(pins[canonical(requirement.name)]), requirement
 
@@ -34,3 +36,29 @@ def test_every_range_admits_its_pin(project, pins):
 def test_torch_is_pinned_without_a_local_version_so_that_the_cpu_build_fits(pins):
     assert "+" not in pins["torch"]
     assert Requirement(f"torch=={pins['torch']}").specifier.contains(pins["torch"] + "+cpu")
+
+
+def test_an_installed_package_brings_the_configurations_and_launchers_along(root):
+    # Links, which a wheel holds as files: ds_moe_mtl.config.files looks for both through them.
+    shipped = root / "ds_moe_mtl" / "shipped"
+    assert {link.name: link.resolve() for link in shipped.iterdir()} == {
+        name: root / name for name in ("ds_configs", "launchers")
+    }
+    tools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert tools["setuptools"]["package-data"]["ds_moe_mtl.shipped"] == ["**/*"]
+
+
+def test_a_wheel_has_every_file_that_is_no_python(root):
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = tomllib.loads(text)["tool"]["setuptools"]["package-data"]["*"]
+    left = []
+    packages = ("ds_moe_mtl", *(f"kernels/{name}_kernels" for name in ("moe", "encoder", "update")))
+    for folder in packages:
+        for file in (root / folder).rglob("*.*"):
+            if file.suffix in (".py", ".pyc") or file.is_dir() or "shipped" in file.parts:
+                continue
+            package = next(up for up in file.parents if (up / "__init__.py").exists())
+            name = file.relative_to(package).as_posix()
+            if not any(fnmatch(name, pattern) for pattern in patterns):
+                left.append(str(file.relative_to(root)))
+    assert left == []

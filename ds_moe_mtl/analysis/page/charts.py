@@ -94,7 +94,7 @@ def intervals(
             if one.low is not None:
                 drawing.line(across.at(one.low), y, across.at(one.high), y, f"s{slot} bar")
             drawing.dot(
-                across.at(one.value), y, f"s{slot} fill", f"{run}, {name}: {said(one)}", 3.4
+                across.at(one.value), y, f"s{slot} fill", f"{run}, {name}: {_said(one, zero)}", 3.4
             )
     return drawing.markup()
 
@@ -135,7 +135,7 @@ def tree(title: str, similarity: Similarity) -> Markup:
     return drawing.markup()
 
 
-def said(one: Estimate, signed: bool = False) -> str:
+def _said(one: Estimate, signed: bool) -> str:
     """Return an estimate and its interval in words."""
     form = "+.1f" if signed else ".1f"
     shown = format(one.value, form)

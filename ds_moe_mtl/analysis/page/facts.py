@@ -10,6 +10,7 @@ from ds_moe_mtl.analysis.page.devdata import DevRows
 from ds_moe_mtl.analysis.page.similarity import numeric
 from ds_moe_mtl.analysis.page.stored import StoredRun
 from ds_moe_mtl.models.description import WEIGHTS
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.tasks.text2text import FOLDER, category
 
 Fact = tuple[str, Sequence[str]]
@@ -110,7 +111,7 @@ def _facts(run: StoredRun) -> dict[str, str]:
 
 def _experts(run: StoredRun) -> str:
     config = run.config
-    if config is None or run.kind not in ("mt_tag", "mt_switch", "task_moe"):
+    if config is None or run.kind not in (*SPARSE_KINDS, "task_moe"):
         return ""
     if run.kind == "task_moe":
         return f"{config.router.experts} whole layers each, route {config.router.route}"

@@ -52,11 +52,16 @@ def heat(
         tuple(groups),
         tuple(columns),
         tuple(
-            (name, tuple(Cell(form.format(v), _level(s / scale)) for v, s in zip(*pair)))  # noqa: B905
-            for name, pair in zip(rows, zip(values, shades, strict=True), strict=True)
+            (name, _cells(row, shade, scale, form))
+            for name, row, shade in zip(rows, values, shades, strict=True)
         ),
         long_columns,
     )
+
+
+def _cells(row: np.ndarray, shade: np.ndarray, scale: float, form: str) -> tuple[Cell, ...]:
+    pairs = zip(row, shade, strict=True)
+    return tuple(Cell(form.format(value), _level(by / scale)) for value, by in pairs)
 
 
 def _level(share: float) -> str:

@@ -34,6 +34,7 @@ from ds_moe_mtl.analysis.page.routing import (
     Routing,
     distances_table,
     experts_table,
+    experts_unit,
     read_routing,
     routes_table,
 )
@@ -41,7 +42,9 @@ from ds_moe_mtl.analysis.page.scores import Scoreboard
 from ds_moe_mtl.analysis.page.similarity import features_of, read_features
 from ds_moe_mtl.analysis.page.stored import StoredRun, distinct_names
 from ds_moe_mtl.analysis.page.svg import SLOTS
+from ds_moe_mtl.config import UserError
 from ds_moe_mtl.evaluation.answers import MOST_CLASSES, Answers, read_answers
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
 
 MOST_RUNS = SLOTS
 MANY_TASKS = 12
@@ -74,8 +77,13 @@ class Page:
 
 
 def make_page(runs: Sequence[StoredRun], board: Scoreboard, options: Options) -> Page:
-    """Return the page of these runs. Raises UserError for features that cannot be read."""
+    """Return the page of these runs.
+
+    Raises UserError for features that cannot be read, and for `experts` where no run has any.
+    """
     names = distinct_names(runs)
+    if options.experts and not any(run.kind in SPARSE_KINDS for run in runs):
+        raise UserError(f"--experts: no run of {', '.join(SPARSE_KINDS)} among {', '.join(names)}")
     table = None if options.features is None else read_features(options.features)
     details, numbers = [], []
     for slot, (run, name) in enumerate(zip(runs, names, strict=True)):
@@ -112,7 +120,7 @@ def _routing(
         return own_features(run, tasks, rows)
 
     experts = None, "Its experts are whole layers, which are not disabled one by one."
-    if run.kind in ("mt_tag", "mt_switch"):
+    if run.kind in SPARSE_KINDS:
         if options.experts:
             experts = measure_losses(run.parts[0], options.rows, options.say), ""
         else:
@@ -211,7 +219,9 @@ def _routing_view(name: str, routing: Routing) -> dict:
             title = f"{name}: tree of tasks, {key.replace('_', ' ')}"
             view[key] = {"tree": tree(title, similarity), "table": distances_table(similarity)}
     if routing.experts is not None:
-        view["experts"] = experts_table(routing.experts, routing.layers)
+        names = [name for name, _ in view["routes"].rows] if "routes" in view else ()
+        view["experts"] = experts_table(routing.experts, routing.layers, names)
+        view["unit"] = experts_unit(routing.experts)
     return view
 
 

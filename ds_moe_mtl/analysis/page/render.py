@@ -6,7 +6,6 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from ds_moe_mtl.analysis.page.charts import said
 from ds_moe_mtl.analysis.page.heat import LEVELS
 from ds_moe_mtl.analysis.page.svg import SLOTS
 
@@ -24,7 +23,6 @@ def render(**values) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["said"] = said
     style = style_sheet()
     policy = (
         f"default-src 'none'; style-src 'sha256-{_digest(style)}'; img-src data:; "

@@ -24,6 +24,7 @@ from ds_moe_mtl.analysis.task_routes import model_routes
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.files import read_json
 from ds_moe_mtl.evaluation import MultiTaskModel
+from ds_moe_mtl.models.multitask import SPARSE_KINDS
 
 ROWS = 200
 """Dev examples of a task that routes are counted on, as `ds-moe-mtl routes` does."""
@@ -87,7 +88,7 @@ def read_routing(
 
     features: of the tasks it is given. experts: what was measured, or why nothing was.
     """
-    if len(run.parts) != 1 or run.kind not in ("mt_tag", "mt_switch", "task_moe", ""):
+    if len(run.parts) != 1 or run.kind not in (*SPARSE_KINDS, "task_moe", ""):
         return None
     part = run.parts[0]
     if not run.kind and part.course.loads_SLE is None:
@@ -136,17 +137,25 @@ def routes_table(routes: RouteShares, order: Sequence[int]) -> Heat:
     )
 
 
-def experts_table(losses: ExpertLosses, layers: Sequence[int]) -> Heat:
+def experts_unit(losses: ExpertLosses) -> int:
+    """Return what a rise is multiplied by on the page: 100, or 1000 where all are small."""
+    return 100 if np.abs(losses.rises_KLE).max() >= 0.1 else 1000
+
+
+def experts_table(losses: ExpertLosses, layers: Sequence[int], order: Sequence[str]) -> Heat:
     """Return tasks down, layers and experts across, the rise of the loss without the expert."""
-    rises_KLE = losses.rises_KLE
-    experts = rises_KLE.shape[2]
+    tasks = [task for task in order if task in losses.tasks] or list(losses.tasks)
+    rows = [losses.tasks.index(task) for task in tasks]
+    rises_KX = experts_unit(losses) * losses.rises_KLE[rows].reshape(len(rows), -1)
+    rises_KX = rises_KX.round() + 0.0  # no -0
+    experts = losses.rises_KLE.shape[2]
     return heat(
         "task",
-        losses.tasks,
+        tasks,
         [str(expert) for _ in layers for expert in range(1, experts + 1)],
-        rises_KLE.reshape(len(losses.tasks), -1),
-        scale=max(float(np.abs(rises_KLE).max()), 1e-9),
-        form="{:+.2f}",
+        rises_KX,
+        scale=max(float(np.abs(rises_KX).max()), 1e-9),
+        form="{:.0f}",
         groups=[(f"layer {number}", experts) for number in layers],
         across="expert",
     )

@@ -1,6 +1,5 @@
 """The scores of several runs side by side, as the page shows them (studies.scoreboard)."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 
@@ -40,6 +39,6 @@ class Scoreboard:
     mean: ScoreRow | None
     notes: tuple[str, ...]
 
-    def to_dict(self) -> Mapping:
+    def to_dict(self) -> dict:
         """The scoreboard as plain JSON values."""
         return asdict(self)

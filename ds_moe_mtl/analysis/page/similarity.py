@@ -31,19 +31,6 @@ class Similarity:
     order: tuple[int, ...]
     merges: np.ndarray
 
-    def nearest(self, most: int = 5) -> list[tuple[str, str, float]]:
-        """Return the pairs of tasks that are most alike."""
-        firsts, seconds = np.triu_indices(len(self.tasks), 1)
-        by_size = np.argsort(self.distances_KK[firsts, seconds], kind="stable")[:most]
-        return [
-            (
-                self.tasks[firsts[p]],
-                self.tasks[seconds[p]],
-                float(self.distances_KK[firsts[p], seconds[p]]),
-            )
-            for p in by_size
-        ]
-
 
 @dataclass(frozen=True)
 class Association:

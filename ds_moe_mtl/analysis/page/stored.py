@@ -101,11 +101,11 @@ class StoredRun:
     @property
     def state(self) -> str:
         """How far it came, in words."""
-        steps = self.results.get("steps")
-        if steps is not None:
-            return f"{steps:,} steps, complete"
-        logged = [part.course.last_step for part in self.parts]
-        return f"{max(logged):,} steps, not complete"
+        done = self.results.get("steps")
+        ending = "complete" if done is not None else "not complete"
+        if done is None:
+            done = max(part.course.last_step for part in self.parts)
+        return f"{done:,} step{'s' * (done != 1)}, {ending}"
 
     def part_of(self, task: str) -> Part:
         """Return the part that trained a task."""

@@ -3,6 +3,7 @@
 Colours and fonts are classes of page.css, so a drawing follows the page's light and dark.
 """
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,9 +96,15 @@ class Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def name(self, tick: float) -> str:
-        """Return a tick as text, thousands with k."""
-        if max(map(abs, self.ticks)) >= 10_000:
-            return f"{tick / 1000:g}k" if tick else "0"
+        """Return a tick as text: thousands with k, small ones as 7.5e-4."""
+        largest = max(map(abs, self.ticks))
+        if tick == 0:
+            return "0"
+        if largest >= 10_000:
+            return f"{tick / 1000:g}k"
+        if largest < 0.01:
+            power = math.floor(math.log10(largest))
+            return f"{tick / 10**power:.3g}e{power}"
         return f"{tick:.6g}"
 
 
@@ -107,7 +114,7 @@ def axis(values: Sequence[float], start: float, end: float, ticks: int = 4, whol
 
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
-        room = 0.5 if whole else max(abs(low) * 0.1, 1e-6)
+        room = 0.5 if whole else abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
     found = MaxNLocator(ticks, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     inside = tuple(float(tick) for tick in found if low <= tick <= high)

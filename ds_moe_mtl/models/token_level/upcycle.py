@@ -42,6 +42,10 @@ def upcycle(
     Raises ValueError for a model without such layers, with one whose FFN holds or does more than
     two linear maps and a GELU, or whose pads reach real tokens; the model is then as it was.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"upcycle takes a transformers model, such as BertModel, not {model!r:.60}"
+        )
     _check_numbers(expert_noise, expert_dropout)
     if options is None:
         options = RoutingOptions(

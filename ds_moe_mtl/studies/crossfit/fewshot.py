@@ -158,6 +158,7 @@ def for_new_task(
     network.gate_of_task = network.gate_of_task.new_zeros(1)
     network.num_outputs = torch.tensor([head.outputs])
     network.scores_options = torch.tensor([bool(head.shared)])
+    network.forms, network.class_weights = network.forms.new_zeros(1), None
     return network.to(device)
 
 

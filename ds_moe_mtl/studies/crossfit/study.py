@@ -148,7 +148,8 @@ def study_jobs(config: RunConfig, study: Study, layout: Layout) -> list[Job]:
             needs = {STAGE_1: ("vectors",), "learned": (f"{STAGE_1}, seed {seed}",)}
             name = f"{system}, seed {seed}"
             overrides = [*study.overrides, *system_overrides(system, config, layout, seed)]
-            command = ("train", study.config, *overrides)
+            each_once = {word.partition("=")[0]: word for word in overrides}
+            command = ("train", study.config, *each_once.values())
             jobs.append(Job(name, command, needs.get(system, ())))
             if system != STAGE_1:
                 upstream = str(layout.run(system, seed))

@@ -81,6 +81,7 @@ def config_hash(config: RunConfig) -> str:
     for section, keys in _NO_PART.items():
         for key in keys:
             said.get(section, {}).pop(key, None)
+    said.pop("track", None)
     said["tasks"] = [_without_folders(task) for task in said["tasks"]]
     said["deepspeed"] = Path(config.deepspeed).name
     said = {key: value for key, value in said.items() if value not in ({}, None)}

@@ -79,6 +79,11 @@ class Study(Section):
         return tuple(found)
 
 
+def shipped_studies() -> list[str]:
+    """Return the names of the studies in ds_configs/studies."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
 def load_study(name: str) -> tuple[str, Study]:
     """Return a study's name and what it is; name: a shipped one's, or a YAML's path.
 
@@ -88,7 +93,7 @@ def load_study(name: str) -> tuple[str, Study]:
     if not file.is_file():
         file = locate(name, (Path.cwd(), REPOSITORY)) if name.endswith(".yaml") else None
     if file is None or not file.is_file():
-        shipped = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
+        shipped = ", ".join(shipped_studies())
         raise UserError(f"unknown study {name!r}; allowed: {shipped}, or a YAML's path")
     source = displayed(file)
     document = parse_yaml(read_text(file), source)

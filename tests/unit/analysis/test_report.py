@@ -13,9 +13,9 @@ from tests.support.pictures import share_of_ink
 def rows(steps, layers=2, experts=3):
     for step in steps:
         row = {"step": step, "loss": 1 / step, "loss/rte": 2 / step, "lr": 0.1, "grad_norm": 1.0}
-        for layer in range(1, layers + 1):
-            shares = [0.5, 0.3, 0.2] if layer == 1 else [1.0, 0.0, 0.0]
-            row |= {f"load/{layer}/{e}": share for e, share in enumerate(shares[:experts], 1)}
+        for layer in range(layers):
+            shares = [0.5, 0.3, 0.2] if layer == 0 else [1.0, 0.0, 0.0]
+            row |= {f"load/{layer}/{e}": share for e, share in enumerate(shares[:experts])}
         yield row | ({"dev/rte": 50.0 + step} if step % 20 == 0 else {})
 
 
@@ -57,3 +57,14 @@ def test_the_command_reports_an_unfinished_run_and_refuses_what_is_none(tmp_path
     assert share_of_ink(Path(told["picture"])) > 0.01
     assert main(["report", str(tmp_path / "none")]) == 2
     assert "no metrics.jsonl" in capsys.readouterr().err
+
+
+def test_many_curves_have_a_legend_that_does_not_name_them(tmp_path):
+    import warnings
+
+    names = [f"a_task_with_a_long_name_{number}" for number in range(60)]
+    found = [{"step": s, **{f"loss/{name}": 1 / s for name in names}} for s in (1, 2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a layout that has no room for its axes
+        draw_report(read_course(found, "run"), tmp_path / "report.png")
+    assert share_of_ink(tmp_path / "report.png") > 0.01

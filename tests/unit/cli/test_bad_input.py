@@ -24,6 +24,7 @@ def tiny(tmp_path_factory):
         "other": [("red cat", "yes"), ("dog", "maybe")],
         "blank": [(" ", "yes"), ("", "no")],
         "none": [],
+        "nan": [("red cat", "yes"), ("dog", "nan")],
     }.items():
         with (bad / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *rows])
@@ -42,6 +43,8 @@ def write_bad_encoders(folder):
     save_file(state, weights, {"format": "pt"})
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     (folder / "pointer" / "model.safetensors").write_text(pointer)
+    (folder / "lfs").mkdir()
+    (folder / "lfs" / "config.json").write_text(pointer)
 
 
 def task(folder, train_file, dev="null"):
@@ -105,6 +108,24 @@ CASES = {
     "a run folder below a file": (lambda f: [f"run.dir={f}/run.yaml/x"], ["Not a directory"]),
     "two YAMLs": (lambda f: [str(f / "run.yaml")], ["two YAML files"]),
     "an option": (lambda f: ["--fast"], ["--fast"]),
+    "a key twice": (
+        lambda f: ["train.lr=1e-4", "train.lr=1e-5"],
+        ["train.lr is given twice (train.lr=1e-4, train.lr=1e-5)"],
+    ),
+    "a gate of no model": (
+        lambda f: ["start.gate=same"],
+        ["start.gate = same without start.model"],
+    ),
+    "a hook that is not there": (lambda f: ["hooks=json:Hook"], ["hooks: json:Hook", "no Hook"]),
+    "a hook that is none": (
+        lambda f: ["hooks=json:JSONDecoder"],
+        ["json:JSONDecoder has no before_step", "ds_moe_mtl.training.hooks.Hook"],
+    ),
+    "a hook of no module": (lambda f: ["hooks=nosuch.module:Hook"], ["cannot be imported"]),
+    "a class called nan": (
+        lambda f: [task(f, "nan")],
+        ["label 'nan'", "a class of that name needs another one"],
+    ),
 }
 
 
@@ -112,7 +133,9 @@ CASES = {
 def test_a_mistake_is_one_line_and_status_2(tiny, tmp_path, capsys, name):
     arguments, words = CASES[name]
     run = tmp_path / "run"
-    status = train([str(tiny / "run.yaml"), f"run.dir={run}", *arguments(tiny)])
+    own = arguments(tiny)
+    folder = [] if any(word.startswith("run.dir=") for word in own) else [f"run.dir={run}"]
+    status = train([str(tiny / "run.yaml"), *folder, *own])
     errors = capsys.readouterr().err.strip().splitlines()
     assert status == 2, errors
     assert len(errors) == 1 and errors[0].startswith("error: "), errors
@@ -131,6 +154,10 @@ def test_a_mistake_is_one_line_and_status_2(tiny, tmp_path, capsys, name):
         (["evaluate", "{tiny}", "--data", "x"], "unrecognized arguments: --data x"),
         (["bench", "--round", "3"], "unrecognized arguments: --round"),
         (["crossfit", "tune", "direct", "--out", "x"], "arguments are required: --output"),
+        (["plan", "{tiny}/run.yaml", "train.lr=1", "train.lr=2"], "train.lr is given twice"),
+        (["study"], "no study is named; allowed: diverse, "),
+        (["compare", "{tiny}/no", "--", "{tiny}"], "/no: no such run; allowed: "),
+        (["predict", "{tiny}/lfs", "--task", "x"], "config.json is a git-lfs pointer"),
     ],
 )
 def test_commands_refuse_in_one_line(tiny, capsys, arguments, words):

@@ -105,18 +105,24 @@ def test_what_does_not_fit_is_told_and_not_written(tiny, capsys, tmp_path):
     assert not (tmp_path / "job").exists()
 
 
-def test_written_files_describe_a_job_that_loads(tiny, capsys, tmp_path):
+def test_written_files_describe_a_job_that_loads_from_any_folder(
+    tiny, capsys, tmp_path, monkeypatch
+):
     job = tmp_path / "job"
-    planned(
-        tiny, capsys, "train.lr=2e-4", "--gpus", "6", "--gpus-per-node", "4", "--write", str(job)
-    )
+    monkeypatch.chdir(tiny)
+    words = ["run.yaml", "train.lr=2e-4", "run.dir=here", "model.encoder=encoder"]
+    machine = ["--gpus", "6", "--gpus-per-node", "4", "--calibrate", "0"]
+    assert main(["plan", *words, *machine, "--write", str(job)]) == 0
+    monkeypatch.chdir("/")
     script = (job / "run.sbatch").read_text()
     assert subprocess.run(["bash", "-n", job / "run.sbatch"]).returncode == 0
     for line in ("#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=3", "#SBATCH --gpus-per-node=3"):
         assert script.count(line + "\n") == 1
-    command = next(line for line in script.splitlines() if "python train.py" in line)
-    arguments = command.split("python train.py ")[1].split()
-    assert "train.lr=2e-4" in arguments
+    command = next(line for line in script.splitlines() if "$TRAIN /" in line)
+    arguments = command.split("$TRAIN ")[1].split()
+    assert {"train.lr=2e-4", f"run.dir={tiny}/here", f"model.encoder={tiny}/encoder"} <= {
+        *arguments
+    }
     config = load_config(arguments[0], arguments[1:])
     assert resolve_deepspeed(config, 6)["zero_optimization"]["stage"] == 1
 

@@ -15,10 +15,13 @@ train:
 """
 TASKS = (
     "a list of 1 or more, each a name of letters, digits and _+- or a section with the keys name, "
-    "hub, hub_config, train, dev, dev_fraction, text, label, kind, options, metric, max_length"
+    "hub, hub_config, train, dev, dev_fraction, dev_by, test, text, label, separate, kind, labels, "
+    "separator, options, answer_start, longest_answer, metric, metrics, max_length, prefix, "
+    "class_weights, loss_weight, sampling_weight, threshold or a section with the keys name, "
+    "metric, metrics, max_length, prefix, class_weights, loss_weight, sampling_weight"
 )
 LINE = "command line: "
-SECTIONS = "run, data, tasks, mixture, model, start, moe, train, router, deepspeed"
+SECTIONS = "run, data, tasks, mixture, model, start, moe, train, router, deepspeed, track, hooks"
 
 BAD_OVERRIDES = {
     "train.lrr=1": LINE + "unknown key train.lrr; nearest known key: train.lr",
@@ -55,13 +58,14 @@ BAD_OVERRIDES = {
     "train.batch_size.0=1": LINE
     + "train.batch_size = {'0': 1}; allowed: a whole number at least 1 and at most 1000000",
     "tasks.0.train=a.csv": LINE + "tasks.0.train: tasks.0 = 'rte' has no keys of its own",
-    "tasks=[{name: x, train: a.csv, text: t}]": LINE + "tasks.0.label is missing; allowed: text",
+    "tasks=[{name: x, train: a.csv, text: t}]": LINE
+    + "tasks.0.label is missing; allowed: text or a list of 2 or more, each text",
     "tasks=[{name: x, train: a.csv, text: t, lable: l}]": (
         LINE + "unknown key tasks.0.lable; nearest known key: tasks.0.label (and 1 more)"
     ),
     "tasks=[{name: x, train: a.csv, text: t, label: l}]": (
         LINE + "tasks.0.train = 'a.csv': no such file or folder; "
-        "allowed: a file: csv, tsv, jsonl or parquet"
+        "allowed: a file: csv, tsv, jsonl, parquet, conll or bio"
     ),
     "tasks.3=cola": (
         LINE + "tasks.3 is no item of tasks; allowed: tasks.0 to tasks.0, or the whole list, "
@@ -69,10 +73,10 @@ BAD_OVERRIDES = {
     ),
     "tasks=[rte, rte]": LINE + "tasks names 'rte' twice; allowed: each task once",
     "train.eval_every=epochs": (
-        LINE + "train.eval_every = 'epochs'; allowed: a whole number at least 0 or epoch"
+        LINE + "train.eval_every = 'epochs'; allowed: a whole number at least 0 or epoch or null"
     ),
     "train.eval_every=-1": (
-        LINE + "train.eval_every = -1; allowed: a whole number at least 0 or epoch"
+        LINE + "train.eval_every = -1; allowed: a whole number at least 0 or epoch or null"
     ),
     "train.batch_size=2000000": (
         LINE + "train.batch_size = 2000000; allowed: a whole number at least 1 and at most 1000000"
@@ -91,11 +95,9 @@ BAD_OVERRIDES = {
     "train.steps=0": LINE + "train.steps = 0; allowed: a whole number at least 1 or null",
     "tasks=[{name: x, train: folder.csv, text: t, label: l}]": (
         LINE + "tasks.0.train = 'folder.csv': not a file; "
-        "allowed: a file: csv, tsv, jsonl or parquet"
+        "allowed: a file: csv, tsv, jsonl, parquet, conll or bio"
     ),
     "run.dir=~nobody_at_all/x": (LINE + "run.dir = '~nobody_at_all/x': no such home"),
-    "train.epochs=2": "run.yaml:6: train.steps = 10 and train.epochs = 2 are both set; "
-    "set exactly one of them (the other to null)",
     "train.steps=null": "run.yaml:6: train.steps and train.epochs are both unset; "
     "set exactly one of them",
     "train.warmup=11": "run.yaml:6: train.warmup = 11 is longer than train.steps = 10",

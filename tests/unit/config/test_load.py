@@ -52,6 +52,31 @@ def test_exponents_without_a_point_are_numbers_and_yes_is_text(write):
     assert config.model.encoder == "yes"
 
 
+def test_a_length_on_the_command_line_replaces_the_yamls_other_one(write):
+    epochs = write(SMALLEST.replace("steps: 10", "epochs: 3"), "epochs.yaml")
+    for name, override, found in (
+        (write(SMALLEST), "train.epochs=2", (None, 2.0)),
+        (epochs, "train.steps=6", (6, None)),
+        (epochs, "train.steps=null", (None, 3.0)),
+    ):
+        train = load_config(name, [override]).train
+        assert (train.steps, train.epochs) == found
+    with pytest.raises(UserError, match="are both set"):
+        load_config(epochs, ["train.steps=6", "train.epochs=2"])
+    with pytest.raises(UserError, match="are both set"):
+        load_config(write(SMALLEST + "  epochs: 2\n"))
+
+
+def test_own_data_is_evaluated_once_a_pass_unless_the_yaml_says(write):
+    own = "tasks=[{name: x, train: run.yaml, text: t, label: l}]"
+    name = write(SMALLEST)
+    assert [load_config(name, each).eval_every for each in ([], [own])] == [0, "epoch"]
+    assert load_config(name, [own, "train.eval_every=0"]).eval_every == 0
+    with pytest.raises(UserError, match="train.select = dev_loss without train.eval_every"):
+        load_config(name, ["train.select=dev_loss"])
+    assert load_config(name, [own, "train.select=dev_loss"]).train.select == "dev_loss"
+
+
 def test_overrides_take_yaml_values_lists_and_items(write):
     overrides = [
         "train.lr=2e-5",

@@ -9,6 +9,8 @@ from ds_moe_mtl.config import load_config, resolve_deepspeed
 from ds_moe_mtl.config.complaint import known_keys
 from ds_moe_mtl.config.load import EXPERIMENTS
 from ds_moe_mtl.config.schema import RunConfig
+from ds_moe_mtl.config.task_rows import KnownTask, OwnTask
+from ds_moe_mtl.tasks.metrics import OWN_KINDS, metrics_of
 
 SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 NAMED = {
@@ -51,6 +53,7 @@ def test_the_small_sisters_differ_in_the_model_alone():
 
 def test_the_readme_describes_every_key_with_its_default(root):
     text = (root / "ds_configs" / "README.md").read_text(encoding="utf-8").partition("## Keys")[2]
+    text = text.partition("## Rows of tasks")[0]
     described = dict(re.findall(r"^\| `([\w.]+)` \| (.*?) \|", text, re.MULTILINE))
     sections = {"run", "data", "mixture", "model", "start", "moe", "router", "train"}
     keys = [key for key in known_keys(RunConfig.model_json_schema()) if key not in sections]
@@ -67,4 +70,23 @@ def default_of(key):
         field = field.annotation.model_fields[leaf]
     if field.is_required():
         return "required"
-    return yaml.safe_load(repr(list(field.default))) if leaf == "betas" else field.default
+    return list(field.default) if isinstance(field.default, tuple) else field.default
+
+
+def test_the_list_of_rows_keys_is_the_schemas_and_that_of_metrics_the_codes():
+    text = (EXPERIMENTS.parent / "README.md").read_text()
+    rows = text.partition("## Rows of tasks")[2].partition("### Kinds")[0]
+    listed = [line.split("|")[1:4] for line in rows.splitlines() if line.startswith("| `")]
+    names = {name: cell for cell, *_ in listed for name in re.findall(r"`(\w+)`", cell)}
+    assert names.keys() == OwnTask.model_fields.keys()
+    starred = {name for name, cell in names.items() if "*" in cell}
+    assert starred == KnownTask.model_fields.keys()
+    for cell, default, _ in listed:
+        for name in re.findall(r"`(\w+)`", cell):
+            field = OwnTask.model_fields[name]
+            value = "required" if field.is_required() else field.default
+            assert yaml.safe_load(default.strip()) == value, name
+    metrics = text.partition("## Metrics")[2]
+    for kind in OWN_KINDS:
+        (line,) = [line for line in metrics.splitlines() if line.startswith(f"| {kind} ")]
+        assert all(re.search(rf"\b{metric}\b", line) for metric in metrics_of(kind)), kind

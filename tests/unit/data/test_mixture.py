@@ -1,6 +1,7 @@
 """Sampling rates, and what makes up a super-batch."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -120,3 +121,12 @@ def test_the_order_is_the_seeds():
 def test_the_epoch_length_does_not_need_the_number_of_steps():
     order = order_of([20, 21], 8, sampling="uniform_then_natural")
     assert order.steps_per_epoch == 6
+
+
+def test_a_tasks_sampling_weight_multiplies_its_rate_and_ends_the_exact_pass():
+    specs = [spec_of_size("a"), replace(spec_of_size("b"), sampling_weight=3.0)]
+    assert sampling_rates(MixtureSection(), specs, [30, 10]).tolist() == [0.5, 0.5]
+    order = ExampleOrder(MixtureSection(), specs, [30, 10], 8, 0)
+    assert not order.one_pass and order.steps_per_epoch == 5
+    drawn = Counter(task for batch in super_batches(order, 100) for task, _ in batch)
+    assert drawn[1] == pytest.approx(400, abs=60)

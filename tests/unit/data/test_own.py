@@ -118,8 +118,8 @@ def test_what_is_wrong_with_the_row_of_yaml_is_told(mail, fields, message):
         ("a.jsonl", '{"text": "a"}\n', "line 1: no column 'verdict'; it has 'text'"),
         (
             "a.jsonl",
-            '{"text": "a", "verdict": ["x", "y"]}\n{"text": "b", "verdict": "x"}\n',
-            r"row 0 \(from 0\): column 'verdict' holds \['x', 'y'\]; allowed: one label an example",
+            '{"text": "a", "verdict": {"x": "y"}}\n',
+            r"row 0 \(from 0\): column 'verdict' holds {'x': 'y'}; allowed: one label an example",
         ),
         ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
     ],

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import UserError
@@ -55,6 +56,18 @@ def test_a_device_that_is_not_there_is_one_line(written, device):
     with pytest.raises(UserError, match=f"device: '{device}'") as raised:
         MultiTaskModel.from_pretrained(written[0], device)
     assert "\n" not in str(raised.value)
+
+
+def test_a_model_that_trains_predicts_without_dropout_and_goes_on_training(written):
+    model = MultiTaskModel.from_pretrained(written[0], "cpu")
+    texts = ["red cat", "old dog runs", "a blue bird is here"]
+    for module in model.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.9
+    before = model.predict("same", [(text, "cat") for text in texts * 9])
+    model.network.train()
+    assert model.predict("same", [(text, "cat") for text in texts * 9]) == before
+    assert model.network.training
 
 
 def test_predictions_are_the_same_alone_and_among_others(written):

@@ -96,3 +96,25 @@ def test_a_changed_description_or_tokenizer_is_a_damaged_checkpoint(alone, tmp_p
     assert export(alone, tmp_path / "model") == 2
     assert f"is damaged ({name} has" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+def test_a_run_and_each_of_its_checkpoints_export_for_transformers(trained, tmp_path, capsys):
+    words = ["--to", "huggingface", "--task", "same"]
+    assert export(trained, tmp_path / "run", *words, "--licence", "mit") == 0
+    out = capsys.readouterr().out
+    assert out.count("0 other answers") == 2 and "amount: 18 dev rows, scores differ" in out
+    card = (tmp_path / "run/README.md").read_text()
+    assert "license: mit" in card and " to " in card and "not known" not in card
+    words += ["--checkpoint", Path(CHECKPOINT).name]
+    assert export(trained, tmp_path / "step", *words) == 0
+    mine, own = (load_file(tmp_path / name / "model.safetensors") for name in ("step", "run"))
+    assert mine.keys() == own.keys() and all(torch.equal(mine[key], own[key]) for key in own)
+    assert json.loads((tmp_path / "step/config.json").read_text())["task"] == "same"
+
+
+def test_a_run_of_single_task_models_exports_the_one_that_is_named(alone, tmp_path, capsys):
+    many = tmp_path / "many"
+    for name in ("a", "b"):
+        shutil.copytree(alone / "model", many / name / "model")
+    assert export(many, tmp_path / "out", "--to", "dense", "--task", "same") == 2
+    assert "has a model a task; allowed: --task with a, b" in capsys.readouterr().err

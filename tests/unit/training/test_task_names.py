@@ -34,7 +34,7 @@ def yaml_of(folder, names, **sections):
 def test_names_that_mean_something_inside_are_free(folder, capsys):
     names = [*ATTRIBUTES, *WORDS, *FORMS]
     run = {"dir": str(folder / "run")}
-    train = {"steps": 2, "save_every": 1, "batch_size": 50}
+    train = {"steps": 2, "save_every": 1, "batch_size": 50, "keep_checkpoints": 2}
     yaml = yaml_of(folder, names, run=run, train=train)
     assert main([str(yaml)]) == 0
     run = folder / "run"
@@ -59,9 +59,11 @@ def test_curves_of_like_named_tasks_stay_apart_in_tensorboard(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from ds_moe_mtl.tracking.metrics_log import MetricsLog
+    from ds_moe_mtl.tracking.tracker import Followed, Trackers
 
-    log = MetricsLog(folder / "log", 0)
     (folder / "log").mkdir(exist_ok=True)
+    run = Followed(folder / "log", {}, ("a+b", "a_b"), 0)
+    log = MetricsLog(folder / "log", 0, Trackers(["tensorboard"], run, print))
     log.write({"step": 1, "loss/a+b": 1.0, "loss/a_b": 2.0})
     log.close()
     events = EventAccumulator(str(folder / "log/tensorboard"))

@@ -74,7 +74,7 @@ def test_sixty_tasks_one_task_and_one_step_give_small_pages(tmp_path, capsys):
     assert "One task has no other" in page_of(one, capsys=capsys)[1].words
     step = write_run(tmp_path / "step", ["rte", "mrpc"], steps=1, every=1)
     html, page, _ = page_of(step, capsys=capsys)
-    assert "nan" not in html.lower() and "1 steps, complete" in page.words
+    assert "nan" not in html.lower() and "1 step, complete" in page.words
 
 
 def test_an_unfinished_run_and_one_without_predictions_say_what_they_lack(tmp_path, capsys):
@@ -117,7 +117,9 @@ def test_runs_of_one_name_are_told_apart_and_mistakes_are_one_line(tmp_path, cap
     runs = [write_run(tmp_path / side / "run", ["rte"]) for side in ("left", "right")]
     words = page_of(*runs, "--output", tmp_path / "both.html", capsys=capsys)[1].words
     assert "left/run" in words and "right/run" in words and (tmp_path / "both.png").exists()
+    dense = write_run(tmp_path / "dense", ["rte"], kind="mt_dense")
     for arguments, message in (
+        ([dense, "--experts"], "no run of mt_switch, mt_tag among dense"),
         ([runs[0], runs[0]], "named twice"),
         ([runs[0], "--output", tmp_path / "a.png"], "ends in .html"),
         ([runs[0], "--features", tmp_path / "none.csv"], "cannot be read"),

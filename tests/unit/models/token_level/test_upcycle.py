@@ -169,3 +169,9 @@ def test_models_that_cannot_be_upcycled_are_refused_and_left_as_they_were(make, 
         upcycle(model)
     assert "\n" not in str(refusal.value)
     assert [type(module).__name__ for module in model.modules()] == names
+
+
+@pytest.mark.parametrize("odd", [None, "bert-base", 3, BertModel])
+def test_what_is_no_model_is_refused_in_one_line(odd):
+    with pytest.raises(ValueError, match="upcycle takes a transformers model, such as BertModel"):
+        upcycle(odd)

@@ -1,0 +1,1 @@
+"""A model folder that transformers opens without this package: two files of code travel with it."""

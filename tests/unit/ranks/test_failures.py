@@ -1,0 +1,30 @@
+"""A rank's failure has a file of its own; a mistake that all tell has none."""
+
+import pytest
+
+from ds_moe_mtl.config import RankError, UserError
+from ds_moe_mtl.ranks.failures import kept_by_rank
+from ds_moe_mtl.ranks.machine import emulates_bf16
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), RankError("the disk is full")])
+def test_a_failure_is_kept_with_its_traceback_and_goes_on(tmp_path, capsys, error):
+    for _ in range(2):
+        with pytest.raises(type(error)), kept_by_rank(tmp_path / "run", rank=3):
+            raise error
+    log = tmp_path / "run" / "logs" / "rank3.log"
+    assert log.read_text().count(f"{type(error).__name__}: {error}") == 2
+    assert "Traceback" in log.read_text()
+    assert capsys.readouterr() == ("", "")  # what is shown is the error itself
+
+
+def test_a_mistake_of_all_ranks_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError), kept_by_rank(tmp_path / "run", rank=0):
+        raise UserError("train.lr = -1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_processor_without_bf16_is_known_by_its_flags():
+    assert emulates_bf16("fpu sse2 avx2 avx512f")
+    assert not emulates_bf16("avx512f avx512_bf16") and not emulates_bf16("asimd bf16")
+    assert not emulates_bf16("")  # nothing is said
