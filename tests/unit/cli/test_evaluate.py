@@ -10,11 +10,9 @@ from ds_moe_mtl.config import dump_config
 from ds_moe_mtl.data import read_split
 from ds_moe_mtl.evaluation import MultiTaskModel
 from tests.support.commands import run_commands
-from tests.support.kinds import write_kinds
+from tests.support.kinds import KINDS, write_kinds
 from tests.support.launch import ROOT
 from tests.support.tiny import tiny_config, write_encoder
-
-NAMES = ("class", "score", "labels", "columns", "tags", "answer", "options")
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +57,8 @@ def dev_file(folder, name):
 def test_dev_rows_and_a_file_of_them_score_as_the_run_did_in_every_kind(trained, capsys):
     folder, results = trained
     told = evaluated(capsys, folder / "run")
-    assert tuple(told) == NAMES and not any(report["note"] for report in told.values())
-    for name in NAMES:
+    assert tuple(told) == KINDS and not any(report["note"] for report in told.values())
+    for name in KINDS:
         path = dev_file(folder, name)
         (of_file,) = evaluated(capsys, folder / "run", "--input", path, "--task", name).values()
         for report in (told[name], of_file):
@@ -76,16 +74,16 @@ def test_dev_rows_and_a_file_of_them_score_as_the_run_did_in_every_kind(trained,
 
 def test_columns_of_another_name_are_read_and_texts_are_whole_in_json(trained, capsys):
     folder, results = trained
-    columns = dev_columns(folder, "class")
+    columns = dev_columns(folder, "colour")
     path = folder / "renamed.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerow(["verdict", "said"])
         csv.writer(file).writerows(zip(columns["label"], columns["text"], strict=True))
-    renamed = ("--column", "text=said", "--column", "class.label=verdict")
-    report = evaluated(capsys, folder / "run", "--input", path, "--task", "class", *renamed)[
-        "class"
+    renamed = ("--column", "text=said", "--column", "colour.label=verdict")
+    report = evaluated(capsys, folder / "run", "--input", path, "--task", "colour", *renamed)[
+        "colour"
     ]
-    assert report["value"] == results["tasks"]["class"]["value"]
+    assert report["value"] == results["tasks"]["colour"]["value"]
     for each in report["worst"]:
         line = int(each["row"].removeprefix("line "))
         assert columns["text"][line - 2] == each["texts"]["text"]
@@ -93,38 +91,42 @@ def test_columns_of_another_name_are_read_and_texts_are_whole_in_json(trained, c
 
 def test_a_conll_file_needs_no_names_of_columns(trained, capsys):
     folder, results = trained
-    columns = dev_columns(folder, "tags")
+    columns = dev_columns(folder, "marks")
     path = folder / "dev.conll"
-    sentences = zip(columns["words"], columns["tags"], strict=True)
+    sentences = zip(columns["tokens"], columns["tags"], strict=True)
     path.write_text(
         "\n".join("".join(f"{w}\t{t}\n" for w, t in zip(*pair, strict=True)) for pair in sentences)
     )
-    report = evaluated(capsys, folder / "run", "--input", path)["tags"]
-    assert report["value"] == results["tasks"]["tags"]["value"]
+    report = evaluated(capsys, folder / "run", "--input", path)["marks"]
+    assert report["value"] == results["tasks"]["marks"]["value"]
 
 
 def test_bad_rows_of_a_file_are_named_by_their_lines_for_every_task(trained, capsys):
     folder, _ = trained
     path = folder / "bad.jsonl"
-    rows = [{"text": "a cat", "label": "none"}, {"text": None, "label": "none"}]
+    rows = [{"text": "a cat", "label": "plain"}, {"text": None, "label": "plain"}]
     rows += [{"text": "a dog", "label": "dragon"}]
+    rows = [{**row, "first": "a dog", "second": "a cat"} for row in rows]
     path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
-    asked = ["--task", "class", "--task", "score"]
+    asked = ["--task", "colour", "--task", "amount"]
     assert main(["evaluate", str(folder / "run"), "--input", str(path), *asked]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert "class" in lines[0] and "line 3: column 'text' holds None" in lines[0]
-    assert "line 4: label 'dragon'" in lines[0] and "line 2: label 'none'" in lines[1]
+    assert "colour" in lines[0] and "line 3: column 'text' holds None" in lines[0]
+    assert "line 4: label 'dragon'" in lines[0] and "line 2: label 'plain'" in lines[1]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--split", "test"], "class has no test rows"),
+        (["--split", "test"], "colour has no test rows"),
         (["--input", "{folder}/nowhere.csv"], "no such file"),
         (["--column", "a=b"], "--column: allowed with --input"),
-        (["--input", "{folder}/data/class.jsonl", "--limit", "3"], "--limit: allowed without"),
-        (["--input", "{folder}/data/class.jsonl", "--task", "tags"], "tags reads 'words', 'tags'"),
+        (["--input", "{folder}/data/colour.csv", "--limit", "3"], "--limit: allowed without"),
+        (
+            ["--input", "{folder}/data/colour.csv", "--task", "marks"],
+            "marks reads 'tokens', 'tags'",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_one_line(trained, capsys, words, message):
@@ -144,14 +146,14 @@ def test_the_tables_fit_a_hundred_columns(trained, capsys):
 
 def test_dev_rows_that_have_changed_since_training_are_told(trained, capsys):
     folder, _ = trained
-    path = folder / "data/score.jsonl"
+    path = folder / "data/amount.csv"
     before = path.read_text()
     try:
         path.write_text(before.replace("cat", "dog"))
-        told = evaluated(capsys, folder / "run", "--task", "score", "--task", "class")
+        told = evaluated(capsys, folder / "run", "--task", "amount", "--task", "colour")
     finally:
         path.write_text(before)
-    assert "NOT those that the training run scored" in told["score"]["note"]
-    assert told["class"]["note"] == ""
-    limited = evaluated(capsys, folder / "run", "--task", "class", "--limit", "5")
-    assert "5 dev rows were scored" in limited["class"]["note"]
+    assert "NOT those that the training run scored" in told["amount"]["note"]
+    assert told["colour"]["note"] == ""
+    limited = evaluated(capsys, folder / "run", "--task", "colour", "--limit", "5")
+    assert "5 dev rows were scored" in limited["colour"]["note"]
