@@ -91,6 +91,9 @@ def _class_lines(found: Mapping) -> Iterator[str]:
         yield _line("", f"{_plain(label, 26):<26}{cells}")
     if len(classes) > MOST_CLASSES:
         yield _line("", f"and {len(classes) - MOST_CLASSES} more (--json has all)")
+    for kind, counts in list((found["entities"] or {}).items())[:MOST_CLASSES]:
+        told = ", ".join(f"{counts[name]:,} in {name}" for name in names)
+        yield _line("entities", f"{_plain(kind, 26)}: {told}")
 
 
 def _warnings(found: Mapping) -> Iterator[str]:

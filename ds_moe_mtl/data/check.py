@@ -85,12 +85,12 @@ class TaskFaults:
 def row_faults(spec: TaskSpec, columns: Columns, origin: str) -> list[str]:
     """What is wrong with the texts and the labels of a task's rows; nothing is tokenised."""
     if spec.kind == "tags":
-        return _raised(_check_tags, spec, columns, origin)
+        return raised(_check_tags, spec, columns, origin)
     texts = [*spec.text, *((spec.joined,) if spec.joined else ())]
     texts += [] if spec.kind in ("options", "text") else spec.choices
-    lines = _raised(check_text, columns, texts, origin)
+    lines = raised(check_text, columns, texts, origin)
     if spec.kind in ("options", "text"):
-        lines = _joined(lines, _raised(check_text, columns, [spec.label], origin), origin)
+        lines = _joined(lines, raised(check_text, columns, [spec.label], origin), origin)
     if spec.kind == "text" or (lines and spec.kind in ("answer", "options")):
         return lines  # what is right is read against the texts
     more = {
@@ -98,7 +98,7 @@ def row_faults(spec: TaskSpec, columns: Columns, origin: str) -> list[str]:
         "answer": lambda: golds(spec, columns, origin),
         "multilabel": lambda: label_sets(spec, columns, origin),
     }.get(spec.kind, lambda: label_numbers(spec, columns[spec.label], origin))
-    return _joined(lines, _raised(more), origin)
+    return _joined(lines, raised(more), origin)
 
 
 def _own(task: OwnTask) -> tuple[OwnData | None, list[str]]:
@@ -109,7 +109,7 @@ def _own(task: OwnTask) -> tuple[OwnData | None, list[str]]:
     spec, origin = own.spec, own_origin(task, task.train)
     lines = row_faults(spec, own.columns, origin)
     if not spec.dev_file and not lines:
-        lines += _raised(held_out, spec, own.columns)
+        lines += raised(held_out, spec, own.columns)
     for split, where in (("validation", spec.dev_file), ("test", spec.test_file)):
         if where:
             lines += [line for line in _split_faults(spec, split, task, where) if line not in lines]
@@ -138,7 +138,7 @@ def _without_row(task: OwnTask, first: str) -> list[str]:
         else:
             is_words = any(isinstance(v, list) for values in columns.values() for v in values)
             origin = own_origin(task, where)
-            found = [] if is_words else _raised(check_text, columns, task.text, origin)
+            found = [] if is_words else raised(check_text, columns, task.text, origin)
         lines = _joined(lines, [line for line in found if line not in lines], where)
     return lines
 
@@ -146,7 +146,7 @@ def _without_row(task: OwnTask, first: str) -> list[str]:
 def _missing(spec: TaskSpec, root: str) -> list[str]:
     for split in ("train", "dev"):
         for name in spec.splits(split):
-            if lines := _raised(find_split, spec, name, root):
+            if lines := raised(find_split, spec, name, root):
                 return lines
     return []
 
@@ -156,7 +156,8 @@ def _check_tags(spec: TaskSpec, columns: Columns, origin: str) -> None:
     tag_numbers(spec, columns[spec.label], origin)
 
 
-def _raised(check: Callable[..., object], *arguments: object) -> list[str]:
+def raised(check: Callable[..., object], *arguments: object) -> list[str]:
+    """The line of the UserError that a check raises, [] where it raises none."""
     try:
         check(*arguments)
     except UserError as error:

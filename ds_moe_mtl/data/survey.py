@@ -11,6 +11,7 @@ from ds_moe_mtl.data.lengths import full_lengths
 from ds_moe_mtl.data.overlap import Repeats, repeats, seen_in_training
 from ds_moe_mtl.data.tables import ROW
 from ds_moe_mtl.tasks import TaskSpec
+from ds_moe_mtl.tasks.shape_metrics import is_bio
 
 Splits = Mapping[str, EncodedSplit]
 Rows = Mapping[str, Mapping[str, list]]
@@ -35,7 +36,8 @@ def survey(task: CheckedTask, splits: Splits, rows: Rows, tokenizer) -> dict:
             name: {"examples": split.num_examples, "from": split.origin}
             for name, split in splits.items()
         },
-        "classes": _classes(spec, splits),
+        "classes": (classes := _classes(spec, splits)),
+        "entities": _entities(spec, classes),
         "scores": _scores(spec, splits),
         "lengths": {
             name: _lengths(spec, split, rows[name], tokenizer) for name, split in splits.items()
@@ -72,6 +74,13 @@ def _classes(spec: TaskSpec, splits: Splits) -> dict | None:
     if not counts["train"]:
         return None
     return {label: {name: of[label] for name, of in counts.items()} for label in counts["train"]}
+
+
+def _entities(spec: TaskSpec, classes: dict | None) -> dict | None:
+    """Entities of each type, where tags mark them (IOB2: each begins with its B-)."""
+    if spec.kind != "tags" or not is_bio(spec.labels):
+        return None
+    return {tag[2:]: counts for tag, counts in classes.items() if tag.startswith("B-")}
 
 
 def _scores(spec: TaskSpec, splits: Splits) -> dict | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import SeveralErrors, UserError
-from ds_moe_mtl.data.check import row_faults
+from ds_moe_mtl.data.check import raised, row_faults
 from ds_moe_mtl.data.conll import COLUMNS, read_conll
 from ds_moe_mtl.data.faults import Faults
 from ds_moe_mtl.data.streams import Row, RowStream
@@ -49,9 +49,13 @@ def read_labelled(
         rows = [row for chunk in stream.chunks(_ROWS_AT_ONCE) for row in chunk]
     wish = Wish(tasks=tuple(tasks), columns=tuple(columns))
     asked = readings(model, wish, present, origin, labelled=True)
-    _check_rows(rows, origin)
-    found = [_of_task(each, rows) for each in asked]
-    lines = [line for each in found for line in _faults(each, origin)]
+    if not rows:
+        raise UserError(f"{origin}: the file has no rows; it needs at least one")
+    found = [_of_task(each, [row for row in rows if row.fault is None]) for each in asked]
+    lines = [
+        *_unreadable(rows, origin),
+        *(line for each in found for line in _faults(each, origin)),
+    ]
     if len(lines) > 1:
         raise SeveralErrors(lines)
     if lines:
@@ -66,19 +70,18 @@ def _of_task(reading: Reading, rows: Sequence[Row]) -> Labelled:
     return Labelled(reading.spec, columns, [row.place for row in rows])
 
 
-def _check_rows(rows: Sequence[Row], origin: str) -> None:
+def _unreadable(rows: Sequence[Row], origin: str) -> list[str]:
+    """Return in one line which rows cannot be read at all, or nothing."""
     faults = Faults(origin)
     for row in rows:
         if row.fault is not None:
-            faults.add(row.fault, f"{row.place}: {row.fault}")
-    faults.check()
-    if not rows:
-        raise UserError(f"{origin}: the file has no rows; it needs at least one")
+            faults.add(row.fault, f"{row.place} {row.fault}")
+    return raised(faults.check)
 
 
 def _faults(found: Labelled, origin: str) -> list[str]:
     """Return what is wrong with a task's rows, in one line, rows called by their places."""
-    lines = row_faults(found.spec, found.columns, origin)
+    lines = row_faults(found.spec, found.columns, origin) if found.places else []
     if not lines:
         return []
     line = re.sub(

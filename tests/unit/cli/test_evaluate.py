@@ -20,7 +20,9 @@ def trained(tmp_path_factory):
     """The folder of a run over a task of every kind, and results.json."""
     folder = tmp_path_factory.mktemp("kinds")
     write_encoder(folder / "encoder")
-    (folder / "tasks.json").write_text(json.dumps(write_kinds(folder / "data")))
+    tasks = write_kinds(folder / "data")
+    tasks[0]["test"] = tasks[0]["train"]
+    (folder / "tasks.json").write_text(json.dumps(tasks))
     config = tiny_config(
         folder,
         deepspeed=str(ROOT / "ds_configs/deepspeed/zero1.json"),
@@ -72,6 +74,13 @@ def test_dev_rows_and_a_file_of_them_score_as_the_run_did_in_every_kind(trained,
         assert ends["low"] <= told[name]["value"] <= ends["high"]
 
 
+def test_test_rows_score_as_at_the_runs_end(trained, capsys):
+    folder, results = trained
+    told = evaluated(capsys, folder / "run", "--split", "test", "--worst", "0")
+    assert list(told) == ["colour"] and told["colour"]["worst"] == []
+    assert told["colour"]["metrics"] == results["test"]["colour"]["metrics"]
+
+
 def test_columns_of_another_name_are_read_and_texts_are_whole_in_json(trained, capsys):
     folder, results = trained
     columns = dev_columns(folder, "colour")
@@ -107,11 +116,11 @@ def test_bad_rows_of_a_file_are_named_by_their_lines_for_every_task(trained, cap
     rows = [{"text": "a cat", "label": "plain"}, {"text": None, "label": "plain"}]
     rows += [{"text": "a dog", "label": "dragon"}]
     rows = [{**row, "first": "a dog", "second": "a cat"} for row in rows]
-    path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows) + "{\n")
     asked = ["--task", "colour", "--task", "amount"]
     assert main(["evaluate", str(folder / "run"), "--input", str(path), *asked]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
+    unreadable, *lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "bad.jsonl: line 5 is not JSON" in unreadable
     assert "colour" in lines[0] and "line 3: column 'text' holds None" in lines[0]
     assert "line 4: label 'dragon'" in lines[0] and "line 2: label 'plain'" in lines[1]
 
@@ -119,7 +128,7 @@ def test_bad_rows_of_a_file_are_named_by_their_lines_for_every_task(trained, cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--split", "test"], "colour has no test rows"),
+        (["--split", "test", "--task", "amount"], "amount has no test rows"),
         (["--input", "{folder}/nowhere.csv"], "no such file"),
         (["--column", "a=b"], "--column: allowed with --input"),
         (["--input", "{folder}/data/colour.csv", "--limit", "3"], "--limit: allowed without"),

@@ -62,7 +62,7 @@ def tuned(tmp_path_factory):
         "a grid of nothing": ["finetune", mix, "--task", "colour", "--grid", "train.lr"],
         "another kind": ["finetune", mix, "--task", "colour", "model.kind=mt_switch", *FAST],
         "no seeds": ["finetune", mix, "--task", "colour", "--seeds", "0"],
-        "no model": ["finetune", folder / "nowhere", "--task", "rte", "data.root=embedded"],
+        "no model": ["finetune", folder / "nowhere", "--task", "toy_sense", "data.root=embedded"],
     }
     answers = run_commands(list(commands.values()))
     return folder, dict(zip(commands, answers, strict=True))
