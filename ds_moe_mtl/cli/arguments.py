@@ -39,6 +39,14 @@ def count(text: str) -> int:
     return number
 
 
+def renaming(given: str) -> tuple[str, str]:
+    """Return (the task's column, the file's) of a --column. Raises UserError for another form."""
+    own, equals, theirs = given.partition("=")
+    if not (own and equals and theirs):
+        raise UserError(f"--column: {given!r}; allowed: TASK_COLUMN=FILE_COLUMN")
+    return own, theirs
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, status 2, and an example at the end of --help.
 
@@ -54,11 +62,13 @@ class Parser(argparse.ArgumentParser):
         )
         self._takes_a_run = False
 
-    def takes_a_run(self) -> None:
+    def takes_a_run(self, shape: bool = True) -> None:
         """Add what tells which run is meant: a YAML, overrides, another encoder's shape."""
         self._takes_a_run = True
         self.add_argument("config", nargs="?", help="a YAML; default: the embedded suite's")
         self.add_argument("overrides", nargs="*", help="section.key=value")
+        if not shape:
+            return
         self.add_argument(
             "--shape",
             choices=("minilm", "bert_base", "bert_large"),
@@ -95,7 +105,8 @@ def answer(work: Callable[[], int]) -> int:
     try:
         return work()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in error.lines:
+            print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer, count
+from ds_moe_mtl.cli.arguments import Parser, answer, count, renaming
 from ds_moe_mtl.config import UserError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -101,7 +101,7 @@ def _label_table(asked: _Prediction, model) -> int:
 
     wish = Wish(
         tasks=asked.task or (),
-        columns=tuple(map(_renaming, asked.column)),
+        columns=tuple(map(renaming, asked.column)),
         probabilities=asked.probabilities,
         top_k=asked.top_k,
         skip_bad=asked.bad_rows == "skip",
@@ -143,13 +143,6 @@ def _line(value) -> str:
     if isinstance(value, str):
         return " ".join(value.splitlines())
     return json.dumps(value, ensure_ascii=False)
-
-
-def _renaming(given: str) -> tuple[str, str]:
-    own, equals, theirs = given.partition("=")
-    if not (own and equals and theirs):
-        raise UserError(f"--column: {given!r}; allowed: TASK_COLUMN=FILE_COLUMN")
-    return own, theirs
 
 
 def _tell(line: str) -> None:

@@ -67,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         return status
     except UserError as error:
         if ranks is None or ranks.rank == 0 or isinstance(error, RankError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            for line in error.lines:
+                print(f"error: {line}", file=sys.stderr, flush=True)
         return BAD_INPUT
     except OSError as error:
         where = error.filename or (config.run.dir if config and error.errno in FULL else None)

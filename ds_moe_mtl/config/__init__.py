@@ -1,7 +1,7 @@
 """What a run is: typed, validated once at the edge."""
 
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
-from ds_moe_mtl.config.errors import Diverged, RankError, UserError
+from ds_moe_mtl.config.errors import Diverged, RankError, SeveralErrors, UserError
 from ds_moe_mtl.config.load import (
     DEFAULT_EXPERIMENT,
     EXPERIMENTS,
@@ -21,6 +21,7 @@ __all__ = [
     "OwnTask",
     "RankError",
     "RunConfig",
+    "SeveralErrors",
     "UserError",
     "differing_keys",
     "dump_config",

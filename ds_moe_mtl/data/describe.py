@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ds_moe_mtl.data.encode import EncodedSplit
-from ds_moe_mtl.data.overlap import seen_in_training
+from ds_moe_mtl.data.overlap import repeats, seen_in_training
 from ds_moe_mtl.data.source import SUBSTITUTE
 from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 from ds_moe_mtl.tasks.metrics import positive_class
@@ -57,7 +57,7 @@ def describe(
     if SUBSTITUTE in train.origin + dev.origin:
         line += f"; train from {train.origin}; dev from {dev.origin}"
     oddities = [*label_oddities(spec, train), *_cut(train, dev), *shape_oddities(spec, train, dev)]
-    oddities += leaks(spec, train, dev)
+    oddities += [*_repeats(spec, train), *leaks(spec, train, dev)]
     oddities += [] if test is None else leaks(spec, train, test, "test")
     return "; ".join([line, *oddities])
 
@@ -148,6 +148,20 @@ def leaks(spec: TaskSpec, train: EncodedSplit, dev: EncodedSplit, called: str = 
         return []
     where = f": {called} is the train file" if dev.origin == train.origin else ""
     return [f"{seen:,} of {dev.num_examples:,} {called} examples are in train too{where}"]
+
+
+def _repeats(spec: TaskSpec, train: EncodedSplit) -> list[str]:
+    """How many training examples of a user's task are there twice, or with different labels."""
+    if not spec.is_own:
+        return []
+    found, lines = repeats(train), []
+    if found.duplicates:
+        lines.append(f"{found.duplicates:,} train examples repeat others")
+    if found.texts:
+        lines.append(
+            f"{found.texts:,} texts of train have different labels ({found.examples:,} examples)"
+        )
+    return lines
 
 
 def _look_alikes(counts: dict[str, int], numbers: dict[str, float]) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy as np
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data.answer_spans import FIRST, ContextUnits, golds
 from ds_moe_mtl.data.cache import default_cache, load_arrays, one_writer, save_arrays
+from ds_moe_mtl.data.hashes import segment_hashes
 from ds_moe_mtl.data.label_sets import label_sets
 from ds_moe_mtl.data.rows import check_text, label_numbers, right_options
-from ds_moe_mtl.data.sample import stratified
+from ds_moe_mtl.data.sample import chosen_rows
 from ds_moe_mtl.data.source import Source, find_split
 from ds_moe_mtl.data.tagged import WordUnits, check_words, tag_numbers
 from ds_moe_mtl.data.tokens import Arrays, tokenise, tokenise_targets
@@ -121,6 +123,11 @@ class EncodedSplit:
             return 0
         return self.num_sequences - int(((self.unit_labels & FIRST) > 0).sum())
 
+    @cached_property
+    def sequence_hashes(self) -> np.ndarray:
+        """A hash of each sequence's tokens, segments included, uint64 [N]."""
+        return segment_hashes(self.input_ids, self.offsets, self.second_start)
+
     def content_hash(self) -> str:
         """A SHA-256 of the split's arrays: the same wherever and however they were made."""
         total = hashlib.sha256()
@@ -184,15 +191,6 @@ def encode_task(
     return _split_of(found, cached=False)
 
 
-def dev_rows(
-    spec: TaskSpec, root: str | None, limit: int | None = None, seed: int = 0
-) -> dict[str, list]:
-    """The rows whose sequences `encode_task` gives of "dev": columns, a value an example."""
-    sources = [find_split(spec, name, root) for name in spec.splits("dev")]
-    parts = [_chosen(spec, sources, part, limit, seed, None) for part in range(len(sources))]
-    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
-
-
 def encode_columns(
     spec: TaskSpec,
     columns: dict[str, list],
@@ -240,7 +238,7 @@ def _encode_sources(
 ) -> Arrays:
     pieces, examples = [], 0
     for part, source in enumerate(sources):
-        columns = _chosen(spec, sources, part, limit, seed, sample)
+        columns = chosen_rows(spec, sources, part, limit, seed, sample)
         arrays = _encode_rows(spec, columns, tokenizer, length, source.origin)
         arrays["parts"] += part
         arrays["questions"] += examples
@@ -253,25 +251,6 @@ def _encode_sources(
     starts = [piece["offsets"][:-1] + start for piece, start in zip(pieces, tokens, strict=False)]
     joined["offsets"] = np.concatenate([*starts, tokens[-1:]]).astype(np.int64)
     return joined
-
-
-def _chosen(
-    spec: TaskSpec,
-    sources: list[Source],
-    part: int,
-    limit: int | None,
-    seed: int,
-    sample: tuple[float, int] | None,
-) -> dict[str, list]:
-    """Return the rows of a part of a split that its sample and its limit leave."""
-    columns = sources[part].read()
-    if sample is not None:
-        columns = stratified(spec, columns, *sample)
-    if limit is not None:
-        # As many of each dev split as of the other.
-        share = max(1, limit // len(sources) + (part < limit % len(sources)))
-        columns = _subset(columns, share, [seed, part])
-    return columns
 
 
 def _take_cut(arrays: Arrays) -> int:
@@ -290,8 +269,7 @@ def _encode_rows(
 ) -> Arrays:
     if spec.prefix:
         check_text(columns, spec.text[:1], origin, blank)
-        prefixed = [spec.prefix + text for text in columns[spec.text[0]]]
-        columns = {**columns, spec.text[0]: prefixed}
+        columns = prefixed(spec, columns)
     if spec.kind in ("options", "text"):
         return _encode_answers(spec, columns, tokenizer, length, origin, blank)
     if spec.kind in ("multilabel", *TOKEN_KINDS):
@@ -312,6 +290,12 @@ def _encode_rows(
     arrays["weights"] = np.full(len(rows), 1 / per_row, dtype=np.float32)
     arrays["parts"] = np.zeros(len(rows), dtype=np.int8)
     return arrays
+
+
+def prefixed(spec: TaskSpec, columns: dict[str, list]) -> dict[str, list]:
+    if not spec.prefix:
+        return columns
+    return {**columns, spec.text[0]: [spec.prefix + text for text in columns[spec.text[0]]]}
 
 
 def _encode_answers(
@@ -362,14 +346,6 @@ def _encode_shapes(
     arrays["weights"] = np.ones(rows, dtype=np.float32)
     arrays["parts"] = np.zeros(rows, dtype=np.int8)
     return arrays
-
-
-def _subset(columns: dict[str, list], count: int, seed: list[int]) -> dict[str, list]:
-    total = len(next(iter(columns.values())))
-    if count >= total:
-        return columns
-    rows = np.sort(np.random.default_rng(seed).permutation(total)[:count]).tolist()
-    return {name: [values[row] for row in rows] for name, values in columns.items()}
 
 
 def _split_of(found: tuple[Arrays, dict[str, str]], cached: bool) -> EncodedSplit:

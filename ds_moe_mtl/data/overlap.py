@@ -1,13 +1,30 @@
-"""Dev examples that training has seen: the same tokens in both splits.
+"""Examples that are the same to a model: the same tokens, in one split or in two.
 
-N sequences, T tokens.
+N examples.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from ds_moe_mtl.data.encode import EncodedSplit
+from ds_moe_mtl.data.hashes import grouped_hashes, segment_hashes
 
-_TOKENS_AT_ONCE = 1 << 20  # bounds the memory of the products
+
+@dataclass(frozen=True)
+class Repeats:
+    """The examples of one split that are the same to a model, by 64-bit hashes of their tokens.
+
+    duplicates: examples that repeat an earlier one, whatever their labels; twins: the first of
+    them, after the example that it repeats. texts: that have different labels; examples: of those;
+    clash: two of them.
+    """
+
+    duplicates: int = 0
+    twins: tuple[int, int] | None = None
+    texts: int = 0
+    examples: int = 0
+    clash: tuple[int, int] | None = None
 
 
 def seen_in_training(train: EncodedSplit, dev: EncodedSplit) -> int:
@@ -15,39 +32,66 @@ def seen_in_training(train: EncodedSplit, dev: EncodedSplit) -> int:
 
     Sequences are compared by 64-bit hashes of their tokens, segments included.
     """
-    in_train_N = np.isin(_hashes(dev), _hashes(train))
+    in_train_N = np.isin(dev.sequence_hashes, train.sequence_hashes)
     unseen = np.unique(dev.questions[~in_train_N])
     return dev.num_examples - len(unseen)
 
 
-def _hashes(split: EncodedSplit) -> np.ndarray:
-    """One uint64 a sequence: the sum over its tokens of (mixed token) * (odd factor of its place).
+def repeats(split: EncodedSplit) -> Repeats:
+    """What of a split is there more than once."""
+    text_N = np.unique(_example_hashes(split), return_inverse=True)[1]
+    duplicates = len(text_N) - int(text_N.max(initial=-1)) - 1
+    if not duplicates:
+        return Repeats()
+    label_N = _label_hashes(split)
+    order = np.lexsort((np.arange(len(text_N)), label_N, text_N))
+    texts, labels = text_N[order], label_N[order]
+    follows = texts[1:] == texts[:-1]
+    changes = follows & (labels[1:] != labels[:-1])
+    clashing = np.unique(texts[1:][changes])
+    clash = None
+    if len(clashing):
+        in_clash_N = np.isin(text_N, clashing)
+        first = int(in_clash_N.argmax())
+        same = (text_N == text_N[first]) & (label_N != label_N[first])
+        clash = (first, int(same.argmax()))
+    firsts = np.unique(text_N, return_index=True)[1]
+    repeat_N = np.ones(len(text_N), dtype=bool)
+    repeat_N[firsts] = False
+    later = int(repeat_N.argmax())
+    return Repeats(
+        duplicates,
+        (int(firsts[text_N[later]]), later),
+        len(clashing),
+        int(np.isin(text_N, clashing).sum()),
+        clash,
+    )
 
-    Sums and products are modulo 2**64.
-    """
-    lengths_N = split.lengths
-    longest = int(lengths_N.max(initial=1))
-    places = _mixed(np.arange(longest, dtype=np.uint64)) | np.uint64(1)
-    hashes_N = _mixed(split.second_start.astype(np.uint64)) ^ _mixed(~lengths_N.astype(np.uint64))
-    first = 0
-    while first < len(lengths_N):
-        begin = int(split.offsets[first])
-        last = int(np.searchsorted(split.offsets, begin + _TOKENS_AT_ONCE, side="right")) - 1
-        last = max(last, first + 1)
-        starts = split.offsets[first:last] - begin
-        lengths = lengths_N[first:last]
-        ids_T = _mixed(split.input_ids[begin : int(split.offsets[last])].astype(np.uint64))
-        place_T = np.arange(len(ids_T)) - np.repeat(starts, lengths)
-        sums = np.zeros(len(ids_T) + 1, dtype=np.uint64)
-        np.cumsum(ids_T * places[place_T], out=sums[1:])
-        hashes_N[first:last] += sums[starts + lengths] - sums[starts]
-        first = last
-    return hashes_N
+
+def _example_hashes(split: EncodedSplit) -> np.ndarray:
+    hashes_N = split.sequence_hashes
+    if split.spans is not None:
+        places = split.spans.reshape(-1)
+        ends = 4 * np.arange(split.num_sequences + 1)
+        hashes_N = segment_hashes(places, ends, hashes_N)
+    return hashes_N if _one_each(split) else grouped_hashes(hashes_N, split.questions)
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Each number as one whose bits all depend on it (the finaliser of SplitMix64)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def _label_hashes(split: EncodedSplit) -> np.ndarray:
+    if split.label_sets is not None:
+        width = split.label_sets.shape[1]
+        values, ends = split.label_sets.reshape(-1), width * np.arange(split.num_sequences + 1)
+    elif split.word_tags is not None:
+        values, ends = split.word_tags, split.word_offsets
+    elif split.golds is not None:
+        values, ends = split.golds, split.gold_offsets
+    elif split.targets is not None:
+        values, ends = split.targets, split.target_offsets
+    else:
+        values, ends = split.labels.view(np.uint32), np.arange(split.num_sequences + 1)
+    hashes_N = segment_hashes(values, ends, np.zeros(split.num_sequences))
+    return hashes_N if _one_each(split) else grouped_hashes(hashes_N, split.questions)
+
+
+def _one_each(split: EncodedSplit) -> bool:
+    return split.num_examples == split.num_sequences

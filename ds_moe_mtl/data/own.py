@@ -8,6 +8,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ds_moe_mtl.config import KnownTask, OwnTask, UserError
 from ds_moe_mtl.data.hub import HubSplit, hub_split
@@ -20,26 +21,37 @@ from ds_moe_mtl.data.own_kinds import (
     own_weights,
 )
 from ds_moe_mtl.data.rows import check_text, label_name
-from ds_moe_mtl.data.tables import Columns, read_table
+from ds_moe_mtl.data.tables import ROW, Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, expand_tasks, get_task, known_tasks, task_groups
 from ds_moe_mtl.tasks.text2text import gym_tasks
 
 DEFAULT_LENGTH = 128  # tokens, as most of the paper's tasks
 
 
-def entry_specs(entry: str | OwnTask | KnownTask) -> list[TaskSpec]:
-    """The rows that an entry of `tasks` stands for: a name, a group, a known task, own data.
+class OwnData(NamedTuple):
+    """A user's task as a row, why it is of its kind, and the rows of its train file."""
 
-    Raises UserError for names that are not known and for what is wrong with an own task's data.
+    spec: TaskSpec
+    why: str
+    columns: Columns
+
+
+def known_specs(entry: str | KnownTask) -> list[TaskSpec]:
+    """The rows that an entry of `tasks` stands for: a known task's name, a group, a changed task.
+
+    Raises UserError for names that are not known.
     """
-    if isinstance(entry, OwnTask):
-        return [own_spec(entry)]
     if isinstance(entry, KnownTask):
         return [changed_spec(entry)]
     return [get_task(name) for name in expand_tasks([entry])]
 
 
 def own_spec(task: OwnTask) -> TaskSpec:
+    """The task as a row; see `read_own`."""
+    return read_own(task).spec
+
+
+def read_own(task: OwnTask) -> OwnData:
     """The task as a row: the kind, the labels and the number of training rows are its data's.
 
     Labels that are text or whole numbers make a classification, others a regression, unless the
@@ -56,15 +68,15 @@ def own_spec(task: OwnTask) -> TaskSpec:
     if len(set(columns)) < len(columns):
         raise UserError(f"tasks: {task.name!r} names a column twice: {', '.join(columns)}")
     hub = None if task.hub is None else (task.hub, task.hub_config or "")
-    origin = task.train if hub is None else own_hub_split(task.name, hub, task.train).origin
+    origin = own_origin(task, task.train)
     rows = _rows(task.name, hub, task.train, columns, label_columns[0])
     if not rows[columns[0]]:
         raise UserError(f"{origin}: the file has no rows; it needs at least one")
-    kind = own_kind(task, rows)
+    kind, why = own_kind(task, rows)
     check_keys(task, kind)
     labels = own_labels(task, kind, rows, origin)
     metrics = own_metrics(task, kind, labels, rows)
-    return TaskSpec(
+    spec = TaskSpec(
         name=task.name,
         kind=kind,
         text=tuple(task.text),
@@ -92,33 +104,57 @@ def own_spec(task: OwnTask) -> TaskSpec:
         sampling_weight=task.sampling_weight,
         threshold=task.threshold,
     )
+    return OwnData(spec, why, rows)
+
+
+def own_texts(task: OwnTask, where: str) -> Columns:
+    """The text columns of a user's file, or of a split of a data set of the Hub."""
+    hub = None if task.hub is None else (task.hub, task.hub_config or "")
+    return _rows(task.name, hub, where, task.text, task.text[0])
+
+
+def own_origin(task: OwnTask, where: str) -> str:
+    """What to call a user's file, or a split of a data set of the Hub, in messages."""
+    if task.hub is None:
+        return where
+    return own_hub_split(task.name, (task.hub, task.hub_config or ""), where).origin
 
 
 def own_columns(spec: TaskSpec, split: str) -> Columns:
-    """The rows of a user's "train", "validation" or "test" split.
+    """The rows of a user's "train", "validation" or "test" split, and ROW.
 
     Without a dev file the rows of the train file are parted by a hash of their texts: the dev
     rows are the same in every run, equal texts (and contexts of answers) never stand on both
     sides, and every class gives the same fraction (but see TaskSpec.dev_by). Raises UserError
     where a side would be empty.
     """
-    if split == "test":
-        return _rows(spec.name, spec.hub, spec.test_file, spec.columns, spec.label)
-    is_dev = split != spec.train_split
-    where = spec.dev_file if is_dev and spec.dev_file else spec.train_file
+    is_dev = split not in (spec.train_split, "test")
+    where = spec.test_file if split == "test" else spec.train_file
+    if is_dev and spec.dev_file:
+        where = spec.dev_file
     columns = _rows(spec.name, spec.hub, where, spec.columns, spec.label)
-    if spec.dev_file:
+    columns[ROW] = list(range(len(columns[spec.label])))
+    if spec.dev_file or split == "test":
         return columns
     if spec.kind != "tags":
         check_text(columns, spec.text, where)
-    held_out = _held_out(spec, columns)
-    rows = [row for row, dev in enumerate(held_out) if dev == is_dev]
-    if not rows:
+    rows = held_out(spec, columns)[is_dev]
+    return {name: [values[row] for row in rows] for name, values in columns.items()}
+
+
+def held_out(spec: TaskSpec, columns: Columns) -> tuple[list[int], list[int]]:
+    """The rows of the train file that stay, and those that are cut as dev rows.
+
+    Raises UserError where there would be none of either.
+    """
+    is_dev = _is_held_out(spec, columns)
+    sides = tuple([row for row, dev in enumerate(is_dev) if dev is side] for side in (False, True))
+    if not all(sides):
         raise UserError(
-            f"{spec.train_file}: {len(held_out)} rows are too few to part with "
+            f"{spec.train_file}: {len(is_dev)} rows are too few to part with "
             f"dev_fraction {spec.dev_fraction}; give a dev file"
         )
-    return {name: [values[row] for row in rows] for name, values in columns.items()}
+    return sides
 
 
 def own_hub_split(task: str, hub: tuple[str, str], split: str) -> HubSplit:
@@ -138,7 +174,7 @@ def _rows(
     return own_hub_split(task, hub, where).columns(columns, label)
 
 
-def _held_out(spec: TaskSpec, columns: Columns) -> list[bool]:
+def _is_held_out(spec: TaskSpec, columns: Columns) -> list[bool]:
     names = spec.text[1:] if spec.kind == "answer" else spec.text
     texts = list(zip(*(map(_hashable, columns[name]) for name in names), strict=True))
     by_class = spec.kind == "classification" and spec.dev_by == "label"

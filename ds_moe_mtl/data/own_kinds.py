@@ -28,23 +28,25 @@ _KINDS_OF_KEYS = {
 """Keys of a row that only some kinds of task have."""
 
 
-def own_kind(task: OwnTask, rows: Columns) -> str:
-    """The kind that a row names, or that follows from its columns."""
+def own_kind(task: OwnTask, rows: Columns) -> tuple[str, str]:
+    """The kind that a row names, or that follows from its columns, and why, in words."""
     if task.options:
-        return "options"
+        return "options", f"the row has options: {task.options}"
     if task.kind is not None:
-        return task.kind
+        return task.kind, "said in the row"
     if not isinstance(task.label, str):
-        return "multilabel"
+        return "multilabel", "the row has several label columns"
     if task.answer_start:
-        return "answer"
+        return "answer", f"the row has answer_start: {task.answer_start}"
     values = [value for value in rows[task.label] if value is not None]
+    column = f"column {task.label!r} holds"
     if values and all(isinstance(value, list) for value in values):
-        words = any(isinstance(text, list) for text in rows[task.text[0]])
-        return "tags" if words else "multilabel"
+        if any(isinstance(text, list) for text in rows[task.text[0]]):
+            return "tags", f"{column} lists, as does column {task.text[0]!r}"
+        return "multilabel", f"{column} lists"
     if values and all(isinstance(v, dict) and "answer_start" in v for v in values):
-        return "answer"
-    return _kind(rows[task.label])
+        return "answer", f"{column} answers with their places (answer_start)"
+    return _kind(rows[task.label], column)
 
 
 def check_keys(task: OwnTask, kind: str) -> None:
@@ -197,10 +199,13 @@ def _multilabels(task: OwnTask, rows: Columns, origin: str) -> list[str]:
     return sorted(names)
 
 
-def _kind(values: Sequence) -> str:
+def _kind(values: Sequence, column: str) -> tuple[str, str]:
     labels = [value for value in values if not (_is_missing(value) or is_not_finite(value))]
-    is_score = all(number(value) is not None for value in labels)
-    return "regression" if is_score and not all(map(is_whole, labels)) else "classification"
+    if not all(number(value) is not None for value in labels):
+        return "classification", f"{column} text"
+    if all(map(is_whole, labels)):
+        return "classification", f"{column} whole numbers"
+    return "regression", f"{column} numbers that are not all whole"
 
 
 def _check_labels(values: Sequence, label: str, kind: str, origin: str) -> None:

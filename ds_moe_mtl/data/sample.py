@@ -1,8 +1,45 @@
-"""A few of a task's training rows: a seeded share of them, class by class."""
+"""Which of a split's rows a run reads: a seeded share, class by class; at most a limit."""
 
 import numpy as np
 
+from ds_moe_mtl.data.source import Source, find_split
 from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
+
+
+def split_rows(
+    spec: TaskSpec,
+    split: str,
+    root: str | None,
+    limit: int | None = None,
+    seed: int = 0,
+    sample: tuple[float, int] | None = None,
+) -> dict[str, list]:
+    """The rows whose sequences `encode_task` gives of a split: columns, a value an example.
+
+    With tables.ROW, where it is known.
+    """
+    sources = [find_split(spec, name, root) for name in spec.splits(split)]
+    parts = [chosen_rows(spec, sources, part, limit, seed, sample) for part in range(len(sources))]
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+def chosen_rows(
+    spec: TaskSpec,
+    sources: list[Source],
+    part: int,
+    limit: int | None,
+    seed: int,
+    sample: tuple[float, int] | None,
+) -> dict[str, list]:
+    """Return the rows of a part of a split that its sample and its limit leave."""
+    columns = sources[part].read()
+    if sample is not None:
+        columns = stratified(spec, columns, *sample)
+    if limit is not None:
+        # As many of each dev split as of the other.
+        share = max(1, limit // len(sources) + (part < limit % len(sources)))
+        columns = _subset(columns, share, [seed, part])
+    return columns
 
 
 def stratified(
@@ -45,3 +82,11 @@ def _counts(sizes: list[int], wanted: int) -> list[int]:
     for index in by_remainder[: max(0, wanted - sum(counts))]:
         counts[index] += 1
     return counts
+
+
+def _subset(columns: dict[str, list], count: int, seed: list[int]) -> dict[str, list]:
+    total = len(next(iter(columns.values())))
+    if count >= total:
+        return columns
+    rows = np.sort(np.random.default_rng(seed).permutation(total)[:count]).tolist()
+    return {name: [values[row] for row in rows] for name, values in columns.items()}

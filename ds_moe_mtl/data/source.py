@@ -9,7 +9,7 @@ from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data.gym import gym_files, gym_rows
 from ds_moe_mtl.data.hub import hub_split
 from ds_moe_mtl.data.own import own_columns, own_hub_split
-from ds_moe_mtl.data.tables import Columns, read_table
+from ds_moe_mtl.data.tables import ROW, Columns, read_table
 from ds_moe_mtl.tasks import TaskSpec, lexicon, synthetic, task_groups
 from ds_moe_mtl.tasks.text2text import FOLDER
 
@@ -23,7 +23,7 @@ class Source:
     """One split, found but not yet read.
 
     origin: what to call it in messages. content: a hash that changes with the rows.
-    read: gives the split's columns, each a list of one value a row.
+    read: gives the split's columns, each a list of one value a row, with tables.ROW where known.
     """
 
     origin: str
@@ -37,7 +37,9 @@ def read_split(spec: TaskSpec, split: str, root: str | None) -> Columns:
     root: a folder laid out as <set>[/<configuration>]/<split>.parquet, None for the Hub, or
     "embedded". Raises UserError for a set, file or column that is not there and an empty split.
     """
-    return find_split(spec, split, root).read()
+    columns = find_split(spec, split, root).read()
+    columns.pop(ROW, None)
+    return columns
 
 
 def find_split(spec: TaskSpec, split: str, root: str | None) -> Source:
@@ -138,4 +140,5 @@ def _hub(spec: TaskSpec, split: str) -> Source:
 def _filled(columns: Columns, origin: str) -> Columns:
     if not next(iter(columns.values())):
         raise UserError(f"{origin}: the split is empty; it needs at least one row")
+    columns.setdefault(ROW, list(range(len(next(iter(columns.values()))))))
     return columns

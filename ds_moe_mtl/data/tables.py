@@ -12,6 +12,9 @@ from ds_moe_mtl.data.faults import Faults
 
 Columns = dict[str, list]
 
+ROW = ""
+"""The column that says which row of its file each row is, from 0, where that is known."""
+
 
 def read_table(path: Path, columns: Iterable[str]) -> Columns:
     """These columns of a file, one value a row; the suffix says how it is read.

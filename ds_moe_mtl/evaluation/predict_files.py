@@ -56,13 +56,20 @@ class Done:
     first_fault: str | None
 
 
-def readings(model: MultiTaskModel, wish: Wish, present: Sequence[str], origin: str) -> list:
-    """Return a Reading for each task that is asked for.
+def readings(
+    model: MultiTaskModel, wish: Wish, present: Sequence[str], origin: str, labelled: bool = False
+) -> list[Reading]:
+    """Return a Reading for each task that is asked for; labelled: with what is right.
 
     Raises UserError for a task or column that is not there, and where no task can be read.
     """
-    known = {f"{s.name}.{c}" for s in model.specs.values() for c in model.inputs(s.name)}
-    known |= {column for name in model.specs for column in model.inputs(name)}
+
+    def needed(name: str) -> tuple[str, ...]:
+        right = model.task(name).target_columns if labelled else ()
+        return (*model.inputs(name), *right)
+
+    known = {f"{name}.{column}" for name in model.specs for column in needed(name)}
+    known |= {column for name in model.specs for column in needed(name)}
     for own, _ in wish.columns:
         if own not in known:
             raise UserError(f"--column: no task reads {own!r}; allowed: {', '.join(sorted(known))}")
@@ -70,9 +77,7 @@ def readings(model: MultiTaskModel, wish: Wish, present: Sequence[str], origin: 
     for name in dict.fromkeys(wish.tasks or model.specs):
         spec = model.task(name)
         renamed = dict(wish.columns)
-        columns = {
-            own: renamed.get(f"{name}.{own}", renamed.get(own, own)) for own in model.inputs(name)
-        }
+        columns = {own: renamed.get(f"{name}.{own}", renamed.get(own, own)) for own in needed(name)}
         missing = [theirs for theirs in columns.values() if theirs not in present]
         if missing:
             lacking.append(f"{name} reads {', '.join(map(repr, missing))}")

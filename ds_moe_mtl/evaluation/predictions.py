@@ -11,7 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -66,7 +66,7 @@ def collect_predictions(
 ) -> dict[str, TaskPredictions]:
     """Return the predictions for every task's dev split; outputs: by task, in row order."""
     return {
-        spec.name: _of_task(spec, split, outputs[spec.name], tokenizer)
+        spec.name: _stored(task_predictions(spec, split, outputs[spec.name], tokenizer))
         for spec, split in zip(specs, splits, strict=True)
     }
 
@@ -132,9 +132,18 @@ def _read(file: Path) -> dict[str, TaskPredictions]:
         raise UserError(f"{file}: damaged or no file of predictions ({error})") from None
 
 
-def _of_task(
+def _stored(task: TaskPredictions) -> TaskPredictions:
+    """Return the predictions as they are kept; see TaskPredictions."""
+    if task.kind not in ("classification", "span"):
+        return task
+    shifted_NC = task.outputs - task.outputs.max(axis=1, keepdims=True)
+    return replace(task, outputs=shifted_NC.astype(np.float16))
+
+
+def task_predictions(
     spec: TaskSpec, split: EncodedSplit, outputs: np.ndarray, tokenizer
 ) -> TaskPredictions:
+    """Return one task's predictions, its outputs as exact as they are."""
     labels = split.labels
     if spec.kind == "text":
         outputs = np.array(decoded(outputs, tokenizer), dtype=np.str_)
@@ -148,8 +157,6 @@ def _of_task(
         found = [answer.text for answer in found_answers(spec, outputs, split)]
         outputs = np.array(found, dtype=np.str_)
         labels = np.array(list(map(json.dumps, gold_answers(split))), dtype=np.str_)
-    elif spec.kind in ("classification", "span"):
-        outputs = (outputs - outputs.max(axis=1, keepdims=True)).astype(np.float16)
     return TaskPredictions(
         spec.kind,
         spec.metric,

@@ -57,7 +57,7 @@ def probable_answers(
             {"label": tags, "probabilities": rows} for tags, rows in zip(labels, found, strict=True)
         ]
     if spec.kind == "answer":
-        found = _of_parts(outputs, split, labels)
+        found = answer_probabilities(outputs, split, labels)
         return [{"label": a, "probability": p} for a, p in zip(labels, found, strict=True)]
     rows = _by_class(spec, outputs, split, columns)
     return [
@@ -104,7 +104,9 @@ def _of_words(
     return found
 
 
-def _of_parts(outputs_U2: np.ndarray, split: EncodedSplit, answers: Sequence) -> list[float]:
+def answer_probabilities(
+    outputs_U2: np.ndarray, split: EncodedSplit, answers: Sequence
+) -> list[float]:
     """Return the probability of each row's answer; of a context without tokens 0."""
     found = []
     for row, answer in enumerate(answers):

@@ -8,10 +8,10 @@ import numpy as np
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.files import read_json
+from ds_moe_mtl.evaluation.bootstrap import DRAWS, Interval, drawn_scores, interval
 from ds_moe_mtl.evaluation.predictions import read_predictions
-from ds_moe_mtl.studies.bootstrap import DRAWS, Interval, drawn_scores, interval
+from ds_moe_mtl.evaluation.units import DevUnits, units_of
 from ds_moe_mtl.studies.lines import Evidence, read_evidence
-from ds_moe_mtl.studies.units import DevUnits, units_of
 
 LINES = ".jsonl:"
 SEED = 0  # of the draws: the same runs give the same interval

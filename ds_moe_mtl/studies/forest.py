@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_moe_mtl.studies.bootstrap import Interval
+from ds_moe_mtl.evaluation.bootstrap import Interval
 from ds_moe_mtl.studies.compare import Comparison
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.studies.units import DevUnits, packed, unpacked
+from ds_moe_mtl.evaluation.units import DevUnits, packed, unpacked
 
 
 @dataclass

@@ -9,14 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ds_moe_mtl.analysis.page.scores import Estimate, Scoreboard, ScoreRow
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.evaluation.bootstrap import DRAWS, SEED, Interval, drawn_scores, interval
 from ds_moe_mtl.evaluation.predictions import TaskPredictions
-from ds_moe_mtl.studies.bootstrap import DRAWS, Interval, drawn_scores, interval
-from ds_moe_mtl.studies.units import DevUnits, units_of
-
-SEED = 0  # of the draws: the same runs give the same intervals
-
-_DRAWN = ("classification", "regression", "ranking", "span", "options", "text")
-"""Kinds of task whose score the bootstrap can draw again; others have a score alone."""
+from ds_moe_mtl.evaluation.units import DevUnits, units_of
 
 
 @dataclass(frozen=True)
@@ -99,8 +95,12 @@ def _mean(tasks: list[str], runs: Sequence[Scored], drawn: Mapping) -> ScoreRow 
 
 def _units(run: Scored, task: str) -> DevUnits | None:
     found = run.predictions.get(task)
-    scored = task in run.results.get("tasks", {})
-    return units_of(found) if scored and found is not None and found.kind in _DRAWN else None
+    if found is None or task not in run.results.get("tasks", {}):
+        return None
+    try:
+        return units_of(found)
+    except UserError:  # its metric is not made of rows
+        return None
 
 
 def _is_paired(one: Scored, other: Scored, task: str) -> bool:

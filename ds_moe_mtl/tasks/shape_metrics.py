@@ -110,14 +110,17 @@ def score_tags(
 
 
 def entity_counts(
-    predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]
+    predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]], kind: str | None = None
 ) -> np.ndarray:
-    """Return each sentence's entities, int [N, 3]: right, given, there."""
+    """Return each sentence's entities, int [N, 3]: right, given, there; kind: of that type only."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     counts = []
     for given, there in zip(predicted, wanted, strict=True):
-        sets = [set(get_entities(list(tags))) for tags in (given, there)]
+        sets = [
+            {found for found in get_entities(list(tags)) if kind in (None, found[0])}
+            for tags in (given, there)
+        ]
         counts.append((len(sets[0] & sets[1]), len(sets[0]), len(sets[1])))
     return np.array(counts, dtype=np.int64).reshape(-1, 3)
 

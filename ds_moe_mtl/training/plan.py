@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ds_moe_mtl.config import KnownTask, OwnTask, RunConfig, UserError
 from ds_moe_mtl.config.levers import tell_idle
-from ds_moe_mtl.data import EncodedSplit, SuperBatches, describe, encode_task, entry_specs
+from ds_moe_mtl.data import EncodedSplit, SuperBatches, checked_tasks, describe, encode_task
+from ds_moe_mtl.data.check import TaskFaults
 from ds_moe_mtl.data.mixture import ExampleOrder
 from ds_moe_mtl.models import RoutingOptions
 from ds_moe_mtl.models.description import model_folder, read_description
@@ -106,6 +107,33 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
 
     Raises UserError for whatever the user can mend: encoder, data, labels, lengths.
     """
+    source, tokenizer, specs = fitted(config, specs, say)
+    found, faults = [], TaskFaults()
+    for spec in specs:
+        try:
+            found.append(encoded_splits(config, spec, tokenizer))
+        except UserError as error:
+            if config.data.root is None and not spec.is_own:
+                raise  # where the Hub fails once, it fails for all
+            faults.add(spec.name, [str(error)])
+        else:
+            say(f"data: {describe(spec, *found[-1])}")
+    faults.check()
+    train, dev, test = (list(column) for column in zip(*found, strict=True))
+    specs = [balanced(spec, split) for spec, split in zip(specs, train, strict=True)]
+    steps = _total_steps(config, train, specs)
+    tell_idle(config, steps, say)
+    kept = kept_tasks(config, specs)
+    plan = RunPlan(config, specs, source, tokenizer, train, dev, test, steps, kept)
+    if plan.contaminated:
+        say(f"note: the encoder has seen, or may have seen, data of {', '.join(plan.contaminated)}")
+    return plan
+
+
+def fitted(
+    config: RunConfig, specs: list[TaskSpec], say: Say
+) -> tuple[EncoderSource, object, list[TaskSpec]]:
+    """Return a run's encoder, its tokenizer, and the rows as they go with it; no weights."""
     try:
         if config.start.model is not None:
             source = trained_source(Path(config.start.model))
@@ -120,40 +148,19 @@ def make_plan(config: RunConfig, specs: list[TaskSpec], say: Say) -> RunPlan:
     check_lengths(config, specs, tokenizer.model_max_length, say)
     if config.train.max_length is not None:  # the model's rows: it predicts as it was trained
         specs = [replace(spec, max_length=config.train.max_length) for spec in specs]
-    sample = (config.data.sample, config.data.sample_seed) if config.data.sample else None
-    train, dev, test = [], [], []
-    for spec in specs:
-        splits = [
-            encode_task(
-                spec,
-                split,
-                tokenizer,
-                config.data.root,
-                config.data.cache,
-                config.train.max_length,
-                limit,
-                config.run.seed,
-                drawn,
-            )
-            for split, limit, drawn in (
-                ("train", config.train.limit_examples, sample),
-                ("dev", config.train.limit_dev, None),
-                ("test", None, None),
-            )
-            if split != "test" or spec.test_file
-        ]
-        train.append(splits[0])
-        dev.append(splits[1])
-        test.append(splits[2] if spec.test_file else None)
-        say(f"data: {describe(spec, *splits)}")
-    specs = [balanced(spec, split) for spec, split in zip(specs, train, strict=True)]
-    steps = _total_steps(config, train, specs)
-    tell_idle(config, steps, say)
-    kept = kept_tasks(config, specs)
-    plan = RunPlan(config, specs, source, tokenizer, train, dev, test, steps, kept)
-    if plan.contaminated:
-        say(f"note: the encoder has seen, or may have seen, data of {', '.join(plan.contaminated)}")
-    return plan
+    return source, tokenizer, specs
+
+
+def encoded_splits(config: RunConfig, spec: TaskSpec, tokenizer) -> list[EncodedSplit | None]:
+    """Return a task's train, dev and test rows as a run reads them; None where it has no test."""
+    train, data = config.train, config.data
+    where = (tokenizer, data.root, data.cache, train.max_length)
+    sample = (data.sample, data.sample_seed) if data.sample else None
+    return [
+        encode_task(spec, "train", *where, train.limit_examples, config.run.seed, sample),
+        encode_task(spec, "dev", *where, train.limit_dev, config.run.seed),
+        encode_task(spec, "test", *where) if spec.test_file else None,
+    ]
 
 
 def kept_tasks(config: RunConfig, specs: list[TaskSpec]) -> tuple[TaskSpec, ...]:
@@ -168,13 +175,10 @@ def kept_tasks(config: RunConfig, specs: list[TaskSpec]) -> tuple[TaskSpec, ...]
 def task_specs(config: RunConfig) -> list[TaskSpec]:
     """Return the rows of config.tasks in order, groups replaced by their members.
 
-    A task that is in a group and has an entry of its own has what that entry says.
+    A task that is in a group and has an entry of its own has what that entry says. Raises
+    UserError, a line a task, for what is wrong with their data (data.check).
     """
-    specs: dict[str, TaskSpec] = {}
-    for entry in config.task_rows:
-        for spec in entry_specs(entry):
-            specs[spec.name] = specs.get(spec.name, spec) if isinstance(entry, str) else spec
-    return list(specs.values())
+    return [task.spec for task in checked_tasks(config.task_rows, config.data.root)]
 
 
 def single_plans(plan: RunPlan) -> list[RunPlan]:

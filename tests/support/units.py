@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ds_moe_mtl.studies.bootstrap import weighted_score
+from ds_moe_mtl.evaluation.bootstrap import weighted_score
+from ds_moe_mtl.evaluation.units import DevUnits
 from ds_moe_mtl.studies.compare import ScoredRun
-from ds_moe_mtl.studies.units import DevUnits
 
 
 def make_units(

@@ -35,7 +35,14 @@ WRITTEN = {
 }
 """Files that a run or a command writes, and that documents name without a folder."""
 
-TAKE_A_CONFIG = {("plan",), ("bench",), ("train",), ("crossfit", "study"), ("crossfit", "vectors")}
+TAKE_A_CONFIG = {
+    ("plan",),
+    ("data",),
+    ("bench",),
+    ("train",),
+    ("crossfit", "study"),
+    ("crossfit", "vectors"),
+}
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 

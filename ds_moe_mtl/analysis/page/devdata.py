@@ -7,7 +7,7 @@ import numpy as np
 
 from ds_moe_mtl.analysis.page.stored import Part, StoredRun
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.data import dev_rows, encode_task
+from ds_moe_mtl.data import encode_task, split_rows
 from ds_moe_mtl.models.description import encoder_config_of
 from ds_moe_mtl.models.tokenizer import limits_by, load_tokenizer
 from ds_moe_mtl.tasks import TaskSpec
@@ -72,7 +72,7 @@ def _read(run: StoredRun, part: Part, name: str, tokenizer) -> DevRows:
     )
     if split.content_hash() != stored["dev"]:
         raise UserError("the dev rows have changed since the run scored them")
-    columns = dev_rows(spec, config.data.root, limit, seed)
+    columns = split_rows(spec, "dev", config.data.root, limit, seed)
     assert len(next(iter(columns.values()))) == split.num_examples
     return DevRows(columns, float(np.mean(split.lengths)))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from ds_moe_mtl.analysis.page.ablation import measure_losses, stored_losses
-from ds_moe_mtl.analysis.page.answers import MOST_CLASSES, Answers, read_answers
 from ds_moe_mtl.analysis.page.charts import intervals, points, tree
 from ds_moe_mtl.analysis.page.course import (
     Panel,
@@ -44,6 +43,7 @@ from ds_moe_mtl.analysis.page.similarity import features_of, read_features
 from ds_moe_mtl.analysis.page.stored import StoredRun, distinct_names
 from ds_moe_mtl.analysis.page.svg import SLOTS
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.evaluation.answers import MOST_CLASSES, Answers, read_answers
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 
 MOST_RUNS = SLOTS

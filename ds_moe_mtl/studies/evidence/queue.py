@@ -19,6 +19,7 @@ from statistics import fmean
 from ds_moe_mtl.config import Diverged, RunConfig, UserError
 from ds_moe_mtl.config.files import REPOSITORY, read_json
 from ds_moe_mtl.evaluation.predictions import read_predictions
+from ds_moe_mtl.evaluation.units import units_of
 from ds_moe_mtl.ranks.jobs import Job, run_jobs
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.evidence.runs import (
@@ -30,7 +31,6 @@ from ds_moe_mtl.studies.evidence.runs import (
 )
 from ds_moe_mtl.studies.evidence.schema import Study
 from ds_moe_mtl.studies.lines import append_run, read_evidence
-from ds_moe_mtl.studies.units import units_of
 from ds_moe_mtl.training.selection import mean_score
 
 Say = Callable[[str], None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.studies.bootstrap import Interval
+from ds_moe_mtl.evaluation.bootstrap import Interval
 from ds_moe_mtl.studies.compare import Comparison, compare_runs, mean_interval, runs_of_lines
 from ds_moe_mtl.studies.forest import Mark, draw_forest
 from ds_moe_mtl.studies.lines import Evidence, read_evidence

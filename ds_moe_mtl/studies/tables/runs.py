@@ -19,8 +19,7 @@ from ds_moe_mtl.studies.finetune import EXPERIMENT, GATES, FineTuning, finetune,
 from ds_moe_mtl.studies.points import point_name
 from ds_moe_mtl.studies.tables.schema import Budget, Column, Mixture, Row, Table
 from ds_moe_mtl.studies.trials import LEADERBOARD, best_run
-from ds_moe_mtl.tasks import get_task, is_small
-from ds_moe_mtl.training.plan import task_specs
+from ds_moe_mtl.tasks import expand_tasks, get_task, is_small
 from ds_moe_mtl.training.run_folder import RunFolder
 from ds_moe_mtl.training.train import train
 
@@ -193,7 +192,7 @@ def _mixture_config(
     config = load_config(mixture.experiment, lines)
     if budget.mixture_tasks is None:
         return config
-    names = [spec.name for spec in task_specs(config)]
+    names = _task_names(config)
     kept = [name for name in names if name in budget.mixture_tasks]
     return load_config(mixture.experiment, [*lines, f"tasks=[{','.join(kept)}]"])
 
@@ -236,8 +235,14 @@ def _held(gate: str, config: RunConfig, budget: Budget) -> str:
     """Return the gate, or on a budget of few tasks another that the mixture has."""
     if gate in ("own", "random", "auto") or budget.mixture_tasks is None:
         return gate
-    names = [spec.name for spec in task_specs(config)]
+    names = _task_names(config)
     return gate if gate in names else names[0]
+
+
+def _task_names(config: RunConfig) -> list[str]:
+    entries = config.task_rows
+    names = [expand_tasks([each]) if isinstance(each, str) else [each.name] for each in entries]
+    return list(dict.fromkeys(name for group in names for name in group))
 
 
 def _encoder(row: Row, mixtures: dict[str, Mixture]) -> str:

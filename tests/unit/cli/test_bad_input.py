@@ -74,7 +74,11 @@ CASES = {
         ["tokenizer", "embedding 20 rows"],
     ),
     "a task's own length": (
-        lambda f: [task(f, "labels").replace("label}", "label, max_length: 65}")],
+        lambda f: [
+            task(f, "labels").replace(
+                "label}", "label, max_length: 65, dev_fraction: 0.5, dev_by: text}"
+            )
+        ],
         ["'own'", "max_length = 65", "64"],
     ),
     "a pooler that is not there": (

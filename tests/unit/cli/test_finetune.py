@@ -62,7 +62,7 @@ def tuned(tmp_path_factory):
         "a grid of nothing": ["finetune", mix, "--task", "colour", "--grid", "train.lr"],
         "another kind": ["finetune", mix, "--task", "colour", "model.kind=mt_switch", *FAST],
         "no seeds": ["finetune", mix, "--task", "colour", "--seeds", "0"],
-        "no model": ["finetune", folder / "nowhere", "--task", "rte", "data.root=embedded"],
+        "no model": ["finetune", folder / "nowhere", "--task", "toy_sense", "data.root=embedded"],
     }
     answers = run_commands(list(commands.values()))
     return folder, dict(zip(commands, answers, strict=True))
@@ -126,7 +126,7 @@ def test_a_tuned_model_holds_the_task_alone_and_scores_as_its_results_say(tuned)
     assert described["routing"]["num_gates"] == 1 and described["kind"] == "mt_tag"
     if str(model.parent).endswith("lr=1e-2/seed0"):
         told = json.loads(answers["evaluate"].stdout)
-        assert told["colour"] == results(model.parent)["tasks"]["colour"]
+        assert told["colour"].items() >= results(model.parent)["tasks"]["colour"].items()
 
 
 def test_auto_takes_the_gate_of_least_held_out_loss(tuned):

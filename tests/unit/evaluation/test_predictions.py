@@ -5,14 +5,14 @@ import pytest
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import encode_columns
+from ds_moe_mtl.evaluation.bootstrap import weighted_score
 from ds_moe_mtl.evaluation.predictions import (
     FILE,
     collect_predictions,
     read_predictions,
     write_predictions,
 )
-from ds_moe_mtl.studies.bootstrap import weighted_score
-from ds_moe_mtl.studies.units import units_of
+from ds_moe_mtl.evaluation.units import units_of
 from ds_moe_mtl.tasks import TaskSpec, get_task
 from ds_moe_mtl.tasks.metrics import score
 from tests.support.paths import minilm_tokenizer

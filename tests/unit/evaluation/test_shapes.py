@@ -9,6 +9,7 @@ import torch
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import collate, encode_columns
 from ds_moe_mtl.evaluation import MultiTaskModel
+from ds_moe_mtl.evaluation.bootstrap import weighted_score
 from ds_moe_mtl.evaluation.outputs import task_result, with_thresholds
 from ds_moe_mtl.evaluation.predictions import (
     collect_predictions,
@@ -16,11 +17,10 @@ from ds_moe_mtl.evaluation.predictions import (
     write_predictions,
 )
 from ds_moe_mtl.evaluation.shapes import best_part, found_answers, tag_lists
+from ds_moe_mtl.evaluation.units import units_of
 from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.models.losses import network_inputs
 from ds_moe_mtl.models.task_fit import fitting_rows
-from ds_moe_mtl.studies.bootstrap import weighted_score
-from ds_moe_mtl.studies.units import units_of
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, routing_options, task_specs
 from ds_moe_mtl.training.step import training_loss

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ds_moe_mtl.studies.units import DevUnits
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.evaluation.predictions import TaskPredictions
+from ds_moe_mtl.evaluation.units import DevUnits, units_of
 
 LEVEL = 0.95
 DRAWS = 2000
-_AT_ONCE = 250  # draws whose weights are in memory together
+SEED = 0  # of the draws of one run: the same rows give the same interval
+_AT_ONCE = 250  # draws whose weights are in memory together, of up to 100,000 rows
+_MOST_PICKS = 200_000_000  # rows of all draws together, where one run is told about
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,22 @@ def interval(observed_S: np.ndarray, drawn_BS: np.ndarray, generator: np.random.
     return Interval(value, float(low), float(high))
 
 
+def score_interval(task: TaskPredictions) -> dict | None:
+    """Return {"low", "high", "level", "draws"} of a task's score over its rows; None of a metric
+    that is not made of rows.
+
+    In percent. There are DRAWS draws, fewer (at least 200) of very many rows.
+    """
+    try:
+        units = units_of(task)
+    except UserError:
+        return None
+    draws = int(np.clip(_MOST_PICKS // len(units.truth_U), 200, DRAWS))
+    drawn_BS = drawn_scores([[units]], draws, np.random.default_rng(SEED))[0]
+    found = interval(drawn_BS.mean(axis=0), drawn_BS, np.random.default_rng(SEED))
+    return {"low": found.low, "high": found.high, "level": LEVEL, "draws": draws}
+
+
 def drawn_scores(
     runs: Sequence[Sequence[DevUnits]], draws: int, generator: np.random.Generator
 ) -> np.ndarray:
@@ -76,8 +96,9 @@ def drawn_scores(
         seeds = [[_part(units, part) for units in side] for side in runs]
         pool = np.unique(np.concatenate([units.ids_U for units in seeds[0]]))
         places = [np.searchsorted(pool, units.ids_U) for units in seeds[0]]
-        for first in range(0, draws, _AT_ONCE):
-            here = slice(first, min(first + _AT_ONCE, draws))
+        at_once = max(1, min(_AT_ONCE, 100_000 * _AT_ONCE // len(pool)))
+        for first in range(0, draws, at_once):
+            here = slice(first, min(first + at_once, draws))
             weights_BP = _counts(len(pool), here.stop - here.start, generator)
             for seed, place in enumerate(places):
                 weights_BU = weights_BP[:, place]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from ds_moe_mtl.evaluation.bootstrap import weighted_score
 from ds_moe_mtl.evaluation.predictions import TaskPredictions
-from ds_moe_mtl.studies.bootstrap import weighted_score
-from ds_moe_mtl.studies.units import units_of
+from ds_moe_mtl.evaluation.units import units_of
 from ds_moe_mtl.tasks.text_metrics import score_text
 from tests.support.predictions import score_predictions
 

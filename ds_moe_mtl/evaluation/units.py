@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ds_moe_mtl.config import UserError
 from ds_moe_mtl.evaluation.predictions import TaskPredictions
-from ds_moe_mtl.studies.shape_units import shape_units
+from ds_moe_mtl.evaluation.shape_units import shape_units
 from ds_moe_mtl.tasks.metrics import (
     OPTION_METRICS,
     answered_places,
@@ -45,7 +46,7 @@ class DevUnits:
 
 
 def units_of(task: TaskPredictions) -> DevUnits:
-    """Return a task's predictions as units."""
+    """Return a task's predictions as units. Raises UserError where they are not made of rows."""
     metric = _SAME_SCORE.get(task.metric, task.metric)
     firsts = np.flatnonzero(np.diff(task.questions, prepend=-1))
     if task.kind == "ranking":
@@ -63,8 +64,10 @@ def units_of(task: TaskPredictions) -> DevUnits:
             truth_U, answer_U = whole_scores(task.labels, task.outputs.reshape(-1))
         elif task.kind == "regression":
             truth_U, answer_U = task.labels, task.outputs.reshape(-1)
-        else:
+        elif task.kind in ("classification", "span"):
             truth_U, answer_U = task.labels.astype(np.int64), task.outputs.argmax(axis=1)
+        else:
+            raise UserError(f"rows of a {task.kind!r} task cannot be drawn again")
     if metric == "spearman":
         answer_U = np.unique(answer_U, return_inverse=True)[1]
     ids_U = _distinct(np.bitwise_xor.reduceat(task.rows, firsts))

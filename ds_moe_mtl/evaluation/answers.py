@@ -1,13 +1,14 @@
-"""What a model answered on a task's dev rows, by kind of task: right, wrong, and how costly.
+"""What a model answered on a task's rows, by kind of task: right, wrong, and how costly.
 
-A kind that is not in READERS has its scores on the page and nothing here: to show more of it, write
-a function from its predictions to Answers and name it there.
+To read another kind of task, write a function from its predictions to Answers and name it in
+READERS; `report` and `evaluate` show what is there.
 
 N sequences, C outputs of a head, U examples (a question with several sequences is one), K classes.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,13 @@ import numpy as np
 from ds_moe_mtl.evaluation.predictions import TaskPredictions
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.metrics import answered_places
+from ds_moe_mtl.tasks.shape_metrics import (
+    OUTSIDE,
+    answer_scores,
+    entity_counts,
+    given_labels,
+    is_bio,
+)
 from ds_moe_mtl.tasks.text_metrics import TEXT_METRICS, score_text
 
 MOST_CLASSES = 30
@@ -32,18 +40,7 @@ class Confusion:
         """Return precision, recall and F1 in percent of each class, None where undefined."""
         right_K = np.diag(self.counts_KK)
         truth_K, answer_K = self.counts_KK.sum(axis=1), self.counts_KK.sum(axis=0)
-        return [
-            {
-                "name": name,
-                "rows": int(truth),
-                "precision": _percent(right, answer),
-                "recall": _percent(right, truth),
-                "f1": _percent(2 * right, truth + answer),
-            }
-            for name, right, truth, answer in zip(
-                self.classes, right_K, truth_K, answer_K, strict=True
-            )
-        ]
+        return _class_scores(self.classes, right_K, truth_K, answer_K)
 
     def mistakes(self, most: int = 12) -> list[tuple[str, str, int]]:
         """Return (right class, answered class, examples) of the commonest mistakes."""
@@ -60,6 +57,7 @@ class Answers:
     """One task's dev examples. losses_U: natural units; cost: what they are, in words.
 
     right and given: as texts. confusion: of classes. numbers: (right, given) of a regression.
+    parts: scores of what an example has several of (labels, entities), as Confusion.by_class gives.
     """
 
     cost: str
@@ -68,6 +66,13 @@ class Answers:
     given: tuple[str, ...]
     confusion: Confusion | None = None
     numbers: tuple[np.ndarray, np.ndarray] | None = None
+    parts: tuple[dict, ...] = ()
+
+    def by_class(self) -> list[dict]:
+        """Return the scores of each label, entity type or class; [] of a kind without."""
+        if self.parts or self.confusion is None:
+            return list(self.parts)
+        return self.confusion.by_class()
 
     def worst(self, most: int) -> list[int]:
         """Return the numbers of the examples with the largest losses, those of no loss left out."""
@@ -86,15 +91,13 @@ def _classes(task: TaskPredictions, spec: TaskSpec | None) -> Answers:
     log_NC -= np.log(np.exp(log_NC).sum(axis=1, keepdims=True))
     truth_N, answer_N = task.labels.astype(np.int64), task.outputs.argmax(axis=1)
     names = task.classes or tuple(map(str, range(log_NC.shape[1])))
-    counts_KK = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(counts_KK, (truth_N, answer_N), 1)
     share_N = np.exp(log_NC[np.arange(len(log_NC)), answer_N])
     return Answers(
         "cross-entropy",
         -log_NC[np.arange(len(log_NC)), truth_N],
         tuple(names[k] for k in truth_N),
         tuple(f"{names[k]} ({100 * p:.0f}%)" for k, p in zip(answer_N, share_N, strict=True)),
-        Confusion(tuple(names), counts_KK),
+        _counted(names, truth_N, answer_N),
     )
 
 
@@ -119,7 +122,9 @@ def _ranking(task: TaskPredictions, spec: TaskSpec | None) -> Answers:
     losses_U = np.bincount(task.questions, weights=loss_N) / counts_U
     right_U, given_U = answered_places(task.outputs[:, 1:], task.labels, task.questions)
     names = spec.choices if spec is not None else _places(counts_U.max())
-    return Answers("mean cross-entropy of the choices", losses_U, *_named(names, right_U, given_U))
+    texts = _named(names, right_U, given_U)
+    confusion = _counted(names, right_U, given_U)
+    return Answers("mean cross-entropy of the choices", losses_U, *texts, confusion)
 
 
 def _options(task: TaskPredictions, spec: TaskSpec | None) -> Answers:
@@ -156,6 +161,53 @@ def _texts(task: TaskPredictions, spec: TaskSpec | None) -> Answers:
     )
 
 
+def _labels(task: TaskPredictions, spec: TaskSpec | None) -> Answers:
+    """Any number of labels: the loss is the mean over them."""
+    logits_NL, truth_NL = task.outputs.astype(np.float64), task.labels > 0
+    given_NL = given_labels(task.outputs, task.thresholds)
+    losses_NL = np.logaddexp(0, np.where(truth_NL, -logits_NL, logits_NL))
+    counts = ((truth_NL & given_NL).sum(0), truth_NL.sum(0), given_NL.sum(0))
+    return Answers(
+        "mean cross-entropy of the labels",
+        losses_NL.mean(axis=1),
+        _some_of(task.classes, truth_NL),
+        _some_of(task.classes, given_NL),
+        parts=tuple(_class_scores(task.classes, *counts)),
+    )
+
+
+def _tags(task: TaskPredictions, spec: TaskSpec | None) -> Answers:
+    """Tags of words; parts are entities where the tags mark them."""
+    right, given = (tuple(texts.tolist()) for texts in (task.labels, task.outputs))
+    words = [[text.split() for text in texts] for texts in (right, given)]
+    place = {name: number for number, name in enumerate(task.classes)}
+    flat = [np.array([place[tag] for tags in rows for tag in tags]) for rows in words]
+    wrong = [sum(a != b for a, b in zip(*row, strict=True)) for row in zip(*words, strict=True)]
+    parts: tuple[dict, ...] = ()
+    if is_bio(task.classes):
+        types = sorted({tag[2:] for tag in task.classes if tag != OUTSIDE})
+        counts = [entity_counts(*words[::-1], kind).sum(axis=0) for kind in types]
+        right_K, given_K, there_K = np.array(counts).T
+        parts = tuple(_class_scores(types, right_K, there_K, given_K))
+    return Answers(
+        "words with another tag",
+        np.array(wrong, dtype=np.float64),
+        right,
+        given,
+        _counted(task.classes, *flat),
+        parts=parts,
+    )
+
+
+def _found(task: TaskPredictions, spec: TaskSpec | None) -> Answers:
+    """Parts of a context: an example costs what its word F1 lacks of 1."""
+    wanted = [json.loads(text) for text in task.labels.tolist()]
+    given = tuple(task.outputs.tolist())
+    scores_N = answer_scores("word_f1", given, wanted)
+    right = tuple(" / ".join(dict.fromkeys(answers)) for answers in wanted)
+    return Answers("what its word F1 lacks of 1", 1 - scores_N, right, given)
+
+
 _SCORED_ALONE = tuple(set(TEXT_METRICS) - {"macro_f1", "matthews", "pearson"})
 
 READERS: dict[str, Callable[[TaskPredictions, TaskSpec | None], Answers]] = {
@@ -165,12 +217,40 @@ READERS: dict[str, Callable[[TaskPredictions, TaskSpec | None], Answers]] = {
     "ranking": _ranking,
     "options": _options,
     "text": _texts,
+    "multilabel": _labels,
+    "tags": _tags,
+    "answer": _found,
 }
-"""From a kind of task to what the page shows of its dev rows."""
+"""From a kind of task to what is shown of its rows."""
 
 
 def _named(names, right_U: np.ndarray, given_U: np.ndarray) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names[place] for place in places) for places in (right_U, given_U))
+
+
+def _counted(names: Sequence[str], right_U: np.ndarray, given_U: np.ndarray) -> Confusion:
+    counts_KK = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(counts_KK, (right_U, given_U), 1)
+    return Confusion(tuple(names), counts_KK)
+
+
+def _class_scores(names: Sequence[str], right_K, truth_K, answer_K) -> list[dict]:
+    return [
+        {
+            "name": name,
+            "rows": int(truth),
+            "precision": _percent(right, answer),
+            "recall": _percent(right, truth),
+            "f1": _percent(2 * right, truth + answer),
+        }
+        for name, right, truth, answer in zip(names, right_K, truth_K, answer_K, strict=True)
+    ]
+
+
+def _some_of(names: Sequence[str], which_NL: np.ndarray) -> tuple[str, ...]:
+    return tuple(
+        ", ".join(names[i] for i in np.flatnonzero(which_L)) or "(none)" for which_L in which_NL
+    )
 
 
 def _places(count: int) -> tuple[str, ...]:

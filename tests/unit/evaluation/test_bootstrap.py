@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ds_moe_mtl.studies.bootstrap import drawn_scores, interval, weighted_score
+from ds_moe_mtl.evaluation.bootstrap import drawn_scores, interval, weighted_score
 from ds_moe_mtl.tasks.metrics import METRICS
 from tests.support.units import make_units
 
