@@ -11,7 +11,7 @@ from ds_moe_mtl.config.complaint import complaint
 from ds_moe_mtl.config.document import parse_yaml
 from ds_moe_mtl.config.errors import UserError
 from ds_moe_mtl.config.files import REPOSITORY, displayed, locate, read_text
-from ds_moe_mtl.config.schema import CountOrZero, Name, Section, Seed, Text
+from ds_moe_mtl.config.section import CountOrZero, Name, Section, Seed, Text
 
 STUDIES = REPOSITORY / "ds_configs" / "studies"
 

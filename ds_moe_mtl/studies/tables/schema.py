@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 from ds_moe_mtl.config.document import parse_yaml
 from ds_moe_mtl.config.errors import UserError
 from ds_moe_mtl.config.files import REPOSITORY, displayed, read_text
-from ds_moe_mtl.config.schema import Count, Section, Text
+from ds_moe_mtl.config.section import Count, Section, Text
 
 REPRODUCE = REPOSITORY / "ds_configs" / "reproduce"
 
