@@ -111,12 +111,10 @@ def scores(column: str, values: Sequence, origin: str) -> np.ndarray:
 
 def not_a_score(column: str, value) -> str:
     """In words that a value cannot be a score, nor a class where it is a table's word for none."""
+    hint = ""
     if isinstance(value, str) and is_not_finite(value):
-        return (
-            f"label {shown(value)} in column {column!r} is how tables write a number that is "
-            f"missing; a class of that name needs another one"
-        )
-    return f"label {shown(value)} in column {column!r} is not a finite number"
+        hint = ", but what tables write for a missing one; a class needs another name"
+    return f"label {shown(value)} in column {column!r} is not a finite number{hint}"
 
 
 def is_unicode(text: str) -> bool:

@@ -128,7 +128,7 @@ CASES = {
     "a hook of no module": (lambda f: ["hooks=nosuch.module:Hook"], ["cannot be imported"]),
     "a class called nan": (
         lambda f: [task(f, "nan")],
-        ["label 'nan'", "a class of that name needs another one"],
+        ["label 'nan'", "a class needs another name"],
     ),
 }
 
