@@ -19,7 +19,7 @@ from ds_moe_mtl.engine.kernel_update import Verdict, update_by_kernels
 from ds_moe_mtl.engine.shapes import set_shapes
 from ds_moe_mtl.engine.zero_update import update_in_one_pass
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
+from ds_moe_mtl.models.token_level.moe_layer import MoELayer
 from ds_moe_mtl.ranks.rendezvous import Ranks, apply, free_port
 from moe_kernels.verified import choose
 
@@ -135,7 +135,7 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
     from ds_moe_mtl.moe import to_deepspeed
 
     _import_muon()
-    if _trains_experts(network):
+    if not _experts_are_frozen(network):
         to_deepspeed(network, config.moe.ep_size)
     train = config.train
     groups = parameter_groups(network, train.weight_decay, train.betas, config.moe.gate_momentum)
@@ -161,15 +161,13 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
     return engine
 
 
-def _trains_experts(network: MultiTaskNetwork) -> bool:
-    """Whether an expert learns. Frozen ones stay in the plain form: DeepSpeed has no group for them
-    and refuses a model with its own MoE layers and no weights of experts to train.
+def _experts_are_frozen(network: MultiTaskNetwork) -> bool:
+    """Whether there are experts and none learns. They stay in the plain form: DeepSpeed has no group
+    for them, and refuses a model with layers of its own and no weights of experts to train.
     """
-    return any(
-        parameter.requires_grad
-        for ffn in routed_ffns(network)
-        for parameter in ffn.moe.experts.parameters()
-    )
+    layers = [layer for layer in network.modules() if isinstance(layer, MoELayer)]
+    parameters = [parameter for layer in layers for parameter in layer.experts.parameters()]
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def set_learning_rate(engine, rate: float, rates: Mapping[str, float]) -> None:
