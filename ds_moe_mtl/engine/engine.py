@@ -162,8 +162,8 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
 
 
 def _experts_are_frozen(network: MultiTaskNetwork) -> bool:
-    """Whether there are experts and none learns. They stay in the plain form: DeepSpeed has no group
-    for them, and refuses a model with layers of its own and no weights of experts to train.
+    """Whether there are experts and none learns. They stay in the plain form: DeepSpeed refuses a
+    model with MoE layers of its own and no weights of experts to train.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, MoELayer)]
     parameters = [parameter for layer in layers for parameter in layer.experts.parameters()]
