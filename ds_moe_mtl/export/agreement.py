@@ -46,8 +46,8 @@ class Agreement:
     """How an export's outputs differ from its source's on `rows` dev rows of a task.
 
     A row is a sequence, or a word or token where a head reads those (`unit`).
-    largest_difference: of probabilities, or of scores. other_answers: rows, or questions, that are answered otherwise,
-    ties apart; None for a regression. before, after: the metric in percent.
+    largest_difference: of probabilities, or of scores. other_answers: rows, or questions, that
+    are answered otherwise, ties apart; None for a regression. before, after: the metric in percent.
     """
 
     rows: int
