@@ -40,6 +40,17 @@ def choose(plan: dict) -> dict:
     )
 
 
+def new_files(folder: Path) -> tuple[Path, Path]:
+    """Return the paths that write_job writes. Raises UserError where one exists: the script has
+    lines that a user fills in.
+    """
+    files = folder / "deepspeed.json", folder / "run.sbatch"
+    for path in files:
+        if path.exists():
+            raise UserError(f"--write: {path} exists; allowed: another folder")
+    return files
+
+
 def write_job(
     folder: Path, paper: RunOnPaper, plan: dict, config_name: str, overrides: Sequence[str]
 ) -> list[Path]:
@@ -50,13 +61,13 @@ def write_job(
     command, whose paths are absolute. Raises UserError where none fits.
     """
     row, machine = choose(plan), paper.machine
+    files = new_files(folder)
     folder.mkdir(parents=True, exist_ok=True)
     native = read_deepspeed(Path(paper.workload.config.deepspeed))
     native["zero_optimization"] = {
         **native.get("zero_optimization", {}),
         "stage": row["zero_stage"],
     }
-    files = folder / "deepspeed.json", folder / "run.sbatch"
     files[0].write_text(json.dumps(native, indent=2) + "\n")
     kept = [text for text in overrides if text.split("=")[0] not in ("deepspeed", "moe.ep_size")]
     arguments = [

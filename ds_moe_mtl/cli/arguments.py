@@ -130,8 +130,13 @@ def run_config(folder: Path) -> RunConfig | None:
 
 
 def data_root(given: str | None, folder: Path) -> str | None:
-    """Return --data-root, or the root of the run that the folder belongs to (None: the Hub)."""
+    """Return --data-root, or the root of the run that the folder belongs to (None: the Hub).
+
+    Raises UserError for a --data-root that is not there.
+    """
     if given is not None:
+        if given != "embedded" and not Path(given).is_dir():
+            raise UserError(f"--data-root: {given}: no such folder; allowed: a folder, or embedded")
         return given
     config = run_config(folder)
     return config.data.root if config is not None else None

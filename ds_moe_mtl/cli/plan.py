@@ -107,6 +107,10 @@ def _plan(asked: _Plan) -> int:
         if not asked.json:
             print(line, flush=True)
 
+    if asked.write is not None:
+        from ds_moe_mtl.benchmark.job_files import choose, new_files, write_job
+
+        new_files(asked.write)  # before the work
     machine, memory = _machine(asked, config.train.precision, say)
     workload = find_workload(config, asked.shape, say)
     # Planned for GPUs where there are any, or their memory is given; else for this CPU.
@@ -114,8 +118,6 @@ def _plan(asked: _Plan) -> int:
     plan = report(paper, memory, _calibrated(asked, config, machine.gpus, say))
     show(plan, say)
     if asked.write is not None:
-        from ds_moe_mtl.benchmark.job_files import choose, write_job
-
         _say_what_differs(config.moe.ep_size, choose(plan)["ep_size"], say)
         name = asked.config or str(DEFAULT_EXPERIMENT)
         for path in write_job(asked.write, paper, plan, name, asked.overrides):

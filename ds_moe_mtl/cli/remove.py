@@ -39,21 +39,22 @@ def _remove(asked: _Removal) -> int:
     from ds_moe_mtl.export.prune import prune
 
     model = MultiTaskModel.from_pretrained(asked.folder)
+    root = data_root(asked.data_root, asked.folder)
     names = tuple(dict.fromkeys(asked.task))
     prune(model, names, asked.output)
     kept = [name for name in model.specs if name not in names]
     print(f"{asked.output}: {len(kept)} tasks ({', '.join(kept)}), without {', '.join(names)}")
     if model.description["routing"] and model.description["routing"]["combine"] == "top1":
-        _tell_unused(model, kept, asked)
+        _tell_unused(model, kept, root)
     return 0
 
 
-def _tell_unused(model, kept: list[str], asked: _Removal) -> None:
+def _tell_unused(model, kept: list[str], root: str | None) -> None:
     """Say which experts no task that stays uses, where the dev rows are there."""
     from ds_moe_mtl.export.prune import EXAMPLES, unused_experts
 
     try:
-        unused = unused_experts(model, kept, data_root(asked.data_root, asked.folder))
+        unused = unused_experts(model, kept, root)
     except UserError as error:
         print(f"which experts are used was not looked at: {error}", file=sys.stderr)
         return

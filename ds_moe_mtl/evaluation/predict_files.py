@@ -122,7 +122,8 @@ def predict_file(
         for chunk in stream.chunks(ROWS_AT_ONCE, skip):
             answered, faults = _answered(model, tasks, chunk, wish, source)
             if faults and not wish.skip_bad:
-                raise UserError(f"{source}: {faults[0]}; allowed: --bad-rows skip")
+                hint = "--bad-rows skip" + (", and another --output" if skip + rows else "")
+                raise UserError(f"{source}: {faults[0]}; allowed: {hint}")
             if shards:
                 _check_keys(answered, columns, shards.suffix, source)
                 shards.add(answered)

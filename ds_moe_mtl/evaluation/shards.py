@@ -52,7 +52,8 @@ class Shards:
             self._lock.close()
             raise UserError(f"{self.output}: another process writes it") from None
         about = self.folder / "about.json"
-        before = read_json(about) if about.is_file() else self.about
+        # What was begun without a piece holds nothing that could be mixed up.
+        before = read_json(about) if about.is_file() and self._pieces() else self.about
         if before != self.about:
             self._lock.close()
             differs = [k for k in {**before, **self.about} if before.get(k) != self.about.get(k)]

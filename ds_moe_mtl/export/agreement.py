@@ -34,6 +34,9 @@ TOKENS_PER_BATCH = 2048
 _SCORES = ("regression", "options", "answer")
 """Kinds whose outputs are compared as they are: no probability says more than they do."""
 
+_UNITS = {"tags": "words of dev rows", "answer": "tokens of dev rows"}
+"""What is compared of kinds whose heads read more than one place of a row."""
+
 Run = Callable[[MultiTaskBatch], torch.Tensor]
 """From a batch to its outputs [B, C], or [B, S, C] of a head that reads tokens."""
 
@@ -42,9 +45,9 @@ Run = Callable[[MultiTaskBatch], torch.Tensor]
 class Agreement:
     """How an export's outputs differ from its source's on `rows` dev rows of a task.
 
-    A row is a sequence, or a word or token where a head reads those. largest_difference: of
-    probabilities, or of scores. other_answers: rows, or questions, that are answered otherwise,
-    ties apart; None for a regression. before, after: the metric in percent.
+    A row is a sequence, or a word or token where a head reads those (`unit`).
+    largest_difference: of probabilities, or of scores. other_answers: rows, or questions, that
+    are answered otherwise, ties apart; None for a regression. before, after: the metric in percent.
     """
 
     rows: int
@@ -56,6 +59,7 @@ class Agreement:
     after: float
     scores: bool = False
     score_range: float = 1.0
+    unit: str = "dev rows"
 
     @property
     def exact(self) -> bool:
@@ -69,7 +73,7 @@ class Agreement:
         what = "scores" if self.scores else "probabilities"
         others = "" if self.other_answers is None else f", {self.other_answers:,} other answers"
         return (
-            f"{task}: {self.rows:,} dev rows, {what} differ by at most "
+            f"{task}: {self.rows:,} {self.unit}, {what} differ by at most "
             f"{self.largest_difference:.1e}{others}; {self.metric} {self.before:.2f} -> "
             f"{self.after:.2f}"
         )
@@ -114,7 +118,8 @@ def compare(
         task_result(spec, outputs, split)["value"] for outputs in (wanted_NC, found_NC)
     )
     scores = spec.kind in _SCORES
-    told = (spec.metric, before, after, scores, scale)
+    unit = _UNITS.get(spec.kind, "dev rows")
+    told = (spec.metric, before, after, scores, scale, unit)
     return Agreement(split.num_outputs, largest, others, ties, *told)
 
 

@@ -134,8 +134,8 @@ def _base(job: FineTuning) -> list[str]:
     config = _run_config(Path(job.model))
     rows = [*_rows_of(job.experiment), *(config.task_rows if config else ())]
     named = [row for row in rows if not isinstance(row, str) and row.name == job.task]
-    if not named and description is not None:
-        _check_known(job.task, [task["name"] for task in description["tasks"]])
+    if not named:
+        _check_known(job, description)
     task = json.dumps(named[0].model_dump(mode="json")) if named else json.dumps(job.task)
     values = {"tasks": f"[{task}]"}
     if config is not None:
@@ -157,13 +157,16 @@ def form_overrides(description: Mapping, model: str) -> dict[str, str]:
     return values
 
 
-def _check_known(task: str, its_tasks: Sequence[str]) -> None:
-    """Raise UserError, which lists a model's own tasks, for a task that nobody knows."""
+def _check_known(job: FineTuning, description: Mapping | None) -> None:
+    """Raise UserError for a task that nobody knows: it lists those of the model, if there is one."""
     try:
-        get_task(task)
+        get_task(job.task)
     except UserError as error:
-        known = ", ".join(its_tasks)
-        raise UserError(f"--task {task}: the model's tasks: {known}; {error}") from None
+        if description is None:
+            there = f"{job.model} is no trained model, whose tasks it could be"
+        else:
+            there = f"the model's tasks: {', '.join(task['name'] for task in description['tasks'])}"
+        raise UserError(f"--task {job.task}: {there}; {error}") from None
 
 
 def _rows_of(experiment: Path) -> Sequence:

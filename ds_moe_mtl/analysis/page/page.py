@@ -159,7 +159,7 @@ def _run_view(
 
 def _expert_names(run: StoredRun) -> list[str]:
     loads_SLE = run.parts[0].course.loads_SLE
-    return [f"expert {e + 1}" for e in range(0 if loads_SLE is None else loads_SLE.shape[2])]
+    return [f"expert {e}" for e in range(0 if loads_SLE is None else loads_SLE.shape[2])]
 
 
 def _task_view(run: StoredRun, task: str, rows: DevRows | None, most: int) -> dict:

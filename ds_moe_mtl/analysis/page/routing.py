@@ -128,7 +128,7 @@ def routes_table(routes: RouteShares, order: Sequence[int]) -> Heat:
     return heat(
         "task",
         [routes.tasks[task] for task in order],
-        [str(expert) for _ in range(layers) for expert in range(1, experts + 1)],
+        [str(expert) for _ in range(layers) for expert in range(experts)],
         percent,
         scale=100,
         form="{:.0f}",
@@ -152,7 +152,7 @@ def experts_table(losses: ExpertLosses, layers: Sequence[int], order: Sequence[s
     return heat(
         "task",
         tasks,
-        [str(expert) for _ in layers for expert in range(1, experts + 1)],
+        [str(expert) for _ in layers for expert in range(experts)],
         rises_KX,
         scale=max(float(np.abs(rises_KX).max()), 1e-9),
         form="{:.0f}",

@@ -125,6 +125,14 @@ def test_written_files_describe_a_job_that_loads_from_any_folder(
     }
     config = load_config(arguments[0], arguments[1:])
     assert resolve_deepspeed(config, 6)["zero_optimization"]["stage"] == 1
+    (job / "run.sbatch").write_text("#SBATCH --partition=mine")
+    (job / "deepspeed.json").unlink()
+    capsys.readouterr()
+    assert main(["plan", str(tiny / "run.yaml"), *machine, "--write", str(job)]) == 2
+    said = capsys.readouterr()
+    assert "run.sbatch exists; allowed: another folder" in said.err and not said.out
+    assert (job / "run.sbatch").read_text() == "#SBATCH --partition=mine"
+    assert not (job / "deepspeed.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,40 @@ def test_a_bad_row_ends_the_work_with_its_line_or_goes_without_an_answer(folder,
     assert "3 of 5 rows have no answer; the first: line 2" in said.err
 
 
+def test_a_data_root_that_is_not_there_is_refused(folder, tmp_path, capsys):
+    model, less = str(folder / "model"), tmp_path / "less"
+    for words in (
+        ["evaluate", model],
+        ["routes", model],
+        ["remove", model, "--task", "colour", "--output", str(less)],
+    ):
+        assert main([*words, "--data-root", str(tmp_path / "no")]) == 2
+        said = capsys.readouterr()
+        assert "--data-root: " in said.err and "no such folder" in said.err and not said.out
+    assert not less.exists()
+
+
+def test_a_bad_row_that_is_skipped_at_the_second_try_needs_no_other_output(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("ds_moe_mtl.evaluation.predict_files.ROWS_AT_ONCE", 2)
+    source, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    words = ["predict", str(folder / "model"), "--task", "colour", "--input", str(source)]
+    words += ["--output", str(output)]
+    for lines, hint in (
+        (['{"text": 5}', '{"text": "red"}', '{"text": "a cat"}'], "allowed: --bad-rows skip\n"),
+        (['{"text": "red"}', '{"text": "a cat"}', "{"], "skip, and another --output\n"),
+    ):
+        source.write_text("\n".join(lines))
+        assert main(words) == 2
+        assert capsys.readouterr().err.endswith(hint)
+        again = output if hint.startswith("allowed") else tmp_path / "other.jsonl"
+        words[-1] = str(again)
+        assert main([*words, "--bad-rows", "skip"]) == 0
+        assert len(again.read_text().splitlines()) == 3
+        words[-1] = str(tmp_path / "second.jsonl")
+
+
 def test_a_killed_prediction_goes_on_and_ends_with_the_same_file(folder, tmp_path):
     source = _write_rows(tmp_path / "rows.csv", 400)
     program = (

@@ -40,6 +40,16 @@ def test_pieces_that_were_begun_again_make_the_whole_file(tmp_path, suffix):
         assert json.loads(found[1]["p"]) == {"x": 0.1}
 
 
+def test_a_beginning_without_pieces_hinders_nothing(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with Shards(path, {"bad_rows": "stop"}, ["a"]):
+        pass
+    with Shards(path, {"bad_rows": "skip"}, ["a"]) as shards:
+        shards.add([{"a": 1}])
+    with pytest.raises(UserError, match="differs in bad_rows"), Shards(path, {}, ["a"]):
+        pass
+
+
 def test_pieces_of_something_else_are_not_continued_and_stay(tmp_path):
     path = tmp_path / "out.jsonl"
     with Shards(path, {"input": "one"}, ["a"]) as shards:

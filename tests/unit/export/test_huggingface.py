@@ -55,6 +55,9 @@ def test_the_opened_folder_gives_what_the_packed_model_gives_on_every_dev_row(
     export_huggingface(opened, tmp_path / "out", "same", "a card", said.append)
     about = json.loads((tmp_path / "out/export.json").read_text())
     assert about["tasks"].keys() == opened.model.specs.keys() and len(said) == 6
+    units = {name: found["unit"] for name, found in about["tasks"].items()}
+    read_by_word = [n for n, spec in opened.model.specs.items() if spec.kind == "tags"]
+    assert read_by_word == [n for n, unit in units.items() if unit == "words of dev rows"] != []
     for found in about["tasks"].values():
         assert found["largest_difference"] < 1e-5, found
         assert found["other_answers"] in (0, None) and found["before"] == found["after"]
