@@ -158,7 +158,7 @@ def form_overrides(description: Mapping, model: str) -> dict[str, str]:
 
 
 def _check_known(job: FineTuning, description: Mapping | None) -> None:
-    """Raise UserError for a task that nobody knows: it lists those of the model, if there is one."""
+    """Raise UserError for a task that nobody knows; it lists those of the model."""
     try:
         get_task(job.task)
     except UserError as error:
