@@ -103,11 +103,10 @@ def test_a_parquet_keeps_the_types_of_its_input_and_may_have_no_rows(tmp_path):
 
 @pytest.mark.parametrize("values", [[2**70], [2**53 + 1, 0.5], ["x", 1]])
 def test_values_without_a_type_are_one_line(tmp_path, values):
-    with Shards(tmp_path / "out.parquet", {}, ["a"]) as shards:
-        with pytest.raises(UserError, match="of no one type"):
-            shards.add([{"a": value} for value in values])
-    with Shards(tmp_path / "other.parquet", {}, ["a"]) as shards:
-        with pytest.raises(UserError, match="of no one type"):
-            for value in values:
-                shards.add([{"a": value}])
+    rows = [{"a": value} for value in values]
+    for name, pieces in (("one", [rows]), ("other", [[row] for row in rows])):
+        path = tmp_path / f"{name}.parquet"
+        with pytest.raises(UserError, match="of no one type"), Shards(path, {}, ["a"]) as shards:
+            for piece in pieces:
+                shards.add(piece)
             shards.finish()
