@@ -44,10 +44,8 @@ def test_whole_numbers_are_classes_in_the_order_of_numbers_however_long(tmp_path
 @pytest.mark.parametrize("others", [["x", "y"], ["1", "2"], [0.5, 1.5]])
 def test_nan_and_infinity_are_no_labels(tmp_path, bad, others):
     path = write(tmp_path / "a.jsonl", others * 10 + [bad] * 3)
-    with pytest.raises(
-        UserError,
-        match=r"row 20 \(from 0\): .* (is not a finite number|how tables write a number that is missing).* \(3 such",
-    ):
+    said = r"row 20 \(from 0\): .* (is not a finite|how tables write a) number.* \(3 such"
+    with pytest.raises(UserError, match=said):
         own(path)
 
 
