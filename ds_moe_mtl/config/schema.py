@@ -355,6 +355,11 @@ class RunConfig(Section):
                 f"moe.ep_size = {self.moe.ep_size} with start.train = new, where no expert is "
                 "trained; allowed: 1"
             )
+        if self.start.train == "new" and self.moe.expert_pull:
+            raise ValueError(
+                f"moe.expert_pull = {self.moe.expert_pull} with start.train = new, where no expert "
+                "moves; allowed: 0"
+            )
         if self.start.keep_tasks and self.model.kind == "single":
             raise ValueError(
                 "start.keep_tasks with model.kind = single, a model a task; allowed: false"

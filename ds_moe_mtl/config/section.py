@@ -11,6 +11,9 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy's and PyTorch's generators take
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[
+    float, Field(gt=0, le=1e6)
+]  # losses are float32: what a weight makes of them too
 
 
 def as_tuple(value: Any) -> Any:

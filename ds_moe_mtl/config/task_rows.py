@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 from pydantic import model_validator as _model_validator
 
-from ds_moe_mtl.config.section import Count, Name, Positive, Section, Text, as_columns, as_tuple
+from ds_moe_mtl.config.section import Count, Name, Section, Text, Weight, as_columns, as_tuple
 
 ClassName = str | int | float | bool  # as YAML reads it
 _LONGEST_NAME = 100  # of a task: folders and files are called by it
 Classes = Annotated[tuple[ClassName, ...], Field(min_length=2), BeforeValidator(as_tuple)]
 Metrics = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(as_tuple)]
-ClassWeights = Literal["balanced"] | dict[str | int | float, Positive]
+ClassWeights = Literal["balanced"] | dict[str | int | float, Weight]
 
 
 def check_metrics(task: "OwnTask | KnownTask") -> None:
@@ -53,8 +53,8 @@ class OwnTask(Section):
     max_length: Annotated[int, Field(ge=8)] | None = None
     prefix: str = ""  # before the first text
     class_weights: ClassWeights | None = None  # of the loss
-    loss_weight: Positive = 1.0
-    sampling_weight: Positive = 1.0
+    loss_weight: Weight = 1.0
+    sampling_weight: Weight = 1.0
     # Of the labels' probabilities, kind multilabel; null: one a label, chosen on the dev rows.
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
 
@@ -127,8 +127,8 @@ class KnownTask(Section):
     max_length: Annotated[int, Field(ge=8)] | None = None
     prefix: str = ""
     class_weights: ClassWeights | None = None
-    loss_weight: Positive = 1.0
-    sampling_weight: Positive = 1.0
+    loss_weight: Weight = 1.0
+    sampling_weight: Weight = 1.0
 
     @_model_validator(mode="after")
     def _metrics_once(self) -> "KnownTask":

@@ -64,7 +64,9 @@ class ContextUnits:
         if self._right is not None:
             gold = self._right[row]
             touching = np.flatnonzero((chars[:, 0] < gold.end) & (chars[:, 1] > gold.start))
-            if len(touching) and chars[touching[-1], 1] >= gold.end:  # else it was cut
+            # An answer may end in characters of which no token is made (an accent, a blank).
+            whole = len(chars) and (chars[-1, 1] >= gold.end or not encoding.overflowing)
+            if len(touching) and whole:  # else it was cut
                 labels[touching[0]] |= FIRST
                 labels[touching[-1]] |= LAST
         self._places.append(places.astype(np.int32))

@@ -181,7 +181,7 @@ def _cut(train: EncodedSplit, dev: EncodedSplit) -> list[str]:
     if not train.cut + dev.cut:
         return []
     shares = [100 * split.cut / split.num_examples for split in (train, dev)]
-    return [f"cut at max_length: {shares[0]:.2g}% of train, {shares[1]:.2g}% of dev"]
+    return [f"cut at max_length: {shares[0]:.3g}% of train, {shares[1]:.3g}% of dev"]
 
 
 def _plain(name: str) -> str:

@@ -21,7 +21,7 @@ from ds_moe_mtl.data.tagged import WordUnits, check_words, tag_numbers
 from ds_moe_mtl.data.tokens import Arrays, tokenise, tokenise_targets
 from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 
-CACHE_FORMAT = 2  # raise it when the arrays of a split change their meaning
+CACHE_FORMAT = 3  # raise it when the arrays of a split change their meaning
 
 
 CONTENT = (

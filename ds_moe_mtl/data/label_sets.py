@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ds_moe_mtl.data.faults import Faults
-from ds_moe_mtl.data.rows import label_name, shown
+from ds_moe_mtl.data.rows import is_unicode, label_name, shown
 from ds_moe_mtl.tasks import TaskSpec
-from ds_moe_mtl.tasks.numbers import number
+from ds_moe_mtl.tasks.numbers import is_not_finite, number
 
 _WORDS = {"true": True, "yes": True, "false": False, "no": False}
 
@@ -65,15 +65,22 @@ def _items(value, separator: str) -> list | None:
     if isinstance(value, str):
         text = value.strip()
         if not text.startswith("["):
-            return [item for item in map(str.strip, text.split(separator)) if item]
-        try:
-            value = json.loads(text)
-        except ValueError:
-            return None
+            value = [item for item in map(str.strip, text.split(separator)) if item]
+        else:
+            try:
+                value = json.loads(text)
+            except ValueError:
+                return None
     if not isinstance(value, list):
         return None
-    fit = all(isinstance(item, str | int | float) and label_name(item) for item in value)
-    return value if fit else None
+    return value if all(map(_is_label, value)) else None
+
+
+def _is_label(item) -> bool:
+    """Whether an item is a text or number that names a class: as of classifications, no NaN."""
+    if not isinstance(item, str | int | float) or is_not_finite(item):
+        return False
+    return bool(label_name(item)) and is_unicode(label_name(item))
 
 
 def _yes_or_no(spec: TaskSpec, columns: Mapping[str, list], origin: str) -> np.ndarray:

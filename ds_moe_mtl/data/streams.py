@@ -31,8 +31,9 @@ class Row:
 class RowStream:
     """The rows of a .csv, .tsv, .jsonl or .parquet file, in order.
 
-    columns: as its header, its schema, or the first row of a .jsonl names them. `done` is the share
-    of the file that has been read, 0 to 1. Raises UserError for what is no such file.
+    columns: as its header, its schema, or the first row of a .jsonl names them. types: pyarrow's of
+    a .parquet's columns; of other files none. `done` is the share of the file that has been read, 0
+    to 1. Raises UserError for what is no such file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +43,7 @@ class RowStream:
             raise UserError(f"{path}: no such file")
         self.path = path
         self.done = 0.0
+        self.types = _types(path) if path.suffix.lower() == ".parquet" else {}
         self.columns = tuple(_COLUMNS[path.suffix.lower()](path))
         need_columns(self.columns, self.columns, str(path))  # none twice
 
@@ -122,6 +124,8 @@ def _json_row(place: str, line: bytes) -> Row:
         return Row(place, {}, f"is not JSON ({getattr(error, 'msg', error)})")
     if not isinstance(values, dict):
         return Row(place, {}, "is not a JSON object")
+    if b"\\u" in line and not is_unicode(json.dumps(values, ensure_ascii=False)):
+        return Row(place, {}, "holds half a character (a lone surrogate)")
     return Row(place, values)
 
 
@@ -163,12 +167,16 @@ def _first_keys(path: Path) -> list[str]:
     raise UserError(f"{path}: the file has no rows")
 
 
-def _schema(path: Path) -> list[str]:
+def _types(path: Path) -> dict:
+    return {field.name: field.type for field in _schema(path)}
+
+
+def _schema(path: Path):
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_schema(path).names
+        return pyarrow.parquet.read_schema(path)
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable parquet file ({reason})") from None
@@ -184,5 +192,5 @@ _COLUMNS: dict[str, Callable[[Path], list[str]]] = {
     ".csv": lambda path: _header(path, {}),
     ".tsv": lambda path: _header(path, _TABS),
     ".jsonl": _first_keys,
-    ".parquet": _schema,
+    ".parquet": lambda path: _schema(path).names,
 }

@@ -31,7 +31,7 @@ def check_words(columns: Mapping[str, list], words: str, tags: str | None, origi
             continue
         marks = columns[tags][row]
         if not _is_list(marks) or not all(
-            mark and not any(map(str.isspace, mark)) for mark in marks
+            mark and is_unicode(mark) and not any(map(str.isspace, mark)) for mark in marks
         ):
             faults.add(
                 "tags",

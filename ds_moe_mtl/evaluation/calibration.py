@@ -40,7 +40,7 @@ def confidences(spec: TaskSpec, outputs: np.ndarray, split: EncodedSplit) -> Con
     if spec.kind == "answer":
         answers = found_answers(spec, outputs, split)
         exact_N = answer_scores("exact_match", [a.text for a in answers], gold_answers(split)) == 1
-        shares = answer_probabilities(outputs, split, answers)
+        shares = answer_probabilities(spec, outputs, split)
         return Confidences("the answer", np.array(shares), exact_N)
     if spec.kind in ("ranking", "options"):
         return _of_choices(spec, outputs, split)

@@ -1,7 +1,7 @@
 """A file of rows labelled by a trained model: in order, in bounded memory, and to be continued."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,13 +113,15 @@ def predict_file(
     taken = [name for name in columns if columns.count(name) > 1]
     if taken:
         raise UserError(f"{source}: has a column {taken[0]!r} already; allowed: rename it")
-    shards = None if output is None else Shards(output, _about(model, source, wish), columns)
+    about = None if output is None else _about(model, source, wish)
+    shards = None if output is None else Shards(output, about, columns, stream.types)
     with shards or nullcontext():
         skip = shards.rows if shards else 0
         progress = _Progress(stream, skip, tell)
         rows = bad = 0
         first_fault = None
         for chunk in stream.chunks(ROWS_AT_ONCE, skip):
+            _check_free(chunk, {*columns} - {*stream.columns}, source)
             answered, faults = _answered(model, tasks, chunk, wish, source)
             if faults and not wish.skip_bad:
                 hint = "--bad-rows skip" + (", and another --output" if skip + rows else "")
@@ -227,6 +229,13 @@ def _of_one_row(message: str, task: str) -> str:
     for beginning in (f"{task}: example 0 ", "the examples given: row 0 (from 0): "):
         message = message.removeprefix(beginning)
     return message
+
+
+def _check_free(chunk: Sequence[Row], new: Set[str], source: Path) -> None:
+    """Raise UserError where a row has a key of its own that an answer would take the place of."""
+    for row in chunk:
+        for key in new & row.values.keys():
+            raise UserError(f"{source}: {row.place} has {key!r} already; allowed: rename it")
 
 
 def _check_keys(rows: Sequence[Mapping], columns: Sequence[str], suffix: str, source: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.data import EncodedSplit
-from ds_moe_mtl.evaluation.shapes import predictions_of
+from ds_moe_mtl.evaluation.shapes import best_part, predictions_of
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.shape_metrics import probabilities
 
@@ -57,7 +57,7 @@ def probable_answers(
             {"label": tags, "probabilities": rows} for tags, rows in zip(labels, found, strict=True)
         ]
     if spec.kind == "answer":
-        found = answer_probabilities(outputs, split, labels)
+        found = answer_probabilities(spec, outputs, split)
         return [{"label": a, "probability": p} for a, p in zip(labels, found, strict=True)]
     rows = _by_class(spec, outputs, split, columns)
     return [
@@ -105,20 +105,17 @@ def _of_words(
 
 
 def answer_probabilities(
-    outputs_U2: np.ndarray, split: EncodedSplit, answers: Sequence
+    spec: TaskSpec, outputs_U2: np.ndarray, split: EncodedSplit
 ) -> list[float]:
     """Return the probability of each row's answer; of a context without tokens 0."""
     found = []
-    for row, answer in enumerate(answers):
+    for row in range(split.num_sequences):
         units = slice(int(split.unit_offsets[row]), int(split.unit_offsets[row + 1]))
         if units.start == units.stop:
             found.append(0.0)
             continue
         firsts_U, lasts_U = softmax(outputs_U2[units].T)
-        ends_U2 = split.unit_chars[units]
-        # The answer's text is without blanks at its ends; its first token may begin with one.
-        first = int(np.flatnonzero(ends_U2[:, 1] > answer.start)[0])
-        last = int(np.flatnonzero(ends_U2[:, 0] < max(answer.end, answer.start + 1))[-1])
+        first, last = best_part(outputs_U2[units], spec.longest_answer)
         found.append(float(firsts_U[first] * lasts_U[last]))
     return found
 

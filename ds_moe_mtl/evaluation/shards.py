@@ -6,7 +6,6 @@
 """
 
 import base64
-import csv
 import fcntl
 import io
 import json
@@ -14,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.files import read_json
@@ -25,14 +25,21 @@ class Shards:
     """The pieces of one output file.
 
     about: plain JSON values that say what the rows are made of; pieces of something else are not
-    continued. columns: the output's columns in order, for the formats that have a header.
+    continued. columns: the output's columns in order, for the formats that have a header. types:
+    pyarrow's, of those whose type is known, for a .parquet; of the others they follow from values.
     Use as a context; leaving it without `finish` keeps the pieces.
     Raises UserError where the output is there, or pieces of something else are, or another process
     writes them.
     """
 
-    def __init__(self, output: Path, about: Mapping, columns: Sequence[str]) -> None:
-        self.output, self.columns = output, list(columns)
+    def __init__(
+        self,
+        output: Path,
+        about: Mapping,
+        columns: Sequence[str],
+        types: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.output, self.columns, self.types = output, list(columns), types or {}
         self.suffix = output.suffix.lower()
         if self.suffix not in FORMATS:
             raise UserError(f"--output: {output}: the file must be one of {', '.join(FORMATS)}")
@@ -83,6 +90,8 @@ class Shards:
         whole = self.folder / f"whole{self.suffix}"
         _JOINERS[self.suffix](self, whole)
         os.replace(whole, self.output)
+        for piece in reversed(self._pieces()):  # what is left by a kill here is a beginning
+            piece.unlink()
         shutil.rmtree(self.folder)
 
     def _pieces(self) -> list[Path]:
@@ -112,10 +121,17 @@ def _lines(shards: Shards, rows: Sequence[Mapping]) -> bytes:
 
 
 def _commas(shards: Shards, rows: Sequence[Mapping]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([[_cell(row.get(name)) for name in shards.columns] for row in rows])
-    return text.getvalue().encode()
+    lines = [[_cell(row.get(name)) for name in shards.columns] for row in rows]
+    return "".join(map(_comma_line, lines)).encode()
+
+
+def _comma_line(cells: Sequence[str]) -> str:
+    """Return a line of a .csv; before Python 3.13 csv.writer leaves a lone \\r without quotes."""
+    quoted = (
+        '"{}"'.format(cell.replace('"', '""')) if any(mark in cell for mark in ',"\r\n') else cell
+        for cell in cells
+    )
+    return ",".join(quoted) + "\n"
 
 
 def _tabs(shards: Shards, rows: Sequence[Mapping]) -> bytes:
@@ -128,7 +144,9 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, int | float | bool) else json_line(value)
+    if isinstance(value, int | float | bool):
+        return str(value)
+    return json_line(value) if isinstance(value, dict | list | tuple) else _as_text(value)
 
 
 def _parquet_value(value: object) -> object:
@@ -146,13 +164,11 @@ def _table(shards: Shards, rows: Sequence[Mapping]) -> bytes:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.Table.from_pydict(
-            {name: [_parquet_value(row.get(name)) for row in rows] for name in shards.columns}
-        )
-    except pyarrow.ArrowException as error:
+        table = pyarrow.table({name: _array(shards, name, rows) for name in shards.columns})
+    except (pyarrow.ArrowException, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--output: {shards.output}: a column has values of several types ({reason}); "
+            f"--output: {shards.output}: a column has values of no one type ({reason}); "
             "allowed: a .jsonl"
         ) from None
     buffer = io.BytesIO()
@@ -160,12 +176,20 @@ def _table(shards: Shards, rows: Sequence[Mapping]) -> bytes:
     return buffer.getvalue()
 
 
+def _array(shards: Shards, name: str, rows: Sequence[Mapping]):
+    """Return a column as pyarrow has it. Raises ArrowException or OverflowError where it cannot."""
+    import pyarrow
+
+    values = [row.get(name) for row in rows]
+    if name in shards.types:
+        return pyarrow.array(values, type=shards.types[name])
+    return pyarrow.array(map(_parquet_value, values))
+
+
 def _join_text(shards: Shards, whole: Path) -> None:
     with whole.open("wb") as file:
         if shards.suffix == ".csv":
-            text = io.StringIO(newline="")
-            csv.writer(text, lineterminator="\n").writerow(shards.columns)
-            file.write(text.getvalue().encode())
+            file.write(_comma_line(shards.columns).encode())
         elif shards.suffix == ".tsv":
             file.write(("\t".join(map(_on_one_line, shards.columns)) + "\n").encode())
         for piece in shards._pieces():
@@ -179,20 +203,22 @@ def _join_tables(shards: Shards, whole: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    if not shards._pieces():
+        shards.add([])
     pieces = shards._pieces()
     try:
         schema = pyarrow.unify_schemas(
             [pyarrow.parquet.read_schema(piece) for piece in pieces], promote_options="permissive"
         )
+        with pyarrow.parquet.ParquetWriter(whole, schema) as writer:
+            for piece in pieces:
+                writer.write_table(pyarrow.parquet.read_table(piece).cast(schema))
     except pyarrow.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--output: {shards.output}: a column has values of several types ({reason}); "
+            f"--output: {shards.output}: a column has values of no one type ({reason}); "
             f"allowed: a .jsonl; the rows so far are in {shards.folder}"
         ) from None
-    with pyarrow.parquet.ParquetWriter(whole, schema) as writer:
-        for piece in pieces:
-            writer.write_table(pyarrow.parquet.read_table(piece).cast(schema))
 
 
 _ENCODERS: dict[str, Callable[[Shards, Sequence[Mapping]], bytes]] = {

@@ -64,10 +64,12 @@ def why_not_triton(device: torch.device, dtype: torch.dtype, head_size: int) -> 
 def check_kernels(config: RunConfig, device_type: str) -> None:
     """Raise UserError where a run asks for kernels that cannot run on its devices."""
     device = torch.device(device_type)
-    try:
-        moe_kernels.resolve_impl(config.moe.impl, device)
-    except ValueError as error:
-        raise UserError(f"moe.impl: {error}") from error
+    asked = {"moe.impl": config.moe.impl, "train.update_kernels": config.train.update_kernels}
+    for key, impl in asked.items():
+        try:
+            moe_kernels.resolve_impl(impl, device)
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from error
     dtype = torch.float32 if config.train.precision == "fp32" else torch.bfloat16
     try:
         kernels_on(config.train.encoder_kernels, device, dtype, head_size=8)

@@ -106,6 +106,7 @@ def _continued(plan: RunPlan) -> tuple[MultiTaskNetwork, str]:
         continued_state(network, description, state, start.gate, start.head, plan.specs, kept)
     )
     if start.train == "new":
+        _check_new([spec.name for spec in plan.specs], description)
         known = [spec.key for spec in head_specs_of(description)]
         train_only_new(network, config.model.kind, known)
     return network, state_hash(state)
@@ -131,6 +132,16 @@ def with_untrained(state: dict, network: Network, plan: RunPlan) -> dict:
         [spec.name for spec in plan.kept],
         drawn=state,
     )
+
+
+def _check_new(names: list[str], description: dict) -> None:
+    """Raise ValueError for tasks of a model of which nothing but new tasks is to be trained."""
+    there = [task["name"] for task in description["tasks"] if task["name"] in names]
+    if there:
+        raise ValueError(
+            f"start.train = new, but tasks names {', '.join(there)}, which the model has and which "
+            "would be changed; allowed: all, or new tasks only"
+        )
 
 
 def _check_form(config: RunConfig, description: dict) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ds_moe_mtl.config import UserError
+from ds_moe_mtl.models.kernels import check_kernels
 from tests.distributed.test_skipped import BAD_STEP, NaNLabels
 from tests.support.launch import ROOT, run_ranks
 from tests.support.steps import start_tiny
-from tests.support.tiny import write_tiny
+from tests.support.tiny import tiny_config, write_tiny
 
 CASES = [("bf16", 1, 1.0), ("bf16", 2, 0.05), ("fp32", 1, 0.05)]
 """precision, ep_size, clip; on two ranks."""
@@ -110,3 +112,10 @@ def test_a_skip_is_explained_one_step_later_under_its_own_number(tiny):
         assert all(map(torch.equal, before, bad)) and not all(map(torch.equal, bad, after))
         (last,) = [row for row in result["rows"] if "loss" in row]
         assert last["skipped"] == 1 and last["loss"] == last["loss"]  # no NaN is summed
+
+
+def test_an_update_that_cannot_run_here_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    config = tiny_config(write_tiny(tmp_path), train={"update_kernels": "triton"})
+    with pytest.raises(UserError, match="train.update_kernels: .*Triton needs a GPU"):
+        check_kernels(config, "cpu")

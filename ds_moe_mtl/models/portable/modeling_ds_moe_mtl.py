@@ -319,7 +319,11 @@ class DsMoeMtlForSequenceClassification(DsMoeMtlPreTrainedModel):
         """
         numbers = self.task_numbers(task, len(input_ids))
         hidden_BSD = self.hidden_states(input_ids, attention_mask, token_type_ids, numbers)
-        cls_BD = self.dropout(self.encoder.pool(hidden_BSD[:, 0]))
+        first_B = torch.zeros_like(input_ids[:, 0])  # [CLS]: the first token that is no pad
+        if attention_mask is not None:
+            first_B = (attention_mask != 0).int().argmax(1)
+        cls_BD = hidden_BSD[torch.arange(len(hidden_BSD), device=hidden_BSD.device), first_B]
+        cls_BD = self.dropout(self.encoder.pool(cls_BD))
 
         def head(number, rows):
             if not self.config.heads[number]["spans"]:

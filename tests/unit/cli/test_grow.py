@@ -55,6 +55,8 @@ def grown(tmp_path_factory):
         "none new": ["add", folder / "old", old, f"run.dir={folder / 'none'}"],
         "no such gate": ["add", folder / "old", new, "--gate", "nope", f"run.dir={folder / 'x'}"],
         "spread": ["add", folder / "old", new, "moe.ep_size=2", f"run.dir={folder / 'x'}"],
+        "an old one": ["add", folder / "old", _yaml(folder, "more", ["amount", "same"])],
+        "pull": ["add", folder / "old", new, "moe.expert_pull=0.1", f"run.dir={folder / 'x'}"],
         "a gate of dense": ["add", folder / "dense", new, "--gate", "same"],
         "no model": ["add", folder / "encoder", new],
     }
@@ -131,6 +133,8 @@ def test_two_ranks_add_what_one_adds(grown):
         ("none new", "the model has all of colour, same; allowed: a new one"),
         ("no such gate", "start.gate: 'nope'; allowed: colour, same, random, own"),
         ("spread", "moe.ep_size = 2 with start.train = new"),
+        ("an old one", "start.train = new, but tasks names same, which the model has"),
+        ("pull", "moe.expert_pull = 0.1 with start.train = new"),
         ("a gate of dense", "is a mt_dense model, without gates"),
         ("no model", "no trained model; allowed: a finished run or a model folder"),
     ],

@@ -1,6 +1,7 @@
 """Several labels, tags and answers in a user's files: what is read, what is refused."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -149,6 +150,26 @@ def test_an_answers_tokens_are_found_and_its_text_comes_back(tmp_path):
     assert cut.lost_answers == 18 and "answers cut off at max_length: 18 of train" in describe(
         spec, cut, cut
     )
+
+
+@pytest.mark.parametrize("end", ["", "\u0301", "\u200b"])
+def test_an_answer_may_end_in_characters_that_no_token_is_of(tmp_path, end):
+    name = f"Ada Lovelace{end}"
+    rows = [{**row, "c": row["c"].replace("Ada Lovelace", name), "a": name} for row in ANSWERS]
+    spec = answers(tmp_path, rows)
+    assert encoded(spec).lost_answers == 0
+    assert encoded(spec, length=12).lost_answers == 18
+
+
+@pytest.mark.parametrize("label", [math.nan, "nan", "\ud800"])
+def test_what_names_no_class_is_no_label_and_no_tag(tmp_path, label):
+    rows = [{"text": f"row {i}", "l": [label, "b"]} for i in range(20)]
+    with pytest.raises(UserError, match="allowed: a list of labels"):
+        own(written(tmp_path, rows), text="text", label="l")
+    if label == "\ud800":
+        rows = [{"w": [f"w{i}", "b"], "t": [label, "O"]} for i in range(20)]
+        with pytest.raises(UserError, match="allowed: a list of tags"):
+            own(written(tmp_path, rows), text="w", label="t")
 
 
 def test_an_answer_that_occurs_twice_needs_its_start_and_squads_form_is_read(tmp_path):

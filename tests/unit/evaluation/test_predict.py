@@ -148,6 +148,9 @@ def test_a_bad_row_ends_the_work_with_its_line_or_goes_without_an_answer(folder,
         (True, True),
     ]
     assert "3 of 5 rows have no answer; the first: line 2" in said.err
+    source.write_text('{"text": "red"}\n{"text": "red", "predicted_colour": "mine"}\n')
+    assert main(words) == 2
+    assert "line 2 has 'predicted_colour' already" in capsys.readouterr().err
 
 
 def test_a_data_root_that_is_not_there_is_refused(folder, tmp_path, capsys):

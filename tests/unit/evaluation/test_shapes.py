@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.data import collate, encode_columns
+from ds_moe_mtl.data import EncodedSplit, collate, encode_columns
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.evaluation.bootstrap import weighted_score
 from ds_moe_mtl.evaluation.outputs import task_result, with_thresholds
@@ -16,6 +16,7 @@ from ds_moe_mtl.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from ds_moe_mtl.evaluation.probable import probable_answers
 from ds_moe_mtl.evaluation.shapes import best_part, found_answers, tag_lists
 from ds_moe_mtl.evaluation.units import units_of
 from ds_moe_mtl.models.description import save_folder
@@ -152,6 +153,22 @@ def test_predictions_are_what_evaluation_scores(model):
             assert [[name for name, _ in row] for row in found] == [
                 [spec.labels[i] for i in np.flatnonzero(row)] for row in given
             ]
+
+
+def test_an_answer_of_a_blank_alone_has_the_probability_of_its_token(model):
+    loaded = model[0]
+    context = np.frombuffer("a\u00a0".encode(), dtype=np.uint8)
+    split = EncodedSplit(
+        *([np.zeros(1)] * 7),
+        unit_offsets=np.array([0, 2]),
+        unit_chars=np.array([[0, 1], [1, 2]]),
+        contexts=context,
+        context_offsets=np.array([0, len(context)]),
+    )
+    scores_U2 = np.array([[0.0, 0.0], [1.0, 1.0]])
+    (found,) = probable_answers(loaded.task("which"), scores_U2, split, {}, None)
+    assert found["label"].text == ""
+    assert found["probability"] == pytest.approx((np.e / (1 + np.e)) ** 2)
 
 
 def json_rows(path):

@@ -1,6 +1,8 @@
 """An output in pieces: the same whole file however often it was begun again."""
 
+import datetime
 import json
+from decimal import Decimal
 
 import pyarrow.parquet
 import pytest
@@ -75,3 +77,46 @@ def test_a_column_of_nothing_in_one_piece_takes_the_type_of_the_others(tmp_path)
         shards.add([{"a": "x"}])
         shards.finish()
     assert pyarrow.parquet.read_table(path)["a"].to_pylist() == [None, "x"]
+
+
+def test_every_line_break_in_a_cell_is_quoted_and_values_have_no_quotes_of_json(tmp_path):
+    path = tmp_path / "out.csv"
+    day = datetime.date(2020, 1, 2)
+    with Shards(path, {}, ["a\rb", "b"]) as shards:
+        shards.add([{"a\rb": "one\rtwo", "b": day}, {"a\rb": "\r\n", "b": Decimal("1.10")}])
+        shards.finish()
+    stream = RowStream(path)
+    assert stream.columns == ("a\rb", "b")
+    found = [list(row.values.values()) for chunk in stream.chunks(9) for row in chunk]
+    assert found == [["one\rtwo", "2020-01-02"], ["\r\n", "1.10"]]
+
+
+def test_a_parquet_keeps_the_types_of_its_input_and_may_have_no_rows(tmp_path):
+    types = {
+        "ns": pyarrow.timestamp("ns"),
+        "u": pyarrow.uint64(),
+        "m": pyarrow.map_(pyarrow.string(), pyarrow.int64()),
+        "f": pyarrow.float32(),
+    }
+    values = {"ns": [1, None], "u": [2**64 - 1, 1], "m": [[("k", 1)], []], "f": [0.1, 2.0]}
+    table = pyarrow.table(values, schema=pyarrow.schema(list(types.items())))
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    stream = RowStream(tmp_path / "in.parquet")
+    with Shards(tmp_path / "out.parquet", {}, stream.columns, stream.types) as shards:
+        shards.add([row.values for chunk in stream.chunks(9) for row in chunk])
+        shards.finish()
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").equals(table)
+    with Shards(tmp_path / "none.parquet", {}, ["a"]) as shards:
+        shards.finish()
+    assert pyarrow.parquet.read_table(tmp_path / "none.parquet").to_pydict() == {"a": []}
+
+
+@pytest.mark.parametrize("values", [[2**70], [2**53 + 1, 0.5], ["x", 1]])
+def test_values_without_a_type_are_one_line(tmp_path, values):
+    rows = [{"a": value} for value in values]
+    for name, pieces in (("one", [rows]), ("other", [[row] for row in rows])):
+        path = tmp_path / f"{name}.parquet"
+        with pytest.raises(UserError, match="of no one type"), Shards(path, {}, ["a"]) as shards:
+            for piece in pieces:
+                shards.add(piece)
+            shards.finish()
