@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer, count, renaming
+from ds_moe_mtl.cli.arguments import Parser, answer, count, data_root, renaming
 from ds_moe_mtl.config import UserError
 
 WORST = 3
@@ -85,9 +85,12 @@ def _evaluate(asked: _Evaluation) -> int:
     for name, report in reports.items():
         for line in report_lines(name, report):
             print(line)
+    told: dict[str, list[str]] = {}
     for name, report in reports.items():
-        if report["note"]:
-            print(f"note: {name}: {report['note']}")
+        told.setdefault(report["note"], []).append(name)
+    for note, names in told.items():
+        if note:
+            print(f"note: {', '.join(names)}: {note}")
     return 0
 
 
@@ -115,7 +118,7 @@ def _of_run(asked: _Evaluation, model) -> Iterator[tuple[str, dict]]:
     from ds_moe_mtl.evaluation.report import task_report
     from ds_moe_mtl.studies.own_rows import OwnRun
 
-    run = OwnRun.of(asked.folder, asked.data_root)
+    run = OwnRun.of(asked.folder, data_root(asked.data_root, asked.folder))
     which = asked.split or "dev"
     names = [model.task(name).name for name in asked.task or model.specs]
     if which == "test":
