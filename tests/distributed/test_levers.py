@@ -134,7 +134,7 @@ def test_mixtures_are_what_routes_json_shows_and_a_task_exports_as_a_dense_encod
 
 def test_layers_with_experts_are_named_in_routes_json(runs):
     numbers = json.loads((runs / "shared/routes.json").read_text())
-    assert numbers["layers"] == [2] and len(numbers["shares"]["colour"]) == 1
+    assert numbers["layers"] == [1] and len(numbers["shares"]["colour"]) == 1
 
 
 @pytest.mark.parametrize("name", ["merged", "shared", "gates"])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from ds_moe_mtl.engine.zero_update import update_in_one_pass
 from tests.support.launch import ROOT
@@ -33,7 +34,7 @@ def _both(folder: Path, case: dict) -> dict:
     deepspeed["optimizer"]["type"] = case.get("optimizer", "AdamW")
     if case.get("optimizer") == "Adam":
         deepspeed["optimizer"]["params"]["adam_w_mode"] = False
-    path = folder / "update.json"
+    path = folder / f"update{dist.get_rank()}.json"  # each rank its own: none reads half a file
     path.write_text(json.dumps(deepspeed))
     sections = {
         "moe": {"ep_size": case.get("ep_size", 1)},
