@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ds_moe_mtl.data.faults import Faults
-from ds_moe_mtl.data.rows import is_unicode, label_name, shown
+from ds_moe_mtl.data.rows import is_unicode, label_name, listed, shown
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.numbers import is_not_finite, number
 
@@ -54,7 +54,7 @@ def label_sets(spec: TaskSpec, columns: Mapping[str, list], origin: str) -> np.n
                 faults.add(
                     name,
                     f"row {row} (from 0): label {name!r:.60} in column {spec.label!r} is not one "
-                    f"of {', '.join(spec.labels[:10])}" + ", ..." * (len(spec.labels) > 10),
+                    f"of {listed(spec.labels)}",
                 )
     faults.check()
     return sets_NL

@@ -7,7 +7,14 @@ from ds_moe_mtl.config import KnownTask, OwnTask, UserError
 from ds_moe_mtl.data.answer_spans import golds
 from ds_moe_mtl.data.faults import Faults
 from ds_moe_mtl.data.label_sets import label_set_names, label_sets
-from ds_moe_mtl.data.rows import check_text, is_unicode, label_name, label_numbers, not_a_score
+from ds_moe_mtl.data.rows import (
+    check_text,
+    is_unicode,
+    label_name,
+    label_numbers,
+    not_a_score,
+    shown,
+)
 from ds_moe_mtl.data.tables import Columns
 from ds_moe_mtl.data.tagged import check_words, tag_numbers
 from ds_moe_mtl.tasks import TaskSpec, get_task
@@ -267,7 +274,7 @@ def _no_metric(task: OwnTask, metric: str, kind: str, labels: Sequence[str], row
 def _classes(values: Sequence, label: str, origin: str) -> tuple[str, ...]:
     names = {label_name(value) for value in values}
     if len(names) < 2:
-        raise UserError(f"{origin}: column {label!r} has one class only: {names.pop()!r}")
+        raise UserError(f"{origin}: column {label!r} has one class only: {shown(names.pop())}")
     if len(names) > len(values) / 2 and len(values) > 8:
         words = [row for row, value in enumerate(values) if number(value) is None]
         stray = ""

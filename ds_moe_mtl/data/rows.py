@@ -84,7 +84,7 @@ def label_numbers(spec: TaskSpec, values: Sequence, origin: str) -> np.ndarray:
             faults.add(
                 shown(value),
                 f"row {row} (from 0): label {shown(value)} in column {spec.label!r} "
-                f"is not one of {_listed(names)}",
+                f"is not one of {listed(names)}",
             )
             continue
         numbers[row] = found
@@ -137,6 +137,7 @@ def shown(value) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:10])
+def listed(names: Sequence[str]) -> str:
+    """Names in a message, ten at most, long ones cut."""
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:10])
     return shown if len(names) <= 10 else f"{shown}, ... ({len(names)} in all)"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ds_moe_mtl.data.faults import Faults
-from ds_moe_mtl.data.rows import is_unicode, shown
+from ds_moe_mtl.data.rows import is_unicode, listed, shown
 from ds_moe_mtl.tasks import TaskSpec
 
 
@@ -53,7 +53,7 @@ def tag_numbers(spec: TaskSpec, values: Sequence[Sequence[str]], origin: str) ->
                 faults.add(
                     tag,
                     f"row {row} (from 0): tag {tag!r:.60} in column {spec.label!r} is not one of "
-                    f"{', '.join(spec.labels[:12])}" + ", ..." * (len(spec.labels) > 12),
+                    f"{listed(spec.labels)}",
                 )
     faults.check()
     return [np.array([place_of[tag] for tag in tags], dtype=np.int32) for tags in values]

@@ -13,6 +13,9 @@ from ds_moe_mtl.tasks.shape_metrics import ANSWER_METRICS, LABEL_METRICS, TAG_ME
 from ds_moe_mtl.tasks.spec import TaskSpec
 from ds_moe_mtl.tasks.text_metrics import TEXT_METRICS
 
+LONGEST, MOST_LISTED = 60, 20
+"""Characters of a name, and names, that a message has."""
+
 
 def score(
     spec: TaskSpec,
@@ -60,10 +63,17 @@ def metrics_of(kind: str) -> tuple[str, ...]:
 
 
 def not_one_of(name: str, allowed: Sequence[str]) -> str:
-    """In words that a name is none of these, with the nearest of them."""
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    nearest = f"; nearest: {near[0]}" if near else ""
-    return f"is not one of {', '.join(allowed)}{nearest}"
+    """In words that a name is none of these, with the nearest of them; long ones are cut."""
+    listed = ", ".join(_cut(each) for each in allowed[:MOST_LISTED])
+    if len(allowed) > MOST_LISTED:
+        listed += f", ... ({len(allowed)} in all)"
+    near = difflib.get_close_matches(name[:LONGEST], allowed, n=1, cutoff=0.5)
+    nearest = f"; nearest: {_cut(near[0])}" if near else ""
+    return f"is not one of {listed}{nearest}"
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
 
 
 def positive_class(spec: TaskSpec) -> str | None:

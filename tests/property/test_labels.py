@@ -69,3 +69,18 @@ def test_a_column_makes_a_row_or_one_line_of_complaint(tmp_path, column, kind):
         assert len(spec.labels) > 1 and not any(is_not_finite(label) for label in column)
         if all(map(is_whole, spec.labels)):
             assert sorted(spec.labels, key=float) == sorted(spec.labels, key=spec.labels.index)
+
+
+@pytest.mark.parametrize("kind", [None, "classification", "multilabel"])
+def test_a_label_as_long_as_a_page_does_not_fill_the_message(tmp_path, kind):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"text": f"row {i}", "label": "9" * 5000}) for i in range(2))
+    )
+    row = OwnTask(name="t", train=str(path), text=("text",), label="label", kind=kind)
+    try:
+        own_spec(row.model_copy(update={"labels": ("8" * 5000, "7")}) if kind else row)
+    except UserError as error:
+        assert len(str(error)) < 600
+        return
+    raise AssertionError("one class, or labels that are not those named, were taken")
