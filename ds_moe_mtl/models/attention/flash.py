@@ -8,13 +8,13 @@ pair of torch and CUDA.
 B sequences, T tokens of them all, H heads, d head size.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ds_moe_mtl.models.attention.padded import refuse_window
+from encoder_kernels.attention.flash import deterministic
 
 FORWARD, BACKWARD = "_flash_attention_forward", "_flash_attention_backward"
 LARGEST_HEAD = 256
@@ -85,7 +85,7 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_THd):
         *saved, rng_state, unused, ends = ctx.saved_tensors
-        with _deterministic():
+        with deterministic():
             grads = torch.ops.aten._flash_attention_backward(
                 grad_THd.contiguous(),
                 *saved,
@@ -100,18 +100,3 @@ class _Flash(torch.autograd.Function):
                 scale=ctx.scale,
             )
         return *grads, None, None, None
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Have operators called in the block take their repeatable form, as the kernel's flag is read
-    from torch's global one; results are not filled beforehand, since all of them are written."""
-    mode = torch.get_deterministic_debug_mode()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.set_deterministic_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = fill

@@ -2,6 +2,7 @@
 
 It needs torch and transformers alone, and computes what the package ds_moe_mtl does: every token of
 a sparse layer takes the expert that its task's gate chooses, none is dropped, pads take none.
+It is one file, over 400 lines, so that a user reads all the code that trust_remote_code runs in it.
 
 B sequences, S tokens of the longest, T = B * S, D hidden size, E experts, G gates, C outputs.
 Source of the routing: "Sparsely Activated Mixture-of-Experts are Robust Multi-Task Learners".

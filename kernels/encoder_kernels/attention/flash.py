@@ -30,7 +30,7 @@ def flash_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k and v, each sum in one order."""
     out_THd, logsumexp, rng_state, unused = saved
-    with _deterministic():
+    with deterministic():
         return _ATEN._flash_attention_backward(
             grad_THd, q_THd, k_THd, v_THd, out_THd, logsumexp, ends, ends, longest, longest,
             dropout, False, rng_state, unused, scale=scale,
@@ -38,7 +38,7 @@ def flash_backward(
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
     """Have operators called in the block take their repeatable form: flash reads torch's global
     flag. Results are not filled beforehand, since all of them are written."""
     mode = torch.get_deterministic_debug_mode()

@@ -94,13 +94,16 @@ def test_without_dev_rows_a_routed_task_needs_merge(routed, tmp_path, capsys):
         export_dense(opened, "same", tmp_path / "c", True, print)
 
 
-@pytest.mark.parametrize("pooler", [False, True])
-@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "ernie"])
+@pytest.mark.parametrize(
+    ("kind", "pooler"),
+    [
+        *((kind, False) for kind in ("bert", "roberta", "electra", "ernie")),
+        *((kind, True) for kind in ("bert", "roberta", "ernie")),  # ELECTRA has no pooler
+    ],
+)
 @torch.no_grad()
 def test_the_heads_of_every_architecture_give_our_linear_head_to_rounding(kind, pooler):
     encoder = tiny_encoder(kind)
-    if pooler and not hasattr(encoder, "pooler"):
-        pytest.skip(f"{kind} has no pooler")
     if not pooler and hasattr(encoder, "pooler"):
         encoder.pooler = None
     ids = torch.randint(5, 290, (4, 10), generator=torch.Generator().manual_seed(0))
