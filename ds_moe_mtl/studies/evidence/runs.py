@@ -110,8 +110,7 @@ def stage_runs(study: Study, name: str, lines: Sequence[Mapping]) -> tuple[list[
             found = _best(study, stage, data, lines)
             if found is None:
                 waiting.append(f"{name}/{data}: the best {stage.best} wait for {stage.of}")
-                continue
-            systems += found
+            systems += found or []
         for system in systems:
             points = list(_points(study, stage, data, system, lines))
             if not points:
