@@ -80,10 +80,7 @@ def dense_copy(
             continue
         number = next(numbers)
         mixed = _mixed(routed[0].moe, shares[number], None if scales is None else scales[number])
-        first, second, _ = family.ffn(plain, config)
-        for own, linear in ((first, mixed.fc1), (second, mixed.fc2)):
-            own.load_state_dict(linear.state_dict())
-            filled += 2
+        filled += family.ffn(plain, config).take(mixed)
     assert filled == len(missing), missing  # every weight comes from the network
     return dense.eval()
 

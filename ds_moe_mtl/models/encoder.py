@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.models.attention.choice import (
+    PACKED_EAGER,
     attention_plan,
     packed_attention,
     register_packed_attention,
@@ -28,11 +29,15 @@ class PackedEncoder(nn.Module):
         super().__init__()
         family = family_of(transformer)
         register_packed_attention()
+        family.pack(transformer)
         replace_dropout(transformer)
         self.transformer = transformer
         self.attention: str | None = None
         self.kernels = "auto"
-        self._forms = forms(transformer)
+        self._family = family
+        self.window = family.window(transformer)
+        plain = not self.window and not family.relative
+        self._forms = forms(transformer)._replace(attention=plain)
         self._running = TORCH
         self.first_position = family.first_position(transformer)
         self.token_types = family.token_types(transformer)
@@ -47,11 +52,14 @@ class PackedEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the hidden states."""
-        return family_of(self.transformer).word_embeddings(self.transformer).weight.dtype
+        return self._family.word_embeddings(self.transformer).weight.dtype
 
     def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
         """Return the name of the attention that runs there."""
-        return self.attention or packed_attention(device, dtype, self._head_size, self.kernels)
+        if self._family.relative:
+            return PACKED_EAGER
+        kernels = self.kernels if self._forms.attention else "torch"
+        return self.attention or packed_attention(device, dtype, self._head_size, kernels)
 
     def kernels_on(self, device: torch.device, dtype: torch.dtype) -> EncoderKernels:
         """Return the kernels that its layers run on there."""
@@ -95,7 +103,7 @@ class PackedEncoder(nn.Module):
         device = input_ids_T.device
         name = self.attention_on(device, self.dtype)
         if self.transformer.config._attn_implementation != name:
-            self.transformer.set_attn_implementation(name)
+            self._family.use_attention(self.transformer, name)
         kernels = self.kernels_on(device, self.dtype)
         if kernels != self._running:
             set_kernels(self.transformer, kernels)

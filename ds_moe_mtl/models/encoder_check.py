@@ -128,7 +128,10 @@ def _try_packed(transformer: nn.Module, text: _Text) -> tuple[EncoderCheck, torc
 def _text(transformer: nn.Module) -> _Text:
     """Return tokens that stand for text, none of them a special one, and types that alternate."""
     family = family_of(transformer)
-    lengths = [min(length, family.max_length(transformer)) for length in LENGTHS]
+    lengths = list(LENGTHS)
+    if family.window(transformer):  # one sequence of several windows
+        lengths[-1] = max(lengths[-1], 2 * family.window(transformer) + 3)
+    lengths = [min(length, family.max_length(transformer)) for length in lengths]
     count, config = sum(lengths), transformer.config.to_dict()
     special = {
         value

@@ -13,7 +13,7 @@ from torch import nn
 from ds_moe_mtl.models.description import model_folder, read_description
 from ds_moe_mtl.models.encoder_check import check_encoder
 from ds_moe_mtl.models.encoder_files import check_files, load_pretrained, quiet, reason
-from ds_moe_mtl.models.families import set_dropout
+from ds_moe_mtl.models.families import family_of, set_dropout
 from ds_moe_mtl.models.tokenizer import EncoderLimits, limits_by
 
 MINILM_HUB_ID = "nreimers/MiniLMv2-L6-H384-distilled-from-BERT-Large"
@@ -145,14 +145,22 @@ def load_transformer(
         )
     if not pooler and hasattr(model, "pooler"):
         model.pooler = None
+    check_encoder(model, source.name, kind)
+    _check_dropout(model, dropout, source.name)
+    return model
+
+
+def _check_dropout(model: nn.Module, dropout: float, name: str) -> None:
+    """Raise ValueError, one line, where model.dropout does not reach a dropout of an encoder."""
+    off = family_of(model).no_dropout
     for place, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.p != dropout:
+        if not isinstance(module, nn.Dropout) or (place.endswith(off) and module.p == 0):
+            continue
+        if module.p != dropout:
             raise ValueError(
-                f"model.dropout: {dropout:g} does not reach {place} of {source.name} "
+                f"model.dropout: {dropout:g} does not reach {place} of {name} "
                 f"({type(model).__name__}); allowed: {module.p:g}"
             )
-    check_encoder(model, source.name, kind)
-    return model
 
 
 def encoder_config(source: EncoderSource):

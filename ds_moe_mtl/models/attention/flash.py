@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ds_moe_mtl.models.attention.padded import refuse_window
+from ds_moe_mtl.models.attention.heads import heads_alike
+from ds_moe_mtl.models.attention.windows import window_of
 from encoder_kernels.attention.flash import deterministic
 
 FORWARD, BACKWARD = "_flash_attention_forward", "_flash_attention_backward"
@@ -59,13 +60,29 @@ def why_not_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> s
     return None
 
 
-def flash(module, query, key, value, attention_mask, *, scaling, packing, dropout=0.0, **kwargs):
-    """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d]."""
-    refuse_window(kwargs)
+def flash(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    *,
+    scaling,
+    packing,
+    dropout=0.0,
+    sliding_window=None,
+    **kwargs,
+):
+    """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d].
+
+    Grouped keys and values have fewer heads. sliding_window: as window_of takes it.
+    """
+    key, value = heads_alike(query, key, value)
+    window = window_of(sliding_window)
     assert query.shape[2] == packing.tokens, "tokens in no sequence: none exist on a GPU"
     # Squeezed and not indexed: the gradient of [0] is a tensor of zeros, and a copy into it.
     q_THd, k_THd, v_THd = (x.transpose(1, 2).squeeze(0).contiguous() for x in (query, key, value))
-    return _Flash.apply(q_THd, k_THd, v_THd, packing, dropout, scaling)[None], None
+    return _Flash.apply(q_THd, k_THd, v_THd, packing, dropout, scaling, window)[None], None
 
 
 class _Flash(torch.autograd.Function):
@@ -73,13 +90,25 @@ class _Flash(torch.autograd.Function):
     gradient is summed where a sequence is longer than one block of keys (128); here it is fixed."""
 
     @staticmethod
-    def forward(ctx, q_THd, k_THd, v_THd, packing: PackedSequences, dropout: float, scale: float):
+    def forward(ctx, q_THd, k_THd, v_THd, packing: PackedSequences, dropout, scale, window):
         ends, longest = packing.ends, packing.longest
+        sides = {} if window is None else {"window_size_left": window, "window_size_right": window}
         out_THd, logsumexp, rng_state, unused, _ = torch.ops.aten._flash_attention_forward(
-            q_THd, k_THd, v_THd, ends, ends, longest, longest, dropout, False, False, scale=scale
+            q_THd,
+            k_THd,
+            v_THd,
+            ends,
+            ends,
+            longest,
+            longest,
+            dropout,
+            False,
+            False,
+            scale=scale,
+            **sides,
         )
         ctx.save_for_backward(q_THd, k_THd, v_THd, out_THd, logsumexp, rng_state, unused, ends)
-        ctx.longest, ctx.dropout, ctx.scale = longest, dropout, scale
+        ctx.longest, ctx.dropout, ctx.scale, ctx.sides = longest, dropout, scale, sides
         return out_THd
 
     @staticmethod
@@ -98,5 +127,6 @@ class _Flash(torch.autograd.Function):
                 rng_state,
                 unused,
                 scale=ctx.scale,
+                **ctx.sides,
             )
-        return *grads, None, None, None
+        return *grads, None, None, None, None

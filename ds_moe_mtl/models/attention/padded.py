@@ -3,12 +3,13 @@
 T real tokens, H heads, d head size; a group has n sequences padded to its longest, L tokens.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from ds_moe_mtl.models.attention.heads import heads_alike
+from ds_moe_mtl.models.attention.windows import attend_within, window_of
 from ds_moe_mtl.models.dropout import dropout as drop
 from moe_kernels import recurring_size
 
@@ -125,21 +126,28 @@ def sdpa(query, key, value, bias, scaling, dropout):
     )
 
 
-def refuse_window(options: Mapping) -> None:
-    """Raise ValueError for a layer that wants to attend within a window: ours see the sequence."""
-    window = options.get("sliding_window")
-    if window is not None:
-        raise ValueError(f"packed attention has no sliding_window, got {window}; allowed: none")
-
-
 def padded(attend):
     """Return transformers' attention function that runs `attend` on each group of a plan."""
 
     def attention(
-        module, query, key, value, attention_mask, *, scaling, dropout=0.0, packing, **kwargs
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        *,
+        scaling,
+        packing,
+        dropout=0.0,
+        sliding_window=None,
+        **kwargs,
     ):
-        """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d]."""
-        refuse_window(kwargs)
+        """Return attention's output [1, T, H, d] and no weights; query, key, value [1, H, T, d].
+
+        Grouped keys and values have fewer heads. sliding_window: as window_of takes it.
+        """
+        key, value = heads_alike(query, key, value)
+        window = window_of(sliding_window)
         _, heads, tokens, size = query.shape
         beyond = tokens - (packing[-1].stop if packing else 0)
         sizes = [group.stop - group.start for group in packing] + [beyond]
@@ -155,7 +163,10 @@ def padded(attend):
                 if group.rows is not None:
                     x = _Pad.apply(x, group.rows, group.places)
                 padded.append(x.view(group.sequences, group.length, heads, size).transpose(1, 2))
-            out = attend(*padded, group.bias, scaling, dropout)
+            if window is None or group.length <= window + 1:
+                out = attend(*padded, group.bias, scaling, dropout)
+            else:
+                out = attend_within(attend, window, *padded, group.bias, scaling, dropout)
             out = out.transpose(1, 2).reshape(-1, heads * size)
             outputs.append(out if group.places is None else _Unpad.apply(out, group.places))
         if beyond:

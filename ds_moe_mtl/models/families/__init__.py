@@ -2,12 +2,23 @@
 
 from torch import nn
 
-from ds_moe_mtl.models.families import bert
-from ds_moe_mtl.models.families.family import FFN, Family
+from ds_moe_mtl.models.families.bert import Bert
+from ds_moe_mtl.models.families.eurobert import EuroBert
+from ds_moe_mtl.models.families.family import Family
+from ds_moe_mtl.models.families.ffn import FFN
+from ds_moe_mtl.models.families.modernbert import ModernBert
+from ds_moe_mtl.models.families.nomic_bert import NomicBert
 
-__all__ = ["FFN", "Family", "dropout_of", "family_of", "ffn_layers", "set_dropout"]
+__all__ = ["FFN", "Bert", "Family", "dropout_of", "family_of", "ffn_layers", "set_dropout"]
 
-FAMILIES: tuple[Family, ...] = (bert,)
+# The first that takes a model has it: those that look for more stand before those that look for
+# less.
+FAMILIES: tuple[Family, ...] = (ModernBert(), EuroBert(), NomicBert(), Bert())
+
+
+def family_names() -> str:
+    """Return the families' names for a message."""
+    return ", ".join(family.name for family in FAMILIES)
 
 
 def family_of(encoder: nn.Module) -> Family:
@@ -16,8 +27,8 @@ def family_of(encoder: nn.Module) -> Family:
         if family.is_encoder(encoder):
             return family
     raise ValueError(
-        f"{type(encoder).__name__} is not a BERT-family encoder with absolute positions; allowed: "
-        f"BERT, MiniLM, RoBERTa, XLM-R, ELECTRA and their like"
+        f"{type(encoder).__name__} is no encoder of a family known here; allowed: "
+        f"{family_names()} and their like"
     )
 
 
@@ -31,19 +42,19 @@ def ffn_layers(model: nn.Module) -> tuple[Family, list[nn.Module]]:
         if layers:
             return family, layers
     raise ValueError(
-        f"{type(model).__name__} has no layer of BERT's shape (intermediate.dense and "
-        f"output.dense); allowed: BERT-family encoders"
+        f"{type(model).__name__} has no layer whose FFN is that of an encoder known here; allowed: "
+        f"{family_names()} and their like"
     )
 
 
 def set_dropout(config, probability: float) -> None:
     """Give a transformers configuration `probability` for the dropouts that a family names."""
-    for name in {name for family in FAMILIES for name in family.DROPOUTS}:
+    for name in {name for family in FAMILIES for name in family.dropouts}:
         if hasattr(config, name):
             setattr(config, name, probability)
 
 
 def dropout_of(config) -> float:
-    """Return the dropout of hidden states that a transformers configuration has; 0 for none."""
-    names = (family.DROPOUTS[0] for family in FAMILIES)
+    """Return the first dropout that a family names which a configuration has; 0 for none."""
+    names = (name for family in FAMILIES for name in family.dropouts)
     return next((getattr(config, name) for name in names if hasattr(config, name)), 0.0)

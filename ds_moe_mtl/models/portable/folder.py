@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ds_moe_mtl.models.description import CONFIG, encoder_config_of, save_weights
-from ds_moe_mtl.models.families import bert, family_of
+from ds_moe_mtl.models.families import Bert, family_of
 from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.models.portable.configuration_ds_moe_mtl import DsMoeMtlConfig
 from ds_moe_mtl.models.token_level.shared_slice import shared_neurons
@@ -119,7 +119,7 @@ def _fault(network: Network, description: Mapping) -> str:
             f"a {kind} model routes whole layers by task or writes its answers; allowed: single, "
             f"mt_dense, mt_switch and mt_tag of an encoder"
         )
-    if family_of(network.encoder.transformer) is not bert:
+    if not isinstance(family_of(network.encoder.transformer), Bert):
         return f"encoders of {description['encoder_class']}'s family are not carried yet"
     for row in description["tasks"]:
         if row["kind"] not in KINDS:

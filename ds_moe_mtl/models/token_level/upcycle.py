@@ -12,7 +12,7 @@ from ds_moe_mtl.models.calls import CallScope
 from ds_moe_mtl.models.families import FFN, Family, ffn_layers
 from ds_moe_mtl.models.token_level.context import GateCall, RoutedFFN
 from ds_moe_mtl.models.token_level.direct_calls import DirectCalls, routed_ffns
-from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of, gelu
+from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
 from ds_moe_mtl.models.token_level.pads import check_pads
@@ -32,15 +32,15 @@ def upcycle(
 ) -> nn.Module:
     """Return `model` with an MoELayer of copied experts in place of its FFNs (options.layers).
 
-    Takes any transformers model whose layers have the FFN of a family (models.families), BERT's:
-    `intermediate.dense`, `output.dense`. The model then takes
+    Takes any transformers model whose layers have the FFN of a family (models.families). It then
+    takes
     `gate_ids` ([batch] or [batch, seq]) as a further keyword; its 2-D attention_mask keeps pads
     from being routed. `options` replaces the three short arguments. `expert_noise`: standard
     deviation of noise added to each copy; `expert_dropout`: between its two layers, in training.
     Auxiliary losses are in the loss that transformers computes (`auxiliary_loss` gives them by
     themselves); the model is saved by `save_upcycled`, and by `save_pretrained` no more.
     Raises ValueError for a model without such layers, with one whose FFN holds or does more than
-    two linear maps and a GELU, or whose pads reach real tokens; the model is then as it was.
+    its linear maps and an activation that experts have, or whose pads reach real tokens; the model is then as it was.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(
@@ -87,30 +87,30 @@ def _checked_ffn(family: Family, layer: nn.Module, config) -> FFN:
     where there are weights to try (none on the meta device).
     """
     ffn = family.ffn(layer, config)
-    activation, weight = activation_of(ffn.hidden_act), ffn.first.weight
+    expert, weight = _copied_ffn(ffn, dropout=0.0), ffn.second.weight
     if weight.is_meta:
         return ffn
     generator = torch.Generator().manual_seed(0)
-    x_TD = torch.randn(2, ffn.first.in_features, generator=generator).to(weight)
-    expected_TD = family.run_ffn(layer, x_TD)
-    found_TD = ffn.second(gelu(ffn.first(x_TD), activation))
+    x_TD = torch.randn(2, ffn.hidden_size, generator=generator).to(weight)
+    modes = [(module, module.training) for module in layer.modules()]
+    expected_TD = family.run_ffn(layer.eval(), x_TD)
+    for module, training in modes:
+        module.training = training
     # Products of these weights are as large as their widths; the type rounds each to its eps.
     tolerance = 8 * torch.finfo(weight.dtype).eps * float(expected_TD.abs().max().clamp(min=1))
-    difference = float((found_TD - expected_TD).abs().max())
+    difference = float((expert(x_TD) - expected_TD).abs().max())
     if not difference <= tolerance:
         raise ValueError(
             f"{type(layer).__name__} cannot be upcycled: its FFN differs by {difference:.2g} from "
-            f"its two linear maps with {ffn.hidden_act} between them"
+            f"its linear maps with {ffn.hidden_act} between them"
         )
     return ffn
 
 
 def _copied_ffn(ffn: FFN, dropout: float) -> FeedForward:
     """Return an expert with a copy of the FFN's weights."""
-    first, second, hidden_act = ffn
-    activation = activation_of(hidden_act)
-    expert = FeedForward(first.in_features, first.out_features, activation, dropout)
-    expert = expert.to(first.weight)
-    expert.fc1.load_state_dict(first.state_dict())
-    expert.fc2.load_state_dict(second.state_dict())
+    activation = activation_of(ffn.hidden_act, ffn.gated)
+    expert = FeedForward(ffn.hidden_size, ffn.inner_size, activation, dropout, ffn.has_bias)
+    expert = expert.to(ffn.second.weight)
+    expert.load_state_dict(ffn.weights())
     return expert

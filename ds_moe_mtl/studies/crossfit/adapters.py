@@ -26,7 +26,7 @@ class Adapter(nn.Module):
 
 
 def add_adapters(transformer: nn.Module) -> list[nn.Parameter]:
-    """Put adapters into a BERT-family encoder, in place, and return their parameters in order.
+    """Put adapters into an encoder of a known family, in place, and return their parameters in order.
 
     They stand before the residual sum, after the output projections of attention and FFN.
     """
@@ -34,8 +34,8 @@ def add_adapters(transformer: nn.Module) -> list[nn.Parameter]:
     parameters = []
     family, layers = ffn_layers(transformer)
     for layer in layers:
-        for output in family.before_residuals(layer):
+        for holder, name in family.before_residuals(layer):
             adapter = Adapter(size)
-            output.dense = nn.Sequential(output.dense, adapter)
+            setattr(holder, name, nn.Sequential(getattr(holder, name), adapter))
             parameters += adapter.parameters()
     return parameters

@@ -1,0 +1,56 @@
+"""Encoders with rotary positions and a gated FFN of three maps, as a Llama's, that see both ways.
+
+What EuroBERT's and NomicBERT's files have in common; no family by itself.
+"""
+
+from torch import nn
+
+from ds_moe_mtl.models.families.family import Family
+from ds_moe_mtl.models.families.ffn import FFN, checked
+from ds_moe_mtl.models.families.rope import check_rope, keep_rope_exact
+
+
+class GateUpDown(Family):
+    """Its layers hold `self_attn` and `mlp` with gate_proj, up_proj and down_proj."""
+
+    norm: str
+    """What tells its layers from others of this shape: the name of a norm."""
+
+    def has_table(self, model: nn.Module) -> bool:
+        """Return whether the model has this family's table of tokens."""
+        raise NotImplementedError
+
+    def is_encoder(self, model: nn.Module) -> bool:
+        """Return whether the model has the family's embeddings and bidirectional layers alone."""
+        layers = getattr(model, "layers", None)
+        return (
+            self.has_table(model)
+            and hasattr(model, "rotary_emb")
+            and isinstance(layers, nn.ModuleList)
+            and len(self.ffn_layers(layers)) == len(layers)
+        )
+
+    def pack(self, model: nn.Module) -> None:
+        """Refuse positions that depend on a batch; transformers' interface does the rest."""
+        check_rope(model.config)
+        keep_rope_exact(model.rotary_emb)
+
+    def layers(self, model: nn.Module) -> nn.ModuleList:
+        """Return the encoder's layers."""
+        return model.layers
+
+    def has_ffn(self, module: nn.Module) -> bool:
+        """Return whether a module has an `mlp`, a bidirectional `self_attn` and the norm."""
+        attention = getattr(module, "self_attn", None)
+        sees_both_ways = getattr(attention, "is_causal", True) is False
+        return hasattr(module, "mlp") and hasattr(module, self.norm) and sees_both_ways
+
+    def ffn(self, layer: nn.Module, config) -> FFN:
+        """Return a layer's gated FFN. Raises ValueError where it holds anything else."""
+        mlp = layer.mlp
+        found = FFN((mlp.gate_proj, mlp.up_proj), mlp.down_proj, config.hidden_act, gated=True)
+        return checked(found, ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), mlp, layer)
+
+    def before_residuals(self, layer: nn.Module) -> list[tuple[nn.Module, str]]:
+        """Return the ends of attention and of the FFN."""
+        return [(layer.self_attn, "o_proj"), (layer.mlp, "down_proj")]

@@ -1,0 +1,57 @@
+"""A row for each kind of encoder that is carried: transformers' model_type and a tiny shape.
+
+A new family is a file in ds_moe_mtl/models/families and rows here; the tests of families do the
+rest, and README's list of encoders is made of them.
+"""
+
+from typing import NamedTuple
+
+from tests.support.encoders import tiny_encoder
+
+
+class Kind(NamedTuple):
+    """model_type: as transformers has it; family: of ours; more: configuration keys of the tiny
+    one; known: what README calls encoders of the kind."""
+
+    model_type: str
+    family: str
+    known: str
+    more: dict = {}
+
+
+LONG = {"max_position_embeddings": 64}  # rotary positions have no table that would show a fault
+
+KINDS = {
+    kind.model_type: kind
+    for kind in (
+        Kind("bert", "BERT", "BERT, MiniLM"),
+        Kind("roberta", "BERT", "RoBERTa"),
+        Kind("xlm-roberta", "BERT", "XLM-R"),
+        Kind("xlm-roberta-xl", "BERT", "XLM-R-XL, XXL"),
+        Kind("camembert", "BERT", "CamemBERT"),
+        Kind("electra", "BERT", "ELECTRA"),
+        Kind("ernie", "BERT", "ERNIE"),
+        Kind("data2vec-text", "BERT", "Data2Vec text"),
+        Kind("roc_bert", "BERT", "RoCBert"),
+        Kind("xmod", "BERT", "X-MOD"),
+        Kind(
+            "modernbert",
+            "ModernBERT",
+            "ModernBERT, mmBERT, Ettin",
+            # Three layers in four are local, with a window that sequences of the tests exceed.
+            {**LONG, "num_hidden_layers": 3, "local_attention": 4, "global_attn_every_n_layers": 2},
+        ),
+        Kind("eurobert", "EuroBERT", "EuroBERT", {**LONG, "num_key_value_heads": 1}),
+        Kind("nomic_bert", "NomicBERT", "NomicBERT", LONG),
+    )
+}
+"""By model_type."""
+
+SHOWN = ("bert", *(kind for kind, row in KINDS.items() if row.family != "BERT"))
+"""One of each family, and each further architecture that is not BERT's."""
+
+
+def tiny(model_type: str, **more):
+    """Return a tiny encoder of a row, random weights, in eval mode."""
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+    return tiny_encoder(model_type, **{**special, **KINDS[model_type].more, **more})

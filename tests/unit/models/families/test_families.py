@@ -1,0 +1,117 @@
+"""Every encoder that is carried: packed as padded, routed as dense, blind to its neighbours."""
+
+import copy
+
+import pytest
+import torch
+
+from ds_moe_mtl.models.encoder import PackedEncoder
+from ds_moe_mtl.models.encoder_check import check_encoder
+from ds_moe_mtl.models.families import family_of, set_dropout
+from ds_moe_mtl.models.heads import HeadSpec
+from ds_moe_mtl.models.multitask import build_network
+from ds_moe_mtl.models.token_level.gating import RoutingOptions
+from tests.support.families import KINDS, SHOWN, tiny
+
+LENGTHS = [13, 9, 9, 2]
+GROUPS = [(0, 2), (2, 4)]
+PRESERVE = RoutingOptions(num_experts=3, num_gates=2, gate_scale="preserve")
+
+
+def padded_batch(model):
+    """Return (ids, mask, token types) [4, 13]; pads hold id 1."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 60, (len(LENGTHS), max(LENGTHS)), generator=generator)
+    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    types = torch.arange(max(LENGTHS)).expand_as(ids) % max(1, family_of(model).token_types(model))
+    return ids.where(mask, torch.ones_like(ids)), mask, types
+
+
+def run_padded(model, ids, mask, types):
+    """Return transformers' own hidden states of the real tokens [T, D]."""
+    more = {"token_type_ids": types} if family_of(model).token_types(model) else {}
+    return model(input_ids=ids, attention_mask=mask.long(), **more).last_hidden_state[mask]
+
+
+def packed_inputs(ids, mask, types):
+    ends = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])
+    return ids[mask], types[mask], positions, ends, GROUPS, LENGTHS
+
+
+def no_dropout(model):
+    set_dropout(model.config, 0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_states_and_gradients_are_those_of_transformers_own_padded_forward(kind):
+    theirs = no_dropout(tiny(kind)).train()
+    ours = PackedEncoder(copy.deepcopy(theirs)).train()
+    batch = padded_batch(theirs)
+    expected = run_padded(theirs, *batch)
+    found = ours(*packed_inputs(*batch))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    (expected * weights).sum().backward()
+    (found * weights).sum().backward()
+    gradients = dict(theirs.named_parameters())
+    seen = 0
+    for name, parameter in ours.transformer.named_parameters():
+        if gradients[name].grad is not None:
+            torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-4, atol=1e-4)
+            seen += 1
+    assert seen > 10
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_a_family_is_the_one_that_is_told_and_accepted_for_every_kind_of_model(kind):
+    model = tiny(kind)
+    assert family_of(model).name == KINDS[kind].family
+    for model_kind in ("mt_dense", "mt_tag", "task_moe"):
+        check_encoder(model, kind, model_kind)
+
+
+def network_of(kind, model_kind, **more):
+    heads = [HeadSpec("one", 2), HeadSpec("two", 3)]
+    torch.manual_seed(3)
+    return build_network(tiny(kind, **more), model_kind, heads, 0.0, PRESERVE)
+
+
+def network_inputs(network):
+    batch = padded_batch(network.encoder.transformer)
+    ids, types, positions, ends, groups, lengths = packed_inputs(*batch)
+    spans = torch.full((len(LENGTHS), 2, 2), -1)
+    return (ids, types, positions, ends, groups, torch.tensor([0, 1, 0, 1]), spans), lengths
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_the_sparse_network_with_preserve_is_the_dense_one_at_step_0(kind):
+    dense, sparse = (network_of(kind, name).eval() for name in ("mt_dense", "mt_tag"))
+    inputs, lengths = network_inputs(dense)
+    with torch.no_grad():
+        hidden = [
+            network.features(*inputs, gate=0, spans=False, lengths=lengths)
+            for network in (dense, sparse)
+        ]
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_checkpointed_layers_give_the_same_gradients(kind):
+    plain, checkpointed = (no_dropout(network_of(kind, "mt_tag")).train() for _ in range(2))
+    checkpointed.checkpoint_activations()
+    inputs, lengths = network_inputs(plain)
+    for network in (plain, checkpointed):
+        network.features(*inputs, gate=1, spans=False, lengths=lengths).square().sum().backward()
+    pairs = zip(plain.named_parameters(), checkpointed.named_parameters(), strict=True)
+    for (name, a), (_, b) in pairs:
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None:
+            assert torch.equal(a.grad, b.grad), name
