@@ -12,7 +12,7 @@ from ds_moe_mtl.models.calls import CallScope
 from ds_moe_mtl.models.families import FFN, Family, ffn_layers
 from ds_moe_mtl.models.token_level.context import GateCall, RoutedFFN
 from ds_moe_mtl.models.token_level.direct_calls import DirectCalls, routed_ffns
-from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of, gelu
+from ds_moe_mtl.models.token_level.experts import FeedForward, activate, activation_of
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
 from ds_moe_mtl.models.token_level.pads import check_pads
@@ -93,7 +93,7 @@ def _checked_ffn(family: Family, layer: nn.Module, config) -> FFN:
     generator = torch.Generator().manual_seed(0)
     x_TD = torch.randn(2, ffn.first.in_features, generator=generator).to(weight)
     expected_TD = family.run_ffn(layer, x_TD)
-    found_TD = ffn.second(gelu(ffn.first(x_TD), activation))
+    found_TD = ffn.second(activate(ffn.first(x_TD), activation))
     # Products of these weights are as large as their widths; the type rounds each to its eps.
     tolerance = 8 * torch.finfo(weight.dtype).eps * float(expected_TD.abs().max().clamp(min=1))
     difference = float((found_TD - expected_TD).abs().max())
