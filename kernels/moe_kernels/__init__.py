@@ -3,7 +3,7 @@
 Imports torch only; triton is imported by the first call that needs it. See kernels/README.md.
 """
 
-from moe_kernels.ffn import ACTIVATIONS, expert_ffn
+from moe_kernels.ffn import ACTIVATIONS, activate, choose_ffn, expert_ffn
 from moe_kernels.implementation import IMPLEMENTATIONS, resolve_impl
 from moe_kernels.permutation import permute, received_order, unpermute
 from moe_kernels.recurring import recurring_size
@@ -15,6 +15,8 @@ __all__ = [
     "GATE_SCALES",
     "IMPLEMENTATIONS",
     "Routing",
+    "activate",
+    "choose_ffn",
     "expert_ffn",
     "gate_scale_of",
     "limit_capacity",

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moe_kernels.ffn.function import check_experts, expert_ffn
+from moe_kernels.ffn.choice import choose_ffn
+from moe_kernels.ffn.function import check_experts, expert_ffn, flat_weights, has_biases
 from moe_kernels.implementation import check_kernel_dtype, contiguous, resolve_impl
 from moe_kernels.opaque import opaque
 from moe_kernels.routing.function import route, route_arguments
@@ -22,9 +23,9 @@ def top1_moe_ffn(
     gate_weight: Tensor,
     gate_ids_T: Tensor | None,
     w1: Sequence[Tensor],
-    b1: Sequence[Tensor],
+    b1: Sequence[Tensor] | None,
     w2: Sequence[Tensor],
-    b2: Sequence[Tensor],
+    b2: Sequence[Tensor] | None,
     mask_T: Tensor | None = None,
     gate_scale: str = "paper",
     activation: str = "gelu",
@@ -41,8 +42,10 @@ def top1_moe_ffn(
     if name != "torch" and not torch.is_autocast_enabled(x_TD.device.type):
         check_experts(x_TD, w1, b1, w2, b2, activation)
         check_gate_scale(gate_scale)
-        arguments = route_arguments(x_TD, gate_weight, gate_ids_T, len(w1), mask_T)
-        return _top1_on_gpu(x_TD, arguments, gate_scale, activation, (*w1, *b1, *w2, *b2), name)
+        if choose_ffn(impl, x_TD.device, activation, has_biases(b1, b2)).impl != "torch":
+            arguments = route_arguments(x_TD, gate_weight, gate_ids_T, len(w1), mask_T)
+            weights = flat_weights(w1, b1, w2, b2)
+            return _top1_on_gpu(x_TD, arguments, gate_scale, activation, weights, name)
     routing = route(x_TD, gate_weight, gate_ids_T, len(w1), mask_T, impl=impl)
     scale_T = gate_scale_of(routing.prob_T, gate_scale)
     rows_TD = x_TD.reshape(-1, x_TD.shape[-1])
@@ -95,6 +98,6 @@ def _top1_on_gpu(x, arguments, gate_scale: str, activation: str, weights, name: 
         gate_scale == "preserve",
         activation == "gelu_tanh",
         route_launcher(name),
-        *(weight.contiguous() for weight in weights),
+        *map(contiguous, weights),
     )
     return y_TD.view(x.shape), expert_T, prob_T, counts_E

@@ -13,8 +13,8 @@ from moe_kernels.implementation import resolve_impl
 VERIFIED = {
     ("moe", (9, 0)): "docs/gpu.md, one H100",
 }
-"""Where it is told, by kernels and capability. moe: the layer's; update: update_kernels; else
-encoder_kernels.OPERATORS."""
+"""Where it is told, by kernels and capability. moe: the layer's; moe_gated: the layer's for experts
+that are gated or lack a bias; update: update_kernels; else encoder_kernels.OPERATORS."""
 
 
 class Choice(NamedTuple):

@@ -10,35 +10,40 @@ from torch import nn
 
 import moe_kernels
 from ds_moe_mtl.models.dropout import dropout
+from moe_kernels import ACTIVATIONS, activate
 
-_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
-"""Activation names of moe_kernels, with torch's `approximate` argument."""
-
-_FROM_TRANSFORMERS = {
+_FUNCTIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
 }
+"""The functions of moe_kernels' activations, by transformers' names."""
 
 
-def activation_of(hidden_act: str) -> str:
-    """Return our name for a transformers `hidden_act`. Raises ValueError for one not carried."""
-    if hidden_act not in _FROM_TRANSFORMERS:
-        raise ValueError(
-            f"hidden_act {hidden_act!r} is not supported; allowed: {sorted(_FROM_TRANSFORMERS)}"
-        )
-    return _FROM_TRANSFORMERS[hidden_act]
+def activation_of(hidden_act: str, gated: bool = False) -> str:
+    """Return our name for a transformers `hidden_act`, of a gated FFN or of a plain one.
 
-
-def gelu(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """Return the activation of that name (`activation_of`) of x."""
-    return nn.functional.gelu(x, approximate=_APPROXIMATE[activation])
+    Raises ValueError for one not carried.
+    """
+    ours = {activation: name for name, activation in ACTIVATIONS.items()}
+    names = {name: ours.get((function, gated)) for name, function in _FUNCTIONS.items()}
+    allowed = sorted(name for name, own in names.items() if own is not None)
+    if hidden_act not in allowed:
+        of = "hidden_act of a gated FFN" if gated else "hidden_act"
+        raise ValueError(f"{of} {hidden_act!r} is not supported; allowed: {allowed}")
+    return names[hidden_act]
 
 
 class FeedForward(nn.Module):
-    """A BERT FFN: fc2(gelu(fc1(x))), both with bias; in training `dropout` between the two."""
+    """A transformer's FFN: fc2(activate(fc1(x))); in training `dropout` between the two.
+
+    activation: one of moe_kernels.ACTIVATIONS. Of a gated one fc1 gives 2 x intermediate_size: the
+    half that is activated, then the half that it is multiplied by. bias: of both layers.
+    """
 
     def __init__(
         self,
@@ -46,32 +51,43 @@ class FeedForward(nn.Module):
         intermediate_size: int,
         activation: str = "gelu",
         dropout: float = 0.0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        if activation not in _APPROXIMATE:
-            raise ValueError(f"activation is one of {sorted(_APPROXIMATE)}, got {activation!r}")
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is one of {sorted(ACTIVATIONS)}, got {activation!r}")
+        rows = ACTIVATIONS[activation].halves * intermediate_size
+        self.fc1 = nn.Linear(hidden_size, rows, bias=bias)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size, bias=bias)
         self.activation = activation
         self.dropout = dropout
 
+    @property
+    def inner(self) -> int:
+        """How many neurons stand between the two layers: the columns of fc2's weight."""
+        return self.fc2.in_features
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = gelu(self.fc1(x), self.activation)
+        h = activate(self.fc1(x), self.activation)
         return self.fc2(dropout(h, self.dropout, self.training))
 
 
 FFNWeights = tuple[
-    list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], str
+    list[torch.Tensor],
+    list[torch.Tensor] | None,
+    list[torch.Tensor],
+    list[torch.Tensor] | None,
+    str,
 ]
 
 
 def ffn_weights(experts: Sequence[nn.Module]) -> FFNWeights | None:
-    """Return (w1, b1, w2, b2, activation) when the experts are biased two-layer GELU FFNs.
+    """Return (w1, b1, w2, b2, activation) when the experts are two-layer FFNs; None for no biases.
 
     FeedForward and nn.Sequential(Linear, GELU, Linear) are, as long as their tensors say all that
     they compute: with plain nn.Linear layers and nothing hooked to them (adapters, quantised,
     pruned and offloaded layers have another class, hooks or a forward of their own). None for any
-    other module, and while they drop activations: those are called.
+    other module, for a bias that only some have, and while they drop activations: those are called.
     """
     if torch.nn.modules.module._has_any_global_hook():
         return None
@@ -79,13 +95,12 @@ def ffn_weights(experts: Sequence[nn.Module]) -> FFNWeights | None:
     if any(part is None for part in parts) or len({part[2] for part in parts}) != 1:
         return None
     first, second, activation = zip(*parts, strict=True)
-    return (
-        [layer.weight for layer in first],
-        [layer.bias for layer in first],
-        [layer.weight for layer in second],
-        [layer.bias for layer in second],
-        activation[0],
-    )
+    biases = [[layer.bias for layer in layers] for layers in (first, second)]
+    if any(len({bias is None for bias in kind}) != 1 for kind in biases):
+        return None
+    b1, b2 = (None if kind[0] is None else kind for kind in biases)
+    w1, w2 = ([layer.weight for layer in layers] for layers in (first, second))
+    return w1, b1, w2, b2, activation[0]
 
 
 def _linear_pair(expert: nn.Module) -> tuple[nn.Linear, nn.Linear, str] | None:
@@ -101,7 +116,7 @@ def _linear_pair(expert: nn.Module) -> tuple[nn.Linear, nn.Linear, str] | None:
         return None
     if type(first) is not nn.Linear or type(second) is not nn.Linear:
         return None
-    if first.bias is None or second.bias is None or any(map(_is_hooked, (expert, *layers))):
+    if any(map(_is_hooked, (expert, *layers))):
         return None
     return first, second, activation
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.models.dropout import dropout
-from ds_moe_mtl.models.token_level.experts import FeedForward, gelu
+from ds_moe_mtl.models.token_level.experts import FeedForward, activate
 from moe_kernels.first_order import first_order
 
 
@@ -43,7 +43,7 @@ def tied_ffn(
             *((e.fc1.weight, e.fc1.bias, e.fc2.weight, e.fc2.bias) for e in experts), strict=True
         )
     )
-    h = gelu(nn.functional.linear(x, w1, b1), first.activation)
+    h = activate(nn.functional.linear(x, w1, b1), first.activation)
     y = nn.functional.linear(dropout(h, first.dropout, first.training), w2, b2)
     if mask is not None:
         y = y.masked_fill((mask == 0).reshape(x.shape[:-1]).unsqueeze(-1), 0.0)

@@ -40,7 +40,8 @@ def upcycle(
     Auxiliary losses are in the loss that transformers computes (`auxiliary_loss` gives them by
     themselves); the model is saved by `save_upcycled`, and by `save_pretrained` no more.
     Raises ValueError for a model without such layers, with one whose FFN holds or does more than
-    its linear maps and an activation that experts have, or whose pads reach real tokens; the model is then as it was.
+    its linear maps and an activation that experts have, or whose pads reach real tokens; the
+    model is then as it was.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(

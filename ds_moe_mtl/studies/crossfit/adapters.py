@@ -26,7 +26,7 @@ class Adapter(nn.Module):
 
 
 def add_adapters(transformer: nn.Module) -> list[nn.Parameter]:
-    """Put adapters into an encoder of a known family, in place, and return their parameters in order.
+    """Put adapters into an encoder, in place, and return their parameters in order.
 
     They stand before the residual sum, after the output projections of attention and FFN.
     """

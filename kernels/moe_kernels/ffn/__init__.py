@@ -1,6 +1,7 @@
 """The experts' feed-forward networks, each on its own block of rows."""
 
+from moe_kernels.ffn.activation import ACTIVATIONS, activate
+from moe_kernels.ffn.choice import choose_ffn
 from moe_kernels.ffn.function import expert_ffn
-from moe_kernels.ffn.reference import ACTIVATIONS
 
-__all__ = ["ACTIVATIONS", "expert_ffn"]
+__all__ = ["ACTIVATIONS", "activate", "choose_ffn", "expert_ffn"]

@@ -2,15 +2,16 @@
 
 Against autograd over the plain loop it takes a block's rows, does all that is done to them while a
 core's cache has them, writes the result where it belongs instead of concatenating, and brings rows
-back by gathering: scattering them takes a CPU three times as long. Both inner tensors are kept, as
-the dense FFN keeps them: computing GELU again costs more (4 ms at 4,096 tokens, D 384, bf16).
+back by gathering: scattering them takes a CPU three times as long. The inner tensors are kept, as
+the dense FFN keeps them: computing GELU again costs more (4 ms at 4,096 tokens, D 384, bf16). Both
+halves of a gated FFN come from one product, and their gradients go where one product reads them.
 
 In 16 bits on a CPU, where every expert of every layer has another number of tokens in every step,
 blocks are filled up to sizes that come again (recurring_size says why): at most 15 rows or an
 eighth more. What stands in these gaps is computed and never read, and its gradient is zero.
 
 T tokens, R routed tokens, P computed rows of all experts, N of one, D hidden size, F inner size,
-E experts.
+H rows of W1 (F or, gated, 2 F), E experts.
 """
 
 import itertools
@@ -18,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_kernels.ffn.reference import ACTIVATIONS
+from moe_kernels.ffn.activation import ACTIVATIONS, Activation, apply_function
 from moe_kernels.first_order import first_order
 from moe_kernels.recurring import recurring_size
 
@@ -30,51 +31,43 @@ from moe_kernels.recurring import recurring_size
 # (140 ms on one core). Now 13, of attention, as a dense step. What fills the gaps costs 4%.
 _ROWS = (16, 8)
 
-gelu_backward_out = torch.ops.aten.gelu_backward.grad_input
-
 
 def ffn_by_block(
     x_TD: Tensor,
     counts: Sequence[int],
-    w1: Sequence[Tensor],
-    b1: Sequence[Tensor],
-    w2: Sequence[Tensor],
-    b2: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
     activation: str,
     order_R: Tensor | None = None,
     scale_T: Tensor | None = None,
 ) -> Tensor:
     """Return y_TD: row t through the expert in whose block of order_R it is, times scale_T[t].
 
-    order_R None: the rows are sorted by expert already. Rows that order_R does not name are 0.
+    weights: w1, b1, w2, b2 of every expert, None for a missing bias. order_R None: the rows are
+    sorted by expert already. Rows that order_R does not name are 0.
     """
-    weights = (*w1, *b1, *w2, *b2)
     return _BlockFFN.apply(x_TD, order_R, scale_T, tuple(counts), ACTIVATIONS[activation], *weights)
 
 
 class _BlockFFN(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TD, order_R, scale_T, counts, approximate, *weights):
-        num_experts = len(counts)
-        w1, b1, w2, b2 = (
-            weights[i : i + num_experts] for i in range(0, 4 * num_experts, num_experts)
-        )
+    def forward(ctx, x_TD, order_R, scale_T, counts, activation, *weights):
+        w1, b1, w2, b2 = _by_kind(weights)
         layout = _lay_out(counts, order_R, x_TD)
         keep_y = scale_T is not None and ctx.needs_input_grad[2]
         y_PD = layout.space_like(x_TD)
         saved = []
         for e, block in enumerate(layout.blocks):
             x_ND = layout.take(x_TD, block)
-            h_NF = torch.addmm(b1[e], x_ND, w1[e].t())
-            a_NF = nn.functional.gelu(h_NF, approximate=approximate)
-            torch.addmm(b2[e], a_NF, w2[e].t(), out=y_PD[block])
-            saved.extend((x_ND, h_NF, a_NF))
+            h_NH = _linear(x_ND, w1[e], b1[e])
+            g_NF, a_NF = _activate(h_NH, activation)
+            _linear(a_NF, w2[e], b2[e], out=y_PD[block])
+            saved.extend((x_ND, h_NH, g_NF, a_NF))
         y_TD = layout.by_token(y_PD)
         if scale_T is not None:
             scale_T1 = scale_T.to(y_TD.dtype).unsqueeze(1)
             y_TD = y_TD * scale_T1 if y_TD is y_PD and keep_y else y_TD.mul_(scale_T1)
         ctx.save_for_backward(scale_T, y_PD if keep_y else None, *weights, *saved)
-        ctx.layout, ctx.approximate = layout, approximate
+        ctx.layout, ctx.activation = layout, activation
         return y_TD
 
     @staticmethod
@@ -83,15 +76,15 @@ class _BlockFFN(torch.autograd.Function):
         layout = ctx.layout
         num_experts = len(layout.blocks)
         scale_T, y_PD, *rest = ctx.saved_tensors
-        weights, saved = rest[: 4 * num_experts], iter(rest[4 * num_experts :])
+        w1, _, w2, _ = _by_kind(rest[: 4 * num_experts])
+        saved = iter(rest[4 * num_experts :])
         wants_x, _, wants_scale = ctx.needs_input_grad[:3]
         grads = [[None] * num_experts for _ in range(4)]
         grad_scale_P = layout.space_like(scale_T) if wants_scale else None
         grad_x_PD = layout.space_like(grad_y_TD) if wants_x else None
-        buffer_NF = grad_y_TD.new_empty(layout.longest, weights[0].shape[0])
+        buffer_NF = grad_y_TD.new_empty(layout.longest, w2[0].shape[1])
         for e, (block, count) in enumerate(zip(layout.blocks, layout.counts, strict=True)):
-            x_ND, h_NF, a_NF = next(saved), next(saved), next(saved)
-            w1_FD, w2_DF = weights[e], weights[2 * num_experts + e]
+            x_ND, h_NH, g_NF, a_NF = (next(saved) for _ in range(4))
             wants_1, wants_b1, wants_2, wants_b2 = ctx.needs_input_grad[5 + e :: num_experts]
             gy_ND = layout.take(grad_y_TD, block)
             if wants_scale:
@@ -107,17 +100,59 @@ class _BlockFFN(torch.autograd.Function):
                 grads[3][e] = gy_ND.sum(0)
             if not (wants_1 or wants_b1 or wants_x):
                 continue
-            gh_NF = torch.mm(gy_ND, w2_DF, out=buffer_NF[: len(h_NF)])
-            gelu_backward_out(gh_NF, h_NF, approximate=ctx.approximate, grad_input=gh_NF)
+            ga_NF = torch.mm(gy_ND, w2[e], out=buffer_NF[: len(h_NH)])
+            gh_NH = _activate_grad(ga_NF, h_NH, g_NF, ctx.activation)
             if wants_1:
-                grads[0][e] = gh_NF.t() @ x_ND
+                grads[0][e] = gh_NH.t() @ x_ND
             if wants_b1:
-                grads[1][e] = gh_NF.sum(0)
+                grads[1][e] = gh_NH.sum(0)
             if wants_x:
-                torch.mm(gh_NF, w1_FD, out=grad_x_PD[block])
+                torch.mm(gh_NH, w1[e], out=grad_x_PD[block])
         grad_x_TD = layout.by_token(grad_x_PD) if wants_x else None
         grad_scale_T = layout.by_token(grad_scale_P) if wants_scale else None
         return grad_x_TD, None, grad_scale_T, None, None, *(g for kind in grads for g in kind)
+
+
+def _by_kind(weights: Sequence[Tensor | None]) -> list[Sequence[Tensor | None]]:
+    """Return w1, b1, w2 and b2, E entries each."""
+    num_experts = len(weights) // 4
+    return [weights[i : i + num_experts] for i in range(0, len(weights), num_experts)]
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def _activate(h_NH: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """Return (the function of h, or of its first half; what goes into W2): one if not gated."""
+    if not activation.gated:
+        a_NF = apply_function(h_NH, activation.function)
+        return a_NF, a_NF
+    activated, linear = h_NH.chunk(2, dim=1)
+    g_NF = apply_function(activated, activation.function)
+    return g_NF, g_NF * linear
+
+
+def _activate_grad(grad_a_NF: Tensor, h_NH: Tensor, g_NF: Tensor, activation: Activation) -> Tensor:
+    """Return dL/dh_NH from dL/da, which is overwritten; g_NF as _activate returned it."""
+    if not activation.gated:
+        return _function_grad(grad_a_NF, h_NH, activation.function, out=grad_a_NF)
+    activated, linear = h_NH.chunk(2, dim=1)
+    grad_h_NH = torch.empty_like(h_NH)
+    grad_activated, grad_linear = grad_h_NH.chunk(2, dim=1)
+    torch.mul(grad_a_NF, g_NF, out=grad_linear)
+    _function_grad(grad_a_NF.mul_(linear), activated, activation.function, out=grad_activated)
+    return grad_h_NH
+
+
+def _function_grad(grad: Tensor, h: Tensor, function: str, out: Tensor) -> Tensor:
+    """Write the gradient of h from that of an Activation's function of h; `out` may be `grad`."""
+    if function == "silu":
+        return torch.ops.aten.silu_backward.grad_input(grad, h, grad_input=out)
+    approximate = "tanh" if function == "gelu_tanh" else "none"
+    return torch.ops.aten.gelu_backward.grad_input(grad, h, approximate=approximate, grad_input=out)
 
 
 @dataclass(frozen=True)
@@ -166,7 +201,8 @@ def _lay_out(counts: tuple[int, ...], order_R: Tensor | None, x_TD: Tensor) -> _
     idle = routed < num_tokens
     if order_R is None and rows == num_tokens:
         return _Layout(blocks, counts, rows, idle, None, None)
-    order_R = torch.arange(routed, device=device) if order_R is None else order_R.long()
+    # A GPU's order_R goes on after the routed tokens.
+    order_R = torch.arange(routed, device=device) if order_R is None else order_R[:routed].long()
     if rows == routed:
         order_P, places_R = order_R, torch.arange(routed, device=device)
     else:
