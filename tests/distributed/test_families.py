@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
     for ranks, cases in CASES.items():
         results = run_ranks(all_cases, folders, cases, ranks=ranks, time_limit=240)
         for (kind, number), run in results[0].items():
-            found[kind, ranks, *cases[number]] = run
+            found[(kind, ranks, *cases[number])] = run
     return found
 
 
@@ -41,6 +41,6 @@ OTHERS = [(2, *case) for case in CASES[2]]
 @pytest.mark.parametrize("kind", SHOWN)
 @pytest.mark.parametrize("case", OTHERS, ids=lambda case: f"world{case[0]}-ep{case[1]}-{case[2]}")
 def test_losses_norms_and_weights_are_those_of_one_rank(runs, kind, case):
-    one = runs[kind, 1, *CASES[1][0]]
+    one = runs[(kind, 1, *CASES[1][0])]
     assert MARGIN < one["margin"] < float("inf")
-    assert_same_training(runs[kind, *case], one)
+    assert_same_training(runs[(kind, *case)], one)
