@@ -36,3 +36,17 @@ def replace_dropout(module: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 setattr(parent, name, Dropout(child.p).train(child.training))
+
+
+def without_dropout(module: nn.Module) -> nn.Module:
+    """Return the module, in which nothing is dropped any more, in place.
+
+    Attentions of transformers' newer encoders have no Dropout but a probability, as an attribute.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        for name, value in vars(part).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
+    return module

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ds_moe_mtl.models.dropout import without_dropout
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.encoder_files import quiet, reason
 from ds_moe_mtl.models.families import family_of
@@ -117,7 +118,7 @@ def _try_packed(transformer: nn.Module, text: _Text) -> tuple[EncoderCheck, torc
             )
         difference = max(difference, _largest(pooled_BD - expected_BD))
     middle = slice(text.lengths[0], text.lengths[0] + text.lengths[1])
-    change_TD = _packed(_training(packed), _exchanged(text, middle)) - packed_TD
+    change_TD = _packed(without_dropout(packed.train()), _exchanged(text, middle)) - packed_TD
     change_TD[middle] = 0
     ulps = _ULPS * torch.finfo(packed_TD.dtype).eps * max(1.0, _largest(expected_TD))
     depth, width = transformer.config.num_hidden_layers, packed_TD.shape[1]
@@ -198,14 +199,6 @@ def _routed(transformer: nn.Module, kind: str, text: _Text) -> torch.Tensor:
         lengths=text.lengths,
     )
     return seen[0]
-
-
-def _training(encoder: nn.Module) -> nn.Module:
-    """Return the encoder in training mode, without dropout."""
-    for module in encoder.train().modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return encoder
 
 
 def _sharing(transformer: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from ds_moe_mtl.models.dropout import without_dropout
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.encoder_check import check_encoder
 from ds_moe_mtl.models.families import family_of
@@ -39,19 +40,9 @@ def packed_inputs(ids, mask, types):
     return ids[mask], types[mask], positions, ends, GROUPS, LENGTHS
 
 
-def no_dropout(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout_prob"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-    return model
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_states_and_gradients_are_those_of_transformers_own_padded_forward(kind):
-    theirs = no_dropout(tiny(kind)).train()
+    theirs = without_dropout(tiny(kind)).train()
     ours = PackedEncoder(copy.deepcopy(theirs)).train()
     batch = padded_batch(theirs)
     expected = run_padded(theirs, *batch)
@@ -71,7 +62,8 @@ def test_packed_states_and_gradients_are_those_of_transformers_own_padded_forwar
 
 @pytest.mark.parametrize("kind", SHOWN)
 def test_a_family_is_the_one_that_is_told_and_accepted_for_every_kind_of_model(kind):
-    model = tiny(kind)
+    dropouts = dict.fromkeys(("hidden_dropout_prob", "attention_dropout"), 0.1)
+    model = tiny(kind, **dropouts)
     assert family_of(model).name == KINDS[kind].family
     for model_kind in ("mt_dense", "mt_tag", "task_moe"):
         check_encoder(model, kind, model_kind)
@@ -104,7 +96,7 @@ def test_the_sparse_network_with_preserve_is_the_dense_one_at_step_0(kind):
 
 @pytest.mark.parametrize("kind", SHOWN)
 def test_checkpointed_layers_give_the_same_gradients(kind):
-    plain, checkpointed = (no_dropout(network_of(kind, "mt_tag")).train() for _ in range(2))
+    plain, checkpointed = (without_dropout(network_of(kind, "mt_tag")).train() for _ in range(2))
     checkpointed.checkpoint_activations()
     inputs, lengths = network_inputs(plain)
     for network in (plain, checkpointed):
