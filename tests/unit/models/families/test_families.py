@@ -40,7 +40,9 @@ def packed_inputs(ids, mask, types):
 
 
 def no_dropout(model):
-    set_dropout(model.config, 0.0)
+    """Turn dropout off in an encoder or a network of one."""
+    owner = model.encoder.transformer if hasattr(model, "heads") else model
+    set_dropout(owner.config, 0.0)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
