@@ -4,9 +4,13 @@ A new family is a file in ds_moe_mtl/models/families and rows here; the tests of
 rest, and README's list of encoders is made of them.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
+from transformers import BertTokenizerFast
+
 from tests.support.encoders import tiny_encoder
+from tests.support.tiny import write_tiny
 
 
 class Kind(NamedTuple):
@@ -78,3 +82,15 @@ def tiny(model_type: str, **more):
     """Return a tiny encoder of a row, random weights, in eval mode."""
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
     return tiny_encoder(model_type, **{**special, **KINDS[model_type].more, **more})
+
+
+def write_family(folder: Path, model_type: str) -> Path:
+    """Write tiny data and a tiny encoder of a row with a word tokenizer, as write_tiny does."""
+    write_tiny(folder)
+    tokenizer = BertTokenizerFast.from_pretrained(folder / "encoder")
+    positions = {"max_position_embeddings": 80}  # as many tokens as the data's longest, and more
+    model = tiny(model_type, vocab_size=len(tokenizer), pad_token_id=0, **positions)
+    for left in ("config.json", "model.safetensors"):
+        (folder / "encoder" / left).unlink()
+    model.save_pretrained(folder / "encoder")
+    return folder

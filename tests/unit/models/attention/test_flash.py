@@ -15,6 +15,7 @@ from ds_moe_mtl.models.attention.choice import (
     packed_attention,
 )
 from ds_moe_mtl.models.attention.flash import packed_sequences, why_not_flash
+from tests.support.families import tiny
 from tests.support.flash_operators import flash_on_cpu
 
 CPU = torch.device("cpu")
@@ -31,29 +32,22 @@ def test_the_operators_exist_with_the_arguments_that_are_passed():
     q = torch.empty(20, 4, 32, dtype=torch.bfloat16, device="meta")
     ends = torch.empty(6, dtype=torch.int32, device="meta")
     out, logsumexp, rng, unused, _ = torch.ops.aten._flash_attention_forward(
-        q, q, q, ends, ends, 7, 7, 0.1, False, False, scale=0.5
+        q, q, q, ends, ends, 7, 7, 0.1, False, False, scale=0.5, window_size_left=3
     )
+    sides = {"window_size_left": 3, "window_size_right": 3}
     grads = torch.ops.aten._flash_attention_backward(
-        out, q, q, q, out, logsumexp, ends, ends, 7, 7, 0.1, False, rng, unused, scale=0.5
+        out, q, q, q, out, logsumexp, ends, ends, 7, 7, 0.1, False, rng, unused, scale=0.5, **sides
     )
     assert out.shape == q.shape and [grad.shape for grad in grads] == [q.shape] * 3
 
 
 @pytest.mark.parametrize("kind", ["mt_dense", "mt_tag"])
-def test_attention_without_pads_gives_what_attention_with_pads_gives(stand_in, kind):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=60,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=40,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+@pytest.mark.parametrize("encoder", ["bert", "modernbert", "eurobert"])
+def test_attention_without_pads_gives_what_attention_with_pads_gives(stand_in, encoder, kind):
+    """modernbert: within windows; eurobert: with grouped keys and values."""
+    transformer = tiny(encoder)
     heads = [HeadSpec("first", 2), HeadSpec("second", 3)]
-    network = build_network(BertModel(config), kind, heads, 0.0, RoutingOptions(num_gates=2))
+    network = build_network(transformer, kind, heads, 0.0, RoutingOptions(num_gates=2)).eval()
     ends = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     batch = {
         "input_ids_T": torch.randint(5, 60, (20,)),

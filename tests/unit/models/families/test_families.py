@@ -7,7 +7,7 @@ import torch
 
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.encoder_check import check_encoder
-from ds_moe_mtl.models.families import family_of, set_dropout
+from ds_moe_mtl.models.families import family_of
 from ds_moe_mtl.models.heads import HeadSpec
 from ds_moe_mtl.models.multitask import build_network
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
@@ -40,9 +40,6 @@ def packed_inputs(ids, mask, types):
 
 
 def no_dropout(model):
-    """Turn dropout off in an encoder or a network of one."""
-    owner = model.encoder.transformer if hasattr(model, "heads") else model
-    set_dropout(owner.config, 0.0)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
