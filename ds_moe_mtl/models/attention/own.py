@@ -21,7 +21,7 @@ from ds_moe_mtl.models.attention.choice import (
     attention_plan,
 )
 from ds_moe_mtl.models.attention.flash import PackedSequences
-from ds_moe_mtl.models.attention.padded import eager, padded
+from ds_moe_mtl.models.attention.padded import AttentionGroup, eager, padded
 from encoder_kernels import SequencePlan
 
 Terms = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -65,10 +65,7 @@ def attend(
     module: whose `dropout` drops weights. terms: what the scores have besides, for a plan of groups
     to pad; within a group a token's place in its row is its place in its sequence.
     """
-    if terms is None:
-        run = AttentionInterface()[mask.attention]
-    else:
-        run = padded(_with_terms(terms))
+    run = AttentionInterface()[mask.attention] if terms is None else padded(_with_terms(terms))
     dropout = module.dropout.p if module.training else 0.0
     out, _ = run(module, *heads, None, scaling=scaling, packing=mask.packing, dropout=dropout)
     return out.flatten(2)
@@ -82,9 +79,7 @@ def heads_of(x: torch.Tensor, head_size: int) -> torch.Tensor:
 def _with_terms(terms: Terms) -> Callable:
     def attend_with_terms(query, key, value, bias, scaling, dropout):
         added = terms(query, key, scaling)
-        return eager(
-            query, key, value, added if bias is None else added + bias, scaling, dropout
-        )
+        return eager(query, key, value, added if bias is None else added + bias, scaling, dropout)
 
     return attend_with_terms
 
@@ -92,6 +87,17 @@ def _with_terms(terms: Terms) -> Callable:
 def distances(length: int, device: torch.device) -> torch.Tensor:
     """Return how far a query can stand after a key, L - 1 down to 1 - L, int64 [2 L - 1]."""
     return torch.arange(length - 1, -length, -1, device=device)
+
+
+def longest_of(groups: Sequence[AttentionGroup]) -> int:
+    """Return L of the group with the longest sequences; 1 where there is no group."""
+    return max((group.length for group in groups), default=1)
+
+
+def nearest(of_distance: torch.Tensor, length: int, dim: int = -1) -> torch.Tensor:
+    """Return the entries, along dim, for the distances in `length` tokens of those in more."""
+    longest = (of_distance.shape[dim] + 1) // 2
+    return of_distance.narrow(dim, longest - length, 2 * length - 1)
 
 
 def by_distance(of_distance: torch.Tensor) -> torch.Tensor:

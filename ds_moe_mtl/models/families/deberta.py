@@ -15,13 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from ds_moe_mtl.models.attention.own import (
     PackedMask,
     attend,
     distances,
     heads_of,
+    longest_of,
+    nearest,
     rows_by_distance,
 )
 from ds_moe_mtl.models.families.own_attention import OwnAttention, through
@@ -70,8 +71,7 @@ class DebertaLike(OwnAttention):
         scaling = (module.attention_head_size * self.score_terms(module)) ** -0.5
         terms = None
         if module.relative_attention and kinds:
-            longest = max((group.length for group in mask.packing), default=1)
-            rows = self.rows(module, longest, x.device)
+            rows = self.rows(module, longest_of(mask.packing), x.device)
             used = module.pos_dropout(rel_embeddings[rows.first : rows.last + 1])[None]
             terms = DistanceTerms(
                 *(
@@ -111,18 +111,12 @@ class DistanceTerms(NamedTuple):
         length = query.shape[2]
         found = []
         if self.key_HRd is not None:
-            found.append(_products(query, _nearest(self.key_HRd, length) * scaling))
+            found.append(_products(query, nearest(self.key_HRd, length, dim=1) * scaling))
         if self.query_HRd is not None:
             # Rows are the keys here: what is the query's distance from a key has the other sign.
-            mirrored_HRd = _nearest(self.query_HRd, length).flip(1) * scaling
+            mirrored_HRd = nearest(self.query_HRd, length, dim=1).flip(1) * scaling
             found.append(_products(key, mirrored_HRd).transpose(-1, -2))
         return sum(found[1:], start=found[0])
-
-
-def _nearest(of_distance_HRd: torch.Tensor, length: int) -> torch.Tensor:
-    """Return what there is of the distances in `length` tokens."""
-    longest = (of_distance_HRd.shape[1] + 1) // 2
-    return of_distance_HRd[:, longest - length : longest + length - 1]
 
 
 def _products(x: torch.Tensor, of_distance_HRd: torch.Tensor) -> torch.Tensor:
@@ -147,6 +141,8 @@ def _rows(longest: int, span: int, buckets: int, farthest: int, device: torch.de
 
     On a CPU first, where no rounding of a logarithm differs from device to device.
     """
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
     with torch.inference_mode(False):  # kept for later calls, that may have a backward pass
         apart_R = distances(longest, torch.device("cpu"))
         if buckets > 0:

@@ -92,7 +92,8 @@ def _model_forward(family: OwnAttention, model: nn.Module, *args, packing=None, 
         return type(model).forward(model, *args, **inputs)
     x = model.embeddings(**inputs)
     mask = PackedMask(model.packed_attention, packing)
-    return BaseModelOutput(last_hidden_state=family.run_layers(model, x, mask, inputs["position_ids"]))
+    x = family.run_layers(model, x, mask, inputs["position_ids"])
+    return BaseModelOutput(last_hidden_state=x)
 
 
 def _attention_forward(

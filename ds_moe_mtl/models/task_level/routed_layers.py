@@ -19,9 +19,6 @@ from ds_moe_mtl.models.calls import CallScope
 PLAN = "packing"
 """The keyword by which transformers' attention interface brings a plan to attention."""
 
-PER_TOKEN = ("position_ids", "position_embeddings")
-"""Keywords that hold something for each token of a packed batch, [1, T, ...] or pairs of that."""
-
 READ = ("attention_type",)
 """Attributes of a layer that a model's forward reads."""
 
@@ -57,26 +54,32 @@ class RouteCall:
             tokens = np.concatenate([np.arange(ends[r] - self.lengths[r], ends[r]) for r in rows])
             lengths = [self.lengths[r] for r in rows]
             plan = plan_like(packing, lengths, states.device, states.dtype)
-            self.subsets[rows] = Subset(torch.from_numpy(tokens).to(states.device), plan)
+            tokens = torch.from_numpy(tokens).to(states.device)
+            self.subsets[rows] = Subset(tokens, plan, states.shape[1])
         return self.subsets[rows]
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some sequences of a packed batch: the indices of their tokens, and the plan of them alone."""
+    """Some sequences of a packed batch of `size` tokens: the indices of theirs, and their plan."""
 
     tokens: torch.Tensor
     packing: Packing
+    size: int
 
     def of(self, value, name: str = ""):
-        """Return a layer's argument for these sequences; name: its keyword, where it has one."""
+        """Return a layer's argument for these sequences; name: its keyword, where it has one.
+
+        A tensor [1, size, ...] has something for each token, as rotary positions do.
+        """
         if isinstance(value, PackedMask):
             return value.of(self.packing)
         if name == PLAN:
             return self.packing
-        if name in PER_TOKEN and isinstance(value, tuple):
-            return tuple(self.of(each, name) for each in value)
-        return value[:, self.tokens] if name in PER_TOKEN and value is not None else value
+        if isinstance(value, tuple):
+            return tuple(self.of(each) for each in value)
+        per_token = isinstance(value, torch.Tensor) and value.shape[:2] == (1, self.size)
+        return value[:, self.tokens] if per_token else value
 
 
 class RoutedLayer(nn.Module):
