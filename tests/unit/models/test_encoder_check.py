@@ -66,7 +66,7 @@ def test_encoders_that_would_be_wrong_are_refused_in_one_line(kind):
     assert "the/name" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("kind", ["convbert", "lilt"])
+@pytest.mark.parametrize("kind", ["convbert", "luke", "tapas"])
 def test_a_wrong_encoder_shows_with_weights_as_small_as_an_initialisation(kind):
     model = tiny_encoder(kind)
     with torch.no_grad():

@@ -5,6 +5,13 @@ import copy
 import pytest
 import torch
 
+from ds_moe_mtl.models.attention.choice import (
+    PACKED_EAGER,
+    PACKED_FLASH,
+    PACKED_SDPA,
+    PACKED_SHORT,
+    attention_plan,
+)
 from ds_moe_mtl.models.attention.own import (
     by_distance,
     distances,
@@ -16,13 +23,18 @@ from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.encoder_check import check_encoder
 from tests.support.encoders import tiny_encoder
 from tests.support.families import DISTANCES, tiny
+from tests.support.flash_operators import flash_on_cpu
 from tests.unit.models.families.test_families import (
+    LENGTHS,
+    network_inputs,
+    network_of,
     no_dropout,
     packed_inputs,
     padded_batch,
     run_padded,
 )
 
+OWN = ("deberta-v2", "deberta", "mpnet", "megatron-bert", "rembert", "distilbert")
 BOTH = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
 CONV = {"conv_kernel_size": 3, "conv_act": "gelu"}
 V2 = {
@@ -98,10 +110,9 @@ def test_heads_that_talk_are_refused_in_one_line():
 
 
 @pytest.mark.parametrize("kind", ["megatron-bert", "rembert"])
-@pytest.mark.parametrize("more", [{"is_decoder": True}])
-def test_a_decoder_is_refused(kind, more):
+def test_a_decoder_is_refused(kind):
     with pytest.raises(ValueError, match="packed sequences differ"):
-        check_encoder(tiny(kind, **more), kind)
+        check_encoder(tiny(kind, is_decoder=True), kind)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
@@ -117,30 +128,57 @@ def test_views_by_distance_hold_what_indexing_gives(length):
     assert torch.equal(rows_by_distance(rows), expected)
 
 
+@pytest.mark.parametrize("kind", ["megatron-bert", "rembert"])
 @torch.no_grad()
-def test_megatron_and_rembert_run_the_attention_that_is_asked_for():
-    """They have no terms of distance: every packed attention serves, SDPA and eager here."""
-    from ds_moe_mtl.models.attention.choice import PACKED_EAGER, PACKED_SDPA
-
-    for kind in ("megatron-bert", "rembert"):
-        encoder = PackedEncoder(tiny(kind))
-        inputs = packed_inputs(*padded_batch(encoder.transformer))
-        found = []
-        for name in (PACKED_EAGER, PACKED_SDPA):
-            encoder.attention = name
+def test_without_terms_of_distance_every_packed_attention_serves(kind):
+    encoder = PackedEncoder(tiny(kind))
+    inputs = packed_inputs(*padded_batch(encoder.transformer))
+    found = []
+    with flash_on_cpu():
+        for encoder.attention in (PACKED_EAGER, PACKED_SDPA, PACKED_FLASH):
             found.append(encoder(*inputs))
-            assert encoder.transformer.packed_attention == name
-        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
+        assert not torch.equal(other, found[0])  # it is another program
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_network_in_bfloat16_on_a_cpu_which_fills_batches_up_trains(kind):
+    """Filled up are tokens and, inside attention, tokens and sequences that are all pads."""
+    exact = no_dropout(network_of(kind, "mt_dense")).train()
+    network = copy.deepcopy(exact).bfloat16()
+    found = []
+    for each in (exact, network):
+        inputs, lengths = network_inputs(each)
+        states = each.features(*inputs, gate=0, spans=False, lengths=lengths)
+        states.float().square().sum().backward()
+        found.append((states, {n: p.grad for n, p in each.named_parameters()}))
+    (wanted, grads), (states, low_grads) = found
+    assert (states - wanted).norm() < 0.05 * wanted.norm()
+    for name, grad in grads.items():
+        assert (grad is None) == (low_grads[name] is None), name
+        if grad is not None:
+            assert (low_grads[name] - grad).norm() < 0.1 * grad.norm() + 0.01, name
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_rank_without_examples_reaches_the_parameters_that_others_reach(kind):
+    reached = []
+    for sequences in (len(LENGTHS), 0):
+        network = no_dropout(network_of(kind, "mt_dense")).train()
+        (*tokens, ends, groups, tasks, spans), lengths = network_inputs(network)
+        if not sequences:
+            tokens, ends = [x[:0] for x in tokens], ends[:1]
+            groups, tasks, spans, lengths = [], tasks[:0], spans[:0], []
+        states = network.features(
+            *tokens, ends, groups, tasks, spans, gate=0, spans=False, lengths=lengths
+        )
+        states.sum().backward()
+        reached.append({n for n, p in network.named_parameters() if p.grad is not None})
+    assert reached[0] == reached[1]
 
 
 def test_a_plan_of_part_of_a_batch_is_of_the_kind_of_the_whole():
-    from ds_moe_mtl.models.attention.choice import (
-        PACKED_EAGER,
-        PACKED_FLASH,
-        PACKED_SHORT,
-        attention_plan,
-    )
-
     where = (torch.device("cpu"), torch.float32)
     for name in (PACKED_EAGER, PACKED_FLASH, PACKED_SHORT):
         whole = attention_plan(name, [5, 3, 3], None, *where)

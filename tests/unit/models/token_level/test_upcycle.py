@@ -149,7 +149,10 @@ def test_a_norm_that_stands_before_the_ffn_stays():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: GPT2Model(GPT2Config(n_layer=1, n_embd=16, n_head=2)), "no layer whose FFN is that of"),
+        (
+            lambda: GPT2Model(GPT2Config(n_layer=1, n_embd=16, n_head=2)),
+            "no layer whose FFN is that of",
+        ),
         (lambda: upcycle(encoder_of("bert")), "upcycled already"),
         (lambda: encoder_of("bert", hidden_act="relu"), "hidden_act 'relu'"),
         (lambda: tiny_encoder("roberta-prelayernorm"), "the FFN holds LayerNorm"),
