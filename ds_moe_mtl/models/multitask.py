@@ -260,9 +260,15 @@ class MultiTaskNetwork(nn.Module):
     def checkpoint_activations(self) -> None:
         """Keep only each layer's input in the forward pass; layers run again in the backward pass.
 
-        The second run gets the gate ids and the random numbers of the first.
+        The second run gets the gate ids and the random numbers of the first. Raises ValueError for
+        an encoder that transformers does not run so.
         """
         transformer = self.encoder.transformer
+        if not transformer.supports_gradient_checkpointing:
+            raise ValueError(
+                f"train.activation_checkpointing = true, which transformers does not have for "
+                f"{type(transformer).__name__}; allowed: false"
+            )
         newer = getattr(transformer, "activation_checkpointing_enable", None)
         (newer or transformer.gradient_checkpointing_enable)({"use_reentrant": False})
 

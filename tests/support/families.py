@@ -25,6 +25,22 @@ class Kind(NamedTuple):
 
 LONG = {"max_position_embeddings": 64}  # rotary positions have no table that would show a fault
 
+DISTANCES = {
+    "relative_attention": True,
+    "max_relative_positions": 7,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_biased_input": False,
+}
+
+DEBERTA_V3 = {
+    **DISTANCES,
+    "max_relative_positions": 12,
+    "position_buckets": 6,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "type_vocab_size": 0,
+}
+
 KINDS = {
     kind.model_type: kind
     for kind in (
@@ -47,6 +63,13 @@ KINDS = {
         ),
         Kind("eurobert", "EuroBERT", "EuroBERT", {**LONG, "num_key_value_heads": 1}),
         Kind("nomic_bert", "NomicBERT", "NomicBERT", LONG),
+        Kind("distilbert", "DistilBERT", "DistilBERT"),
+        # As v3: buckets that sequences of the tests exceed, and no table of positions.
+        Kind("deberta-v2", "DeBERTa-v2", "DeBERTa-v2, v3", DEBERTA_V3),
+        Kind("deberta", "DeBERTa", "DeBERTa", {**DISTANCES, "type_vocab_size": 0}),
+        Kind("mpnet", "MPNet", "MPNet"),
+        Kind("megatron-bert", "MegatronBERT", "MegatronBERT"),
+        Kind("rembert", "RemBERT", "RemBERT"),
     )
 }
 """By model_type."""

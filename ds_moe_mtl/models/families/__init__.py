@@ -3,17 +3,33 @@
 from torch import nn
 
 from ds_moe_mtl.models.families.bert import Bert
+from ds_moe_mtl.models.families.deberta import Deberta, DebertaV2
+from ds_moe_mtl.models.families.distilbert import DistilBert
 from ds_moe_mtl.models.families.eurobert import EuroBert
 from ds_moe_mtl.models.families.family import Family
 from ds_moe_mtl.models.families.ffn import FFN
+from ds_moe_mtl.models.families.megatron_bert import MegatronBert
 from ds_moe_mtl.models.families.modernbert import ModernBert
+from ds_moe_mtl.models.families.mpnet import MPNet
 from ds_moe_mtl.models.families.nomic_bert import NomicBert
+from ds_moe_mtl.models.families.rembert import RemBert
 
 __all__ = ["FFN", "Bert", "Family", "dropout_of", "family_of", "ffn_layers", "set_dropout"]
 
 # The first that takes a model has it: those that look for more stand before those that look for
 # less.
-FAMILIES: tuple[Family, ...] = (ModernBert(), EuroBert(), NomicBert(), Bert())
+FAMILIES: tuple[Family, ...] = (
+    DistilBert(),
+    ModernBert(),
+    EuroBert(),
+    NomicBert(),
+    DebertaV2(),
+    Deberta(),
+    MPNet(),
+    MegatronBert(),
+    RemBert(),
+    Bert(),
+)
 
 
 def family_names() -> str:

@@ -55,7 +55,7 @@ class Bert(Family):
                     f"{type(layer).__name__} cannot be upcycled: it has {name} = "
                     f"{getattr(layer, name)}; allowed: an encoder's, in one piece"
                 )
-        if len(self.ffn_layers(layer)) > 1:
+        if sum(self.has_ffn(module) for module in layer.modules()) > 1:
             raise ValueError(
                 f"{type(layer).__name__} cannot be upcycled: it has several FFNs; allowed: one"
             )

@@ -27,7 +27,7 @@ class GateUpDown(Family):
             self.has_table(model)
             and hasattr(model, "rotary_emb")
             and isinstance(layers, nn.ModuleList)
-            and len(self.ffn_layers(layers)) == len(layers)
+            and all(self.ffn_layers(layer) for layer in layers)
         )
 
     def pack(self, model: nn.Module) -> None:

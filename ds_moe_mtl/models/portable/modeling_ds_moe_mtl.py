@@ -170,7 +170,7 @@ class _Encoder(nn.Module):
             layer.intermediate = _RoutedFFN(moe)
             layer.output.dense = nn.Identity()
         embeddings = self.transformer.embeddings
-        padding = embeddings.position_embeddings.padding_idx
+        padding = getattr(embeddings.position_embeddings, "padding_idx", None)
         self.first_position = 0 if padding is None else padding + 1
         types = getattr(embeddings, "token_type_embeddings", None)
         self.token_types = types.num_embeddings if isinstance(types, nn.Embedding) else 0

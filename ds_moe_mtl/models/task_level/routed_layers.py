@@ -12,8 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ds_moe_mtl.models.attention.choice import attention_plan
+from ds_moe_mtl.models.attention.choice import Packing
+from ds_moe_mtl.models.attention.own import PackedMask, plan_like
 from ds_moe_mtl.models.calls import CallScope
+
+PLAN = "packing"
+"""The keyword by which transformers' attention interface brings a plan to attention."""
+
+READ = ("attention_type",)
+"""Attributes of a layer that a model's forward reads."""
 
 
 @dataclass
@@ -29,7 +36,7 @@ class RouteCall:
     one_hot: bool = False
     whole_batch: bool = False
     experts_LB: list[list[int]] | None = None
-    subsets: dict = field(default_factory=dict)  # packed: plans of sub-batches, by sequences
+    subsets: dict[tuple[int, ...], "Subset"] = field(default_factory=dict)  # packed, by sequences
 
     def experts(self, layer: int) -> list[int]:
         """Return each sequence's expert in a layer, of one-hot routes.
@@ -39,6 +46,40 @@ class RouteCall:
         if self.experts_LB is None:
             self.experts_LB = self.routes_LBE.argmax(dim=2).tolist()
         return self.experts_LB[layer]
+
+    def subset(self, rows: tuple[int, ...], states: torch.Tensor, packing: Packing) -> "Subset":
+        """Return some sequences of a packed batch, whose plan is `packing` and states [1, T, D]."""
+        if rows not in self.subsets:
+            ends = np.cumsum(self.lengths)
+            tokens = np.concatenate([np.arange(ends[r] - self.lengths[r], ends[r]) for r in rows])
+            lengths = [self.lengths[r] for r in rows]
+            plan = plan_like(packing, lengths, states.device, states.dtype)
+            tokens = torch.from_numpy(tokens).to(states.device)
+            self.subsets[rows] = Subset(tokens, plan, states.shape[1])
+        return self.subsets[rows]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some sequences of a packed batch of `size` tokens: the indices of theirs, and their plan."""
+
+    tokens: torch.Tensor
+    packing: Packing
+    size: int
+
+    def of(self, value, name: str = ""):
+        """Return a layer's argument for these sequences; name: its keyword, where it has one.
+
+        A tensor [1, size, ...] has something for each token, as rotary positions do.
+        """
+        if isinstance(value, PackedMask):
+            return value.of(self.packing)
+        if name == PLAN:
+            return self.packing
+        if isinstance(value, tuple):
+            return tuple(self.of(each) for each in value)
+        per_token = isinstance(value, torch.Tensor) and value.shape[:2] == (1, self.size)
+        return value[:, self.tokens] if per_token else value
 
 
 class RoutedLayer(nn.Module):
@@ -58,8 +99,15 @@ class RoutedLayer(nn.Module):
         self.experts = nn.ModuleList(experts)
         self.index = index
         self.scope = scope
+        for name in READ:
+            if hasattr(experts[0], name):
+                setattr(self, name, getattr(experts[0], name))
 
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor | tuple:
+        """Return what the layer does, the states [., ., D] or a tuple that begins with them.
+
+        Of attention weights, which a tuple may hold besides, experts have no common ones: None.
+        """
         call = self.scope.call
         assert call is not None, "a routed layer ran outside CallScope.use"
         routes_BE, beams = call.routes_LBE[self.index], 1
@@ -82,10 +130,12 @@ class RoutedLayer(nn.Module):
             idle = [
                 p for e, x in enumerate(self.experts) if e not in chosen for p in x.parameters()
             ]
-            out = out + sum((p.sum() * 0 for p in idle), start=out.new_zeros(())).to(out.dtype)
+            states = _states(out)
+            zero = sum((p.sum() * 0 for p in idle), start=states.new_zeros(()))
+            out = _like(out, states + zero.to(states.dtype))
         return out
 
-    def _mixed(self, call, routes_BE, hidden_states, args, kwargs) -> torch.Tensor:
+    def _mixed(self, call, routes_BE, hidden_states, args, kwargs) -> torch.Tensor | tuple:
         """Return the experts' outputs weighted by the routes."""
         if call.lengths is None:
             weights = routes_BE[:, None, None, :]
@@ -96,38 +146,40 @@ class RoutedLayer(nn.Module):
             fill = hidden_states.shape[1] - weights.shape[1]
             weights = nn.functional.pad(weights, (0, 0, 0, 0, 0, fill))
         weights = weights.to(hidden_states.dtype)
-        return sum(
-            expert(hidden_states, *args, **kwargs) * weights[..., e]
-            for e, expert in enumerate(self.experts)
-        )
+        outputs = [expert(hidden_states, *args, **kwargs) for expert in self.experts]
+        mixed = sum(_states(out) * weights[..., e] for e, out in enumerate(outputs))
+        return _like(outputs[0], mixed)
 
-    def _by_rows(self, expert_B, hidden_states, args, kwargs) -> torch.Tensor:
+    def _by_rows(self, expert_B, hidden_states, args, kwargs) -> torch.Tensor | tuple:
         """Run each expert on its rows of a padded batch."""
-        size, pieces, order = len(hidden_states), [], []
+        size, outputs, order = len(hidden_states), [], []
         for e, expert in enumerate(self.experts):
             mine = [row for row, chosen in enumerate(expert_B) if chosen == e]
             if mine:
                 index = torch.tensor(mine, device=hidden_states.device)
                 sub_args = [_rows(value, index, size) for value in args]
                 sub_kwargs = {name: _rows(value, index, size) for name, value in kwargs.items()}
-                pieces.append(expert(hidden_states[index], *sub_args, **sub_kwargs))
+                outputs.append(expert(hidden_states[index], *sub_args, **sub_kwargs))
                 order += mine
         place = torch.tensor(np.argsort(order), device=hidden_states.device)
-        return torch.cat(pieces)[place]
+        return _like(outputs[0], torch.cat([_states(out) for out in outputs])[place])
 
-    def _by_tokens(self, call, expert_B, hidden_states, args, kwargs) -> torch.Tensor:
+    def _by_tokens(self, call, expert_B, hidden_states, args, kwargs) -> torch.Tensor | tuple:
         """Run each expert on the tokens of its sequences of a packed batch [1, T, D]."""
-        pieces, order = [], []
+        outputs, order = [], []
         for e, expert in enumerate(self.experts):
             mine = tuple(row for row, chosen in enumerate(expert_B) if chosen == e)
             if mine:
-                tokens, plan = _subset(call, mine, hidden_states, _attention_of(expert))
-                piece = expert(hidden_states[:, tokens], *args, **(kwargs | {"packing": plan}))
-                pieces.append(piece)
-                order.append(tokens)
+                subset = call.subset(mine, hidden_states, _plan(args, kwargs))
+                sub_args = [subset.of(value) for value in args]
+                sub_kwargs = {name: subset.of(value, name) for name, value in kwargs.items()}
+                states = hidden_states[:, subset.tokens]
+                outputs.append(expert(states, *sub_args, **sub_kwargs))
+                order.append(subset.tokens)
         place = torch.argsort(torch.cat(order))
-        out = torch.cat(pieces, dim=1)[:, place]
-        return nn.functional.pad(out, (0, 0, 0, hidden_states.shape[1] - out.shape[1]))
+        states = torch.cat([_states(out) for out in outputs], dim=1)[:, place]
+        fill = hidden_states.shape[1] - states.shape[1]
+        return _like(outputs[0], nn.functional.pad(states, (0, 0, 0, fill)))
 
 
 def route_layers(
@@ -176,18 +228,17 @@ def _rows(value, index: torch.Tensor, size: int):
     return value[index] if is_batch else value
 
 
-def _attention_of(layer: nn.Module) -> str:
-    """Return the name of the attention that a transformer layer runs."""
-    configs = (getattr(module, "config", None) for module in layer.modules())
-    return next(config._attn_implementation for config in configs if config is not None)
+def _plan(args: tuple, kwargs: dict) -> Packing:
+    """Return the plan among a layer's arguments."""
+    masks = (value for value in (*args, *kwargs.values()) if isinstance(value, PackedMask))
+    return kwargs[PLAN] if PLAN in kwargs else next(masks).packing
 
 
-def _subset(call: RouteCall, rows: tuple[int, ...], hidden_states: torch.Tensor, attention: str):
-    """Return (token indices, attention plan) of some sequences of a packed batch."""
-    if rows not in call.subsets:
-        ends = np.cumsum(call.lengths)
-        tokens = np.concatenate([np.arange(ends[r] - call.lengths[r], ends[r]) for r in rows])
-        lengths = [call.lengths[r] for r in rows]
-        plan = attention_plan(attention, lengths, None, hidden_states.device, hidden_states.dtype)
-        call.subsets[rows] = (torch.from_numpy(tokens).to(hidden_states.device), plan)
-    return call.subsets[rows]
+def _states(output: torch.Tensor | tuple) -> torch.Tensor:
+    """Return the hidden states in a layer's output."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _like(output: torch.Tensor | tuple, states: torch.Tensor) -> torch.Tensor | tuple:
+    """Return `states` in the form of a layer's output, without the attention's weights."""
+    return (states, *[None] * len(output[1:])) if isinstance(output, tuple) else states

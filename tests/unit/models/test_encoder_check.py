@@ -26,14 +26,12 @@ from tests.support.encoders import tiny_encoder
 RIGHT = [
     *("bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "data2vec-text"),
     *("xlm-roberta-xl", "roc_bert", "xmod"),
+    *("deberta", "deberta-v2", "distilbert", "megatron-bert", "modernbert", "mpnet", "rembert"),
 ]
 WRONG = {
-    "megatron-bert": "packed sequences differ by",
-    "rembert": "packed sequences differ by",
     "convbert": "packed sequences differ by",
-    "mpnet": "packed sequences differ by",
     "fnet": "does not support an attention implementation",
-    "modernbert": "not a BERT-family encoder",
+    "gpt2": "is no encoder of a family known here",
     "layoutlm": "in training, without dropout, a sequence differs by",
 }
 LENGTHS = [12, 7, 3]
@@ -50,7 +48,7 @@ def test_albert_is_accepted_dense_and_refused_where_its_one_layer_would_be_route
     model = tiny_encoder("albert")
     model.pooler = None
     check_encoder(model, "a")
-    with pytest.raises(ValueError, match="AlbertModel.*no layer of BERT's shape"):
+    with pytest.raises(ValueError, match="AlbertModel has no layer whose FFN is"):
         check_encoder(model, "a", "mt_tag")
     with pytest.raises(ValueError, match="AlbertModel has no list of layers"):
         check_encoder(model, "a", "task_moe")
@@ -68,7 +66,7 @@ def test_encoders_that_would_be_wrong_are_refused_in_one_line(kind):
     assert "the/name" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("kind", ["megatron-bert", "rembert", "convbert", "deberta"])
+@pytest.mark.parametrize("kind", ["convbert", "luke", "tapas"])
 def test_a_wrong_encoder_shows_with_weights_as_small_as_an_initialisation(kind):
     model = tiny_encoder(kind)
     with torch.no_grad():
@@ -192,5 +190,5 @@ def test_every_architecture_of_berts_kind_is_right_or_refused():
             sparse += [] if "mt_tag" in against else [kind]
     print(f"accepted: {accepted}\nsparse too: {sparse}\nrefused: {refused}\nnot built: {unbuilt}")
     assert set(RIGHT) <= set(sparse)
-    assert {"megatron-bert", "rembert", "convbert", "deberta", "mpnet"} <= set(refused)
+    assert {"big_bird", "convbert", "fnet", "lilt", "roformer"} <= set(refused)
     assert len(unbuilt) < len(kinds) / 3

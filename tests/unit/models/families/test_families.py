@@ -69,6 +69,70 @@ def test_a_family_is_the_one_that_is_told_and_accepted_for_every_kind_of_model(k
         check_encoder(model, kind, model_kind)
 
 
+@pytest.mark.parametrize("kind", SHOWN)
+def test_in_training_a_sequence_does_not_depend_on_the_tokens_beside_it(kind):
+    encoder = PackedEncoder(without_dropout(tiny(kind))).train()
+    ids, mask, types = padded_batch(encoder.transformer)
+    found = encoder(*packed_inputs(ids, mask, types))
+    generator = torch.Generator().manual_seed(4)
+    others = torch.randint(5, 60, ids.shape, generator=generator)
+    for row in range(len(LENGTHS)):
+        changed = others.index_copy(0, torch.tensor([row]), ids[row : row + 1])
+        places = mask.nonzero()[:, 0] == row
+        again = encoder(*packed_inputs(changed, mask, types))
+        assert torch.equal(again[places], found[places])
+        assert not torch.allclose(again[~places], found[~places])
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+@torch.no_grad()
+def test_in_bfloat16_packed_states_are_as_near_float32s_as_transformers_own(kind):
+    model = tiny(kind)
+    batch = padded_batch(model)
+    exact = run_padded(model, *batch)
+    theirs = run_padded(model.bfloat16(), *batch)
+    ours = PackedEncoder(model)(*packed_inputs(*batch))
+    errors = [float((found.float() - exact).square().mean().sqrt()) for found in (ours, theirs)]
+    assert errors[0] <= 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+@torch.no_grad()
+def test_every_dropout_draws_and_follows_the_seed(kind):
+    encoder = PackedEncoder(without_dropout(tiny(kind))).train()
+    inputs = packed_inputs(*padded_batch(encoder.transformer))
+    plain = encoder(*inputs)
+    family = family_of(encoder.transformer)
+    for name, module in encoder.transformer.named_modules():
+        if not isinstance(module, torch.nn.Dropout) or name.endswith(family.no_dropout or "-"):
+            continue
+        module.p = 0.3
+        runs = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            runs.append(encoder(*inputs))
+        assert torch.equal(runs[0], runs[1]), name
+        assert not torch.equal(runs[0], runs[2]) and not torch.equal(runs[0], plain), name
+        module.p = 0.0
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+@torch.no_grad()
+def test_a_copy_runs_by_itself_and_the_encoder_stays_transformers_for_others(kind):
+    model = tiny(kind)
+    batch = padded_batch(model)
+    expected = run_padded(model, *batch)
+    encoder = PackedEncoder(copy.deepcopy(model)).eval()
+    found = encoder(*packed_inputs(*batch))
+    other = copy.deepcopy(encoder)
+    for parameter in encoder.parameters():
+        parameter.zero_()
+    assert torch.equal(other(*packed_inputs(*batch)), found)
+    assert not encoder(*packed_inputs(*batch)).any()
+    if "packed_attention" in vars(other.transformer):  # its attention has a way of its own
+        assert torch.equal(run_padded(other.transformer, *batch), expected)
+
+
 def network_of(kind, model_kind, **more):
     heads = [HeadSpec("one", 2), HeadSpec("two", 3)]
     torch.manual_seed(3)
@@ -94,9 +158,10 @@ def test_the_sparse_network_with_preserve_is_the_dense_one_at_step_0(kind):
     torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", SHOWN)
-def test_checkpointed_layers_give_the_same_gradients(kind):
-    plain, checkpointed = (without_dropout(network_of(kind, "mt_tag")).train() for _ in range(2))
+@pytest.mark.parametrize("model_kind", ["mt_tag", "mt_dense"])
+@pytest.mark.parametrize("kind", [kind for kind in SHOWN if kind != "mpnet"])
+def test_checkpointed_layers_give_the_same_gradients(kind, model_kind):
+    plain, checkpointed = (without_dropout(network_of(kind, model_kind)).train() for _ in range(2))
     checkpointed.checkpoint_activations()
     inputs, lengths = network_inputs(plain)
     for network in (plain, checkpointed):
@@ -106,3 +171,8 @@ def test_checkpointed_layers_give_the_same_gradients(kind):
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None:
             assert torch.equal(a.grad, b.grad), name
+
+
+def test_checkpointing_is_refused_where_transformers_has_none():
+    with pytest.raises(ValueError, match="activation_checkpointing = true.*MPNetModel; allowed"):
+        network_of("mpnet", "mt_tag").checkpoint_activations()

@@ -6,7 +6,7 @@ import torch
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
 from ds_moe_mtl.models.portable.folder import opened
 from ds_moe_mtl.tasks import TaskSpec
-from tests.support.encoders import tiny_encoder
+from tests.support.families import tiny
 from tests.support.tiny import differ_experts, spread_gates
 
 TASKS = [
@@ -24,10 +24,13 @@ HEADS = [
 LENGTHS = (7, 4, 11)
 
 
-@pytest.mark.parametrize("kind", ["roberta", "electra", "ernie"])
+OWN_ATTENTION = ["mpnet", "megatron-bert", "rembert", "deberta", "deberta-v2"]
+
+
+@pytest.mark.parametrize("kind", ["roberta", "electra", "ernie", *OWN_ATTENTION])
 @torch.no_grad()
 def test_padded_rows_give_what_packed_tokens_give(kind):
-    encoder = tiny_encoder(kind)
+    encoder = tiny(kind)
     if hasattr(encoder, "pooler"):
         encoder.pooler = None
     routing = RoutingOptions(4, len(TASKS))
