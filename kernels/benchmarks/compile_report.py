@@ -1,6 +1,7 @@
 """Compile every Triton kernel of a layer for sm_90 without a GPU and print what each one takes.
 
     python kernels/benchmarks/compile_report.py --hidden 768 --experts 4 --tokens 32768
+    python kernels/benchmarks/compile_report.py --activation geglu --inner 1152 --no-biases
     python kernels/benchmarks/compile_report.py --part encoder --hidden 768
     python kernels/benchmarks/compile_report.py --part update
 
@@ -74,18 +75,40 @@ def leaf(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, requires_grad=True)
 
 
-def record_step(tokens: int, hidden: int, experts: int, gates: int, dtype) -> list[Launch]:
+class Shape(NamedTuple):
+    """A sparse layer: sizes, and the experts' activation and whether they have biases."""
+
+    tokens: int
+    hidden: int
+    inner: int
+    experts: int
+    gates: int
+    activation: str
+    biases: bool
+
+
+def record_step(shape: Shape, dtype) -> list[Launch]:
     """Return the launches of a sparse layer's forward and backward pass."""
+    from moe_kernels import ACTIVATIONS
+    from moe_kernels.ffn.function import flat_weights
     from moe_kernels.fused import TritonTop1
     from moe_kernels.routing.launch import launch_route
 
-    shapes = ((4 * hidden, hidden), (4 * hidden,), (hidden, 4 * hidden), (hidden,))
-    weights = [leaf(*shape, dtype=dtype) for shape in shapes for _ in range(experts)]
+    tokens, hidden, inner, experts, gates, activation, biases = shape
+    rows = ACTIVATIONS[activation].halves * inner
+    shapes = ((rows, hidden), (rows,), (hidden, inner), (hidden,))
+    weights = flat_weights(
+        *(
+            [leaf(*size, dtype=dtype) for _ in range(experts)] if biases or len(size) == 2 else None
+            for size in shapes
+        )
+    )
     ids, mask = torch.empty(tokens, dtype=torch.int64), torch.empty(tokens, dtype=torch.bool)
     x, gate = leaf(tokens, hidden, dtype=dtype), leaf(gates * experts, hidden, dtype=dtype)
     with recorded() as launches:
-        y, *_ = TritonTop1.apply(x, gate, ids, mask, False, False, launch_route, *weights)
-        torch.autograd.grad(y, [x, gate, *weights], torch.empty_like(y))
+        y, *_ = TritonTop1.apply(x, gate, ids, mask, False, activation, launch_route, *weights)
+        leaves = [tensor for tensor in (x, gate, *weights) if tensor is not None]
+        torch.autograd.grad(y, leaves, torch.empty_like(y))
     return launches
 
 
@@ -209,6 +232,9 @@ def main() -> None:
     parser.add_argument("--part", choices=("top1", "encoder", "update"), default="top1")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--inner", type=int, help="default: 4 x hidden")
+    parser.add_argument("--activation", default="gelu", help="one of moe_kernels.ACTIVATIONS")
+    parser.add_argument("--no-biases", action="store_true", help="experts without biases")
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--gates", type=int, default=8)
     parser.add_argument("--head", type=int, default=64, help="size of an attention head")
@@ -221,8 +247,16 @@ def main() -> None:
     elif options.part == "update":
         launches = record_update(options.hidden, dtype)
     else:
-        shape = options.tokens, options.hidden, options.experts, options.gates
-        launches = record_step(*shape, dtype)
+        shape = Shape(
+            options.tokens,
+            options.hidden,
+            options.inner or 4 * options.hidden,
+            options.experts,
+            options.gates,
+            options.activation,
+            not options.no_biases,
+        )
+        launches = record_step(shape, dtype)
     rows = compile_report(launches)
     if options.json:
         print("\n".join(json.dumps(row) for row in rows))

@@ -15,12 +15,14 @@ from torch import Tensor
 VECTOR_BYTES = 16
 
 
-def address_table(weights: Sequence[Tensor]) -> tuple[Tensor, int]:
+def address_table(weights: Sequence[Tensor | None]) -> tuple[Tensor, int]:
     """Return (the addresses of contiguous tensors on one device, int64, in their order, and 16 if
-    every row of every tensor starts at a multiple of 16 bytes, else 1).
+    every row of every tensor starts at a multiple of 16 bytes, else 1). None has address 0.
     """
-    row_bytes = frozenset(tensor.shape[-1] * tensor.element_size() for tensor in weights)
-    return _table(tuple(tensor.data_ptr() for tensor in weights), row_bytes, weights[0].device)
+    given = [tensor for tensor in weights if tensor is not None]
+    row_bytes = frozenset(tensor.shape[-1] * tensor.element_size() for tensor in given)
+    addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in weights)
+    return _table(addresses, row_bytes, given[0].device)
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""Device code shared by the Triton kernels: row tiles, products, GELU, the columns of gates.
+"""Device code shared by the Triton kernels: row tiles, products, activations, columns of gates.
 
 Rows are listed expert by expert: segments 0..E-1 are the experts, segment E holds the rows that are
 not routed (they are written as zeros, never computed).
@@ -68,15 +68,19 @@ def column_halves(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 def column_part(
     acc, p: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """Return part p of the 1, 2 or 4 column parts of a tile: GELU on all of one needs registers."""
-    if PARTS > 1:
-        left, right = column_halves(acc, BLOCK_M, BLOCK_N)
+    """Return part p of the 1, 2, 4 or 8 column parts of a tile: all of it at once needs registers
+    for each number on the way to its activation.
+    """
+    part = acc
+    if PARTS >= 2:
+        left, right = column_halves(part, BLOCK_M, BLOCK_N)
         part = left if p < PARTS // 2 else right
-        if PARTS == 4:
-            left, right = column_halves(part, BLOCK_M, BLOCK_N // 2)
-            part = left if p % 2 == 0 else right
-    else:
-        part = acc
+    if PARTS >= 4:
+        left, right = column_halves(part, BLOCK_M, BLOCK_N // 2)
+        part = left if p % (PARTS // 2) < PARTS // 4 else right
+    if PARTS == 8:
+        left, right = column_halves(part, BLOCK_M, BLOCK_N // 4)
+        part = left if p % 2 == 0 else right
     return part
 
 
@@ -126,13 +130,16 @@ def split_dot(a, b, acc, TERMS: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def gelu_and_slope(h, TANH: tl.constexpr, EXACT: tl.constexpr):
-    """Return (GELU(h), its derivative) of float32 h, by erf or with the tanh formula.
+def value_and_slope(h, FUNCTION: tl.constexpr, EXACT: tl.constexpr):
+    """Return (the function of float32 h, its derivative): "gelu" by erf, "gelu_tanh" or "silu".
 
     Not EXACT, for what is rounded to 16 bits: erf to 1.5e-7 by Abramowitz and Stegun 7.1.26, whose
     exponential is the derivative's as well.
     """
-    if TANH:
+    if FUNCTION == "silu":
+        cdf = tl.sigmoid(h)
+        slope = cdf + h * cdf * (1.0 - cdf)
+    elif FUNCTION == "gelu_tanh":
         z = 0.7978845608028654 * (h + 0.044715 * h * h * h)
         cdf = tl.sigmoid(2.0 * z)  # (1 + tanh z) / 2
         slope_z = 0.7978845608028654 * (1.0 + 0.134145 * h * h)

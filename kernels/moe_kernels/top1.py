@@ -96,7 +96,7 @@ def _top1_on_gpu(x, arguments, gate_scale: str, activation: str, weights, name: 
         contiguous(gate_ids_T),
         contiguous(mask_T),
         gate_scale == "preserve",
-        activation == "gelu_tanh",
+        activation,
         route_launcher(name),
         *map(contiguous, weights),
     )

@@ -1,6 +1,6 @@
 """Random top-1 layers, the float64 truth about them, and the error that rounding explains.
 
-T tokens, D hidden size, F inner size, G gates, E experts.
+T tokens, D hidden size, F inner size, H rows of w1 (F or, gated, 2 F), G gates, E experts.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,16 @@ MARGIN = 1e-5
 
 @dataclass
 class Layer:
-    """A top-1 layer's inputs, in the type under test."""
+    """A top-1 layer's inputs, in the type under test; experts has None for a missing bias."""
 
     x_TD: Tensor
     gate_weight: Tensor
     gate_ids_T: Tensor
-    experts: list[list[Tensor]]
+    experts: list[list[Tensor] | None]
     mask_T: Tensor | None
     grad_y_TD: Tensor
     grad_prob_T: Tensor
+    activation: str = "gelu"
 
     def to(self, device: str) -> "Layer":
         """Return the layer on a device."""
@@ -37,14 +38,27 @@ class Layer:
             for value in vars(self).values()
         ]
         moved = Layer(*values)
-        moved.experts = [[tensor.to(device) for tensor in kind] for kind in self.experts]
+        moved.experts = [kind and [tensor.to(device) for tensor in kind] for kind in self.experts]
         return moved
 
     def tensors(self) -> list[Tensor]:
-        return [self.x_TD, self.gate_weight, *(t for kind in self.experts for t in kind)]
+        return [self.x_TD, self.gate_weight, *(t for kind in self.experts for t in kind or ())]
+
+    def names(self) -> list[str]:
+        """Return the names of tensors(), an expert's with its number."""
+        kinds = zip(KINDS, self.experts, strict=True)
+        return ["x", "gate_weight", *(f"{k}[{e}]" for k, ts in kinds for e in range(len(ts or ())))]
+
+    def by_kind(self, tensors: list[Tensor]) -> list[list[Tensor] | None]:
+        """Return w1, b1, w2 and b2 of tensors in the order of tensors()."""
+        following = iter(tensors[2:])
+        return [kind and [next(following) for _ in kind] for kind in self.experts]
 
 
-def make_layer(T, D, F, G, E, dtype=torch.float32, pads=True, only_expert=None, seed=0) -> Layer:
+def make_layer(
+    T, D, F, G, E, dtype=torch.float32, pads=True, only_expert=None, seed=0, activation="gelu",
+    biases=("b1", "b2"),
+) -> Layer:  # fmt: skip
     """Return a random layer; `only_expert`: every token goes to that expert."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -59,13 +73,17 @@ def make_layer(T, D, F, G, E, dtype=torch.float32, pads=True, only_expert=None, 
         gate_weight[:, 0] = -4.0
         gate_weight[only_expert::E, 0] = 4.0
     gate_ids_T = torch.randint(0, G, (T,), generator=generator)
-    shapes = ((F, D), (F,), (D, F), (D,))
+    H = F * moe_kernels.ACTIVATIONS[activation].halves
+    shapes = ((H, D), (H,), (D, F), (D,))
     stds = (D**-0.5, 1.0, F**-0.5, 1.0)
-    kinds = zip(shapes, stds, strict=True)
-    experts = [[normal(*shape, std=std) for _ in range(E)] for shape, std in kinds]
+    experts = [
+        [normal(*shape, std=std) for _ in range(E)] if name in ("w1", "w2", *biases) else None
+        for name, shape, std in zip(KINDS, shapes, stds, strict=True)
+    ]
     mask_T = torch.rand(T, generator=generator) > 0.2 if pads else None
     grad_prob_T = torch.randn(T, generator=generator)
-    return Layer(x_TD, gate_weight, gate_ids_T, experts, mask_T, normal(T, D), grad_prob_T)
+    grad_y_TD = normal(T, D)
+    return Layer(x_TD, gate_weight, gate_ids_T, experts, mask_T, grad_y_TD, grad_prob_T, activation)
 
 
 def has_margin(layer: Layer) -> bool:
@@ -97,28 +115,25 @@ def plain_top1(x_TD, gate_weight, gate_ids_T, w1, b1, w2, b2, mask_T, gate_scale
     return y_TD, expert_T, prob_T, torch.tensor(counts, dtype=torch.int32)
 
 
-def run(layer: Layer, layer_fn, dtype=None, gate_scale="paper", activation="gelu", **options):
+def run(layer: Layer, layer_fn, dtype=None, gate_scale="paper", activation=None, **options):
     """Return (results and gradients by name, expert_T, counts_E) of a forward and backward pass."""
     dtype = dtype or layer.x_TD.dtype
     leaves = [t.detach().clone().to(dtype).requires_grad_() for t in layer.tensors()]
-    num_experts = len(layer.experts[0])
-    kinds = [leaves[2 + i * num_experts :][:num_experts] for i in range(4)]
     y_TD, expert_T, prob_T, counts_E = layer_fn(
         leaves[0],
         leaves[1],
         layer.gate_ids_T,
-        *kinds,
+        *layer.by_kind(leaves),
         mask_T=layer.mask_T,
         gate_scale=gate_scale,
-        activation=activation,
+        activation=activation or layer.activation,
         **options,
     )
     grads = [layer.grad_y_TD.to(y_TD.dtype), layer.grad_prob_T.to(prob_T.dtype)]
     torch.autograd.backward([y_TD, prob_T], grads)
     assert all(leaf.grad is not None for leaf in leaves)
     values = {"y": y_TD.detach(), "prob": prob_T.detach()}
-    names = ["x", "gate_weight", *(f"{k}[{e}]" for k in KINDS for e in range(num_experts))]
-    values |= {f"grad {name}": leaf.grad for name, leaf in zip(names, leaves, strict=True)}
+    values |= {f"grad {name}": leaf.grad for name, leaf in zip(layer.names(), leaves, strict=True)}
     return values, expert_T, counts_E
 
 
@@ -142,7 +157,8 @@ def assert_close_to_truth(layer: Layer, impl: str, **options) -> None:
     assert torch.equal(counts_E, our_counts_E.cpu())
     truncates = impl == "triton" and KERNEL_DEVICE == "cpu" and layer.x_TD.dtype == torch.bfloat16
     stores = 3 if truncates else 1
-    for kind in ("y", "prob", "grad x", "grad gate_weight", *(f"grad {k}[" for k in KINDS)):
+    given = [f"grad {k}[" for k, ts in zip(KINDS, layer.experts, strict=True) if ts is not None]
+    for kind in ("y", "prob", "grad x", "grad gate_weight", *given):
         names = [name for name in truth if name == kind or name.startswith(kind) and "[" in kind]
         exact, reference, found = ([v[name] for name in names] for v in (truth, plain, ours))
         largest = max(value.abs().max().item() if value.numel() else 0 for value in exact)

@@ -17,9 +17,13 @@ def call(layer, **changes):
 
 
 LAYER = make_layer(6, 8, 12, 2, 3)
+GATED = make_layer(6, 8, 12, 2, 3, activation="swiglu").experts[0]
 MISTAKES = {
     "gate scale": ({"gate_scale": "none"}, "gate_scale='none': must be one of paper, preserve"),
-    "activation": ({"activation": "relu"}, "activation='relu': must be one of gelu, gelu_tanh"),
+    "activation": (
+        {"activation": "relu"},
+        "activation='relu': must be one of gelu, gelu_tanh, geglu",
+    ),
     "impl": ({"impl": "fast"}, "impl='fast': must be one of auto, torch, triton, cuda"),
     "gates": ({"gate_weight": torch.zeros(7, 8)}, "7 rows must be a multiple"),
     "hidden": ({"gate_weight": torch.zeros(6, 9)}, r"must be \[gates \* experts, 8\]"),
@@ -30,6 +34,12 @@ MISTAKES = {
     "mask shape": ({"mask_T": torch.ones(5)}, r"mask_T has shape \[5\]: must be \[6\]"),
     "experts": ({"b2": LAYER.experts[3][:2]}, "w1, b1, w2, b2 have 3, 3, 3, 2 tensors"),
     "shape": ({"w2": LAYER.experts[0]}, r"w2\[0\] has shape \(12, 8\): must be \(8, 12\)"),
+    "no halves": ({"activation": "geglu"}, "12 rows: must be 2 x w2.0.'s 12 columns for .*'geglu'"),
+    "two halves": (
+        {"w1": GATED, "b1": None},
+        "24 rows: must be 1 x w2.0.'s 12 columns for .*'gelu'",
+    ),
+    "some without": ({"b1": None, "b2": LAYER.experts[3][:2]}, "w1, w2, b2 have 3, 3, 2 tensors"),
     "type": ({"x_TD": LAYER.x_TD.double()}, r"w1\[0\] is torch.float32: must be x's torch.float64"),
 }
 

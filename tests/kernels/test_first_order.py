@@ -9,8 +9,9 @@ from tests.kernels.layers import make_layer
 
 def layer_output(layer, x_TD):
     return moe_kernels.top1_moe_ffn(
-        x_TD, layer.gate_weight, layer.gate_ids_T, *layer.experts, layer.mask_T, impl="torch"
-    )[0]
+        x_TD, layer.gate_weight, layer.gate_ids_T, *layer.experts, layer.mask_T,
+        activation=layer.activation, impl="torch",
+    )[0]  # fmt: skip
 
 
 def composed_output(layer, x_TD):
@@ -20,10 +21,19 @@ def composed_output(layer, x_TD):
     return moe_kernels.unpermute(rows, routing, impl="torch")
 
 
-@pytest.mark.parametrize("output", [layer_output, composed_output])
+@pytest.mark.parametrize(
+    "output, form",
+    [
+        (layer_output, {}),
+        (layer_output, {"activation": "swiglu", "biases": ()}),
+        (composed_output, {}),
+    ],
+)
 @pytest.mark.parametrize("nonlinear", [False, True])
-def test_a_second_derivative_raises_also_where_the_first_gradient_is_a_constant(output, nonlinear):
-    layer = make_layer(9, 8, 12, 2, 4)
+def test_a_second_derivative_raises_also_where_the_first_gradient_is_a_constant(
+    output, form, nonlinear
+):
+    layer = make_layer(9, 8, 12, 2, 4, **form)
     x_TD = layer.x_TD.clone().requires_grad_()
     y_TD = output(layer, x_TD)
     loss = y_TD.square().sum() if nonlinear else y_TD.sum()

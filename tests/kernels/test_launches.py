@@ -17,15 +17,24 @@ def launches(monkeypatch):
     return counted_launches(monkeypatch)
 
 
-@pytest.mark.parametrize("gate_scale", moe_kernels.GATE_SCALES)
-def test_a_step_takes_at_most_ten_launches_forward_and_twelve_backward(launches, gate_scale):
-    layer = make_layer(20, 16, 24, 1, 3, torch.float16)
+BOTH = ("b1", "b2")
+
+
+@pytest.mark.parametrize(
+    "gate_scale, activation, biases",
+    [*((scale, "gelu", BOTH) for scale in moe_kernels.GATE_SCALES), ("paper", "geglu", BOTH),
+     ("preserve", "swiglu", ())],
+)  # fmt: skip
+def test_a_step_takes_at_most_ten_launches_forward_and_twelve_backward(
+    launches, gate_scale, activation, biases
+):
+    layer = make_layer(20, 16, 24, 1, 3, torch.float16, activation=activation, biases=biases)
     leaves = [tensor.clone().requires_grad_() for tensor in layer.tensors()]
-    kinds = [leaves[2 + 3 * i : 5 + 3 * i] for i in range(4)]
+    kinds = layer.by_kind(leaves)
 
     def forward():
         return moe_kernels.top1_moe_ffn(
-            leaves[0], leaves[1], None, *kinds, layer.mask_T, gate_scale, impl="triton"
+            leaves[0], leaves[1], None, *kinds, layer.mask_T, gate_scale, activation, impl="triton"
         )[0]
 
     # Gate ids are None because checking their range, on the CPU alone, takes operations too.

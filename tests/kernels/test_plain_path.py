@@ -14,6 +14,7 @@ from tests.kernels.layers import (
     plain_top1,
     run,
 )
+from tests.support.ffn_forms import FORMS, ffn_formula
 
 SHAPES = [(0, 8, 12, 2, 4), (1, 8, 12, 2, 4), (7, 9, 15, 1, 3), (129, 17, 30, 8, 4)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -46,6 +47,15 @@ def test_results_and_gradients_are_as_exact_as_autograds(shape, dtype, gate_scal
     assert_close_to_truth(layer, "torch", gate_scale=gate_scale, activation=activation)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("activation, bias", FORMS[1:])
+def test_every_form_of_an_ffn_is_as_exact_as_autograds(shape, dtype, activation, bias):
+    biases = ("b1", "b2") if bias else ()
+    layer = make_layer(*shape, dtype, activation=activation, biases=biases)
+    assert_close_to_truth(layer, "torch")
+
+
 @pytest.mark.parametrize("experts, gates", [(1, 1), (1, 64), (64, 1), (64, 64)])
 def test_one_to_many_experts_and_gates(experts, gates):
     assert_close_to_truth(make_layer(70, 8, 12, gates, experts), "torch")
@@ -75,16 +85,70 @@ def test_any_shape(tokens, hidden, inner, gates, experts, pads, seed):
     assert_close_to_truth(layer, "torch")
 
 
-def test_gradients_match_finite_differences():
-    layer = make_layer(9, 4, 5, 2, 3, torch.float64)
+@st.composite
+def ffn_cases(draw):
+    """Draw the arguments of expert_ffn in float64: rows of some experts, or of none, in order."""
+    counts = draw(st.lists(st.integers(0, 12), min_size=1, max_size=5))
+    idle = draw(st.integers(0, 6))
+    D, F = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    activation = draw(st.sampled_from(list(moe_kernels.ACTIVATIONS)))
+    biases = draw(st.sampled_from([(), ("b1",), ("b2",), ("b1", "b2")]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    listed = draw(st.booleans())
+    T, E = sum(counts) + idle * listed, len(counts)
+    layer = make_layer(T, D, F, 1, E, torch.float64, activation=activation, biases=biases)
+    order_R = torch.randperm(T, generator=generator)[: sum(counts)] if listed else None
+    scale_T = torch.rand(T, generator=generator) if draw(st.booleans()) else None
+    return layer, counts, order_R, scale_T
+
+
+@settings(max_examples=80, deadline=None)
+@given(case=ffn_cases())
+def test_any_ffn_and_its_gradients_are_the_formulas_in_float64(case):
+    layer, counts, order_R, scale_T = case
+    tensors = [layer.x_TD, *layer.tensors()[2:], *([] if scale_T is None else [scale_T])]
+
+    def results(ffn):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        kinds = layer.by_kind([None, *leaves])
+        y_TD = ffn(leaves[0], kinds, None if scale_T is None else leaves[-1])
+        y_TD.backward(layer.grad_y_TD)
+        return [y_TD.detach(), *(leaf.grad for leaf in leaves)]
+
+    def ours(x_TD, kinds, scale):
+        return moe_kernels.expert_ffn(
+            x_TD, counts, *kinds, layer.activation, order_R=order_R, scale_T=scale
+        )
+
+    def formula(x_TD, kinds, scale):
+        order = torch.arange(len(x_TD)) if order_R is None else order_R
+        missing = [None] * len(counts)
+        experts = zip(*(missing if kind is None else kind for kind in kinds), strict=True)
+        blocks = x_TD[order].split(counts)
+        y_RD = torch.cat(
+            [ffn_formula(x, *own, layer.activation) for x, own in zip(blocks, experts, strict=True)]
+        )
+        y_RD = y_RD if scale is None else y_RD * scale[order, None]
+        return torch.zeros_like(x_TD).index_copy(0, order, y_RD)
+
+    for found, expected in zip(results(ours), results(formula), strict=True):
+        tolerance = 1e-6 if expected.dtype == torch.float32 else 1e-11
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "activation, biases", [("gelu", ("b1", "b2")), ("geglu", ()), ("swiglu", ("b1",))]
+)
+def test_gradients_match_finite_differences(activation, biases):
+    layer = make_layer(9, 4, 5, 2, 3, torch.float64, activation=activation, biases=biases)
     leaves = [tensor.clone().requires_grad_() for tensor in layer.tensors()]
 
     def through(layer_fn):
-        def function(x_TD, gate_weight, *flat):
-            kinds = [flat[i * 3 : i * 3 + 3] for i in range(4)]
+        def function(*leaves):
             result = layer_fn(
-                x_TD, gate_weight, layer.gate_ids_T, *kinds, layer.mask_T, "paper", "gelu"
-            )
+                *leaves[:2], layer.gate_ids_T, *layer.by_kind(leaves), layer.mask_T, "paper",
+                activation,
+            )  # fmt: skip
             return result[0], result[2]
 
         return function
@@ -154,15 +218,13 @@ def test_frozen_experts_and_input_get_no_gradient_and_change_no_other():
     assert torch.equal(expected["y"], y_TD)
 
 
-def test_autocast_computes_in_its_type():
-    layer = make_layer(20, 8, 12, 2, 3)
+@pytest.mark.parametrize("activation, biases", [("gelu", ("b1", "b2")), ("geglu", ())])
+def test_autocast_computes_in_its_type(activation, biases):
+    layer = make_layer(20, 8, 12, 2, 3, activation=activation, biases=biases)
+    arguments = (layer.x_TD, layer.gate_weight, layer.gate_ids_T, *layer.experts)
     with torch.autocast("cpu", torch.bfloat16):
-        y_TD, *_ = moe_kernels.top1_moe_ffn(
-            layer.x_TD, layer.gate_weight, layer.gate_ids_T, *layer.experts
-        )
-    exact, *_ = moe_kernels.top1_moe_ffn(
-        layer.x_TD, layer.gate_weight, layer.gate_ids_T, *layer.experts
-    )
+        y_TD, *_ = moe_kernels.top1_moe_ffn(*arguments, activation=activation)
+    exact, *_ = moe_kernels.top1_moe_ffn(*arguments, activation=activation)
     assert y_TD.dtype == torch.bfloat16
     torch.testing.assert_close(y_TD.float(), exact, rtol=0.02, atol=0.02)
 

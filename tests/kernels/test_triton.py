@@ -15,6 +15,8 @@ from tests.kernels.layers import (
     run,
 )
 
+# Activation and biases: each bias is missing with the other one there, and both together.
+GATED = [("geglu", ("b1", "b2")), ("geglu_tanh", ("b2",)), ("swiglu", ("b1",)), ("swiglu", ())]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # T, D, F, G, E: nothing, one token, fewer than a tile, more than a tile, odd sizes.
 SHAPES = [(0, 16, 24, 2, 4), (1, 16, 24, 2, 4), (7, 20, 36, 1, 3), (129, 33, 70, 8, 4)]
@@ -35,6 +37,45 @@ def test_results_and_gradients_are_as_exact_as_plain_pytorchs(shape, dtype):
 def test_preserved_scale_and_tanh_gelu(dtype):
     layer = make_layer(40, 16, 24, 3, 2, dtype)
     assert_close_to_truth(layer, "triton", gate_scale="preserve", activation="gelu_tanh")
+
+
+@pytest.mark.parametrize(
+    "form, shape, dtype",
+    [
+        (GATED[0], SHAPES[0], torch.float16),
+        (GATED[1], SHAPES[1], torch.float32),
+        (GATED[2], SHAPES[2], torch.bfloat16),
+        (GATED[3], SHAPES[2], torch.float32),
+        (GATED[0], SHAPES[3], torch.float16),
+        (GATED[1], SHAPES[3], torch.bfloat16),
+        (GATED[2], SHAPES[3], torch.float32),
+        (GATED[3], SHAPES[3], torch.bfloat16),
+        (("gelu", ()), SHAPES[3], torch.float16),
+    ],
+    ids=str,
+)
+def test_gated_ffns_and_those_without_biases_are_as_exact(form, shape, dtype):
+    layer = make_layer(*shape, dtype, activation=form[0], biases=form[1])
+    assert_close_to_truth(layer, "triton")
+
+
+@pytest.mark.parametrize("activation, biases", [GATED[0], GATED[-1]])
+def test_rows_sorted_already_and_rows_in_any_order_go_through_gated_experts(activation, biases):
+    layer = make_layer(50, 16, 24, 1, 3, activation=activation, biases=biases).to(KERNEL_DEVICE)
+    counts = torch.tensor([31, 0, 19], dtype=torch.int32)
+    order_R = torch.randperm(50, generator=torch.Generator().manual_seed(1)).to(KERNEL_DEVICE)
+    for order in (None, order_R):
+        results = []
+        for impl in ("torch", "triton"):
+            leaves = [tensor.clone().requires_grad_() for tensor in layer.tensors()]
+            y_RD = moe_kernels.expert_ffn(
+                leaves[0], counts, *layer.by_kind(leaves), activation, order_R=order, impl=impl
+            )
+            y_RD.backward(layer.grad_y_TD)
+            results.append(
+                [y_RD.detach(), *(leaf.grad for leaf in leaves if leaf is not leaves[1])]
+            )
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("experts, gates", [(1, 1), (1, 64), (64, 1), (5, 32)])
@@ -71,9 +112,10 @@ def test_any_shape(tokens, hidden, inner, gates, experts, pads, seed):
     assert_close_to_truth(layer, "triton")
 
 
-def test_uninitialised_memory_is_never_read():
+@pytest.mark.parametrize("activation, biases", [("gelu", ("b1", "b2")), GATED[0]])
+def test_uninitialised_memory_is_never_read(activation, biases):
     """Every torch.empty is filled with NaN, or with an index far out of range."""
-    layer = make_layer(50, 16, 24, 2, 3, torch.float16)
+    layer = make_layer(50, 16, 24, 2, 3, torch.float16, activation=activation, biases=biases)
     expected, _, _ = top1(layer)
     torch.use_deterministic_algorithms(True)
     try:
@@ -86,22 +128,25 @@ def test_uninitialised_memory_is_never_read():
         assert torch.equal(value, found[name]), name
 
 
-def test_two_runs_agree_to_the_bit():
-    layer = make_layer(130, 16, 24, 2, 3, torch.float16)
+@pytest.mark.parametrize("activation, biases", [("gelu", ("b1", "b2")), GATED[0]])
+def test_two_runs_agree_to_the_bit(activation, biases):
+    layer = make_layer(130, 16, 24, 2, 3, torch.float16, activation=activation, biases=biases)
     first, _, _ = top1(layer)
     second, _, _ = top1(layer)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
 
-def test_a_kept_graph_can_be_gone_through_again():
+@pytest.mark.parametrize("activation, biases", [("gelu", ("b1", "b2")), GATED[0]])
+def test_a_kept_graph_can_be_gone_through_again(activation, biases):
     """The backward pass writes over what the forward one saved, but not under retain_graph."""
-    layer = make_layer(40, 16, 24, 2, 3, torch.float16).to(KERNEL_DEVICE)
+    layer = make_layer(40, 16, 24, 2, 3, torch.float16, activation=activation, biases=biases)
+    layer = layer.to(KERNEL_DEVICE)
     leaves = [tensor.clone().requires_grad_() for tensor in layer.tensors()]
-    kinds = [leaves[2 + 3 * i : 5 + 3 * i] for i in range(4)]
     y_TD = moe_kernels.top1_moe_ffn(
-        leaves[0], leaves[1], layer.gate_ids_T, *kinds, layer.mask_T, impl="triton"
-    )[0]
+        leaves[0], leaves[1], layer.gate_ids_T, *layer.by_kind(leaves), layer.mask_T,
+        activation=activation, impl="triton",
+    )[0]  # fmt: skip
     first = torch.autograd.grad(y_TD, leaves, layer.grad_y_TD, retain_graph=True)
     second = torch.autograd.grad(y_TD, leaves, layer.grad_y_TD)
     for one, other in zip(first, second, strict=True):

@@ -1,7 +1,9 @@
 """Which kernels run without being asked for by name: those verified on that kind of card."""
 
 import pytest
+import torch
 
+from moe_kernels import choose_ffn
 from moe_kernels.verified import Choice, choose, verified
 from tests.kernels.layers import KERNEL_DEVICE
 
@@ -20,3 +22,14 @@ def test_a_name_is_taken_or_refused():
     assert choose("update", "torch", KERNEL_DEVICE) == Choice("torch", "asked for")
     with pytest.raises(ValueError, match="must be one of"):
         choose("update", "fast", "cpu")
+
+
+def test_gated_experts_and_those_without_biases_wait_for_a_card_that_has_verified_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert choose_ffn("auto", "cuda", "gelu", True) == Choice("triton", "")
+    not_yet = Choice("torch", "Triton's is not verified on compute capability 9.0")
+    for activation, biased in (("swiglu", True), ("geglu", False), ("gelu", False)):
+        assert choose_ffn("auto", "cuda", activation, biased) == not_yet
+        assert choose_ffn("triton", "cuda", activation, biased).impl == "triton"
+    assert choose_ffn("auto", "cpu", "swiglu", False) == Choice("torch", "")

@@ -148,8 +148,8 @@ def _zeroed(expert: torch.nn.Module) -> Iterator[None]:
     """Have an expert give 0 inside the block."""
     weights = ffn_weights([expert])
     assert weights is not None, "a stored expert is two linear layers"
-    _, _, (weight,), (bias,), _ = weights
-    kept = [(tensor, tensor.detach().clone()) for tensor in (weight, bias)]
+    _, _, w2, b2, _ = weights
+    kept = [(tensor, tensor.detach().clone()) for tensor in (*w2, *(b2 or ()))]
     try:
         for tensor, _ in kept:
             tensor.data.zero_()

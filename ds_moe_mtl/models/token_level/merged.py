@@ -1,9 +1,9 @@
 """Merged experts: a task's FFN is a mixture of all experts' weights, made once per call.
 
-The FFN of gate g has the weights sum_e softmax(a_g)_e W_e, for both matrices and both biases. A
-token goes to its gate's FFN, so no batch is split among experts and every expert and every mixture
-in use gets a gradient from every token. A token costs what it costs the dense FFN; the merge costs
-2 x gates in the call x E x weights of one FFN operations.
+The FFN of gate g has the weights sum_e softmax(a_g)_e W_e, for both matrices and both biases, if it
+has any. A token goes to its gate's FFN, so no batch is split among experts and every expert and
+every mixture in use gets a gradient from every token. A token costs what it costs the dense FFN;
+the merge costs 2 x gates in the call x E x weights of one FFN operations.
 
 Sources: SMEAR (Muqeeth et al., 2306.03745) merges by a router over the example; Poly and MHR
 (Caccia et al., 2211.03831) by a table of logits per task, as here, and found that averaging the
@@ -68,9 +68,9 @@ def merged_ffn(
     """Return (y in x's shape, 0 where mask is 0; load_E float32).
 
     x [batch, seq, D]; gate_ids [batch] or [batch, seq], None for one gate; mask [batch, seq].
-    weights: the experts' (w1, b1, w2, b2, activation). load_E: the sum over tokens of their gate's
-    shares. Only gates with tokens are merged; a host waits for a GPU to know them, once per call.
-    Raises ValueError for gate ids that do not fit.
+    weights: the experts' ffn_weights. load_E: the sum over tokens of their gate's shares. Only
+    gates with tokens are merged; a host waits for a GPU to know them, once per call. Raises
+    ValueError for gate ids that do not fit.
     """
     gates_T = _gate_of_token(x, gate_ids, mask, len(logits_GE))
     counts_G, order_R = sort_by_expert(gates_T, len(logits_GE))
@@ -79,7 +79,7 @@ def merged_ffn(
     present = [gate for gate, count in enumerate(counts) if count] or [0]
     shares_PE = mixture_shares(logits_GE)[present]
     *kinds, activation = weights
-    merged = [merge(shares_PE, kind).unbind(0) for kind in kinds]
+    merged = [None if kind is None else merge(shares_PE, kind).unbind(0) for kind in kinds]
     counts_P = [counts[gate] for gate in present]
     y_TD = moe_kernels.expert_ffn(
         x.reshape(-1, x.shape[-1]), counts_P, *merged, activation, order_R=order_R, impl=impl

@@ -23,7 +23,8 @@ from ds_moe_mtl.models.token_level.upcycle import upcycle
 
 MODEL_TYPE = "ds_moe_mtl_upcycled"
 WEIGHTS = "upcycled.safetensors"
-_DENSE = {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+_WEIGHTS = {"fc1.weight", "fc2.weight"}
+_DENSE = (_WEIGHTS, _WEIGHTS | {"fc1.bias", "fc2.bias"})
 
 
 def save_upcycled(model: nn.Module, folder: str | Path) -> None:
@@ -45,7 +46,7 @@ def save_upcycled(model: nn.Module, folder: str | Path) -> None:
                 f"to_deepspeed"
             )
         for expert in layer.experts:
-            if type(expert) is not FeedForward or expert.state_dict().keys() != _DENSE:
+            if type(expert) is not FeedForward or expert.state_dict().keys() not in _DENSE:
                 raise ValueError(
                     "an expert is no plain FFN any more (wrapped, quantised or pruned layers); "
                     "allowed: experts as upcycle() made them"

@@ -1,14 +1,16 @@
 """A shared slice: the first neurons of an FFN see every token, copies of the rest are the experts.
 
 An FFN is a sum over its inner neurons, y = sum_f w2_f gelu(w1_f x + b1_f) + b2, so it may be cut
-between any two. The shared part has the outer bias b2; the experts' own outer biases begin at 0.
-A token then passes as many neurons as in the dense FFN.
+between any two; a neuron of a gated FFN has two rows of w1, one in each half. The shared part has
+the outer bias b2, where there is one; the experts' own outer biases begin at 0. A token then passes
+as many neurons as in the dense FFN.
 """
 
 import torch
 from torch import nn
 
 from ds_moe_mtl.models.token_level.experts import FeedForward
+from moe_kernels import ACTIVATIONS
 
 STEPS = (64, 8)
 """Slices are multiples of 64 neurons, a kernel's smallest tile; of 8 (16 bytes in 16 bits, an
@@ -39,31 +41,41 @@ def split_ffn(ffn: FeedForward, share: float) -> tuple[FeedForward, FeedForward]
 
     Raises ValueError as shared_neurons does.
     """
-    hidden, inner = ffn.fc1.in_features, ffn.fc1.out_features
-    cut = shared_neurons(share, inner)
-    parts = []
-    for neurons, dropout in ((slice(0, cut), 0.0), (slice(cut, inner), ffn.dropout)):
-        part = FeedForward(hidden, neurons.stop - neurons.start, ffn.activation, dropout)
-        part = part.to(ffn.fc1.weight)
-        part.fc1.weight.copy_(ffn.fc1.weight[neurons])
-        part.fc1.bias.copy_(ffn.fc1.bias[neurons])
-        part.fc2.weight.copy_(ffn.fc2.weight[:, neurons])
-        part.fc2.bias.copy_(ffn.fc2.bias if neurons.start == 0 else torch.zeros(hidden))
-        parts.append(part.train(ffn.training))
-    return parts[0], parts[1]
+    cut = shared_neurons(share, ffn.inner)
+    shared = _empty_like(ffn, cut, dropout=0.0)
+    rest = _empty_like(ffn, ffn.inner - cut, ffn.dropout)
+    for part, neurons in ((shared, slice(0, cut)), (rest, slice(cut, ffn.inner))):
+        for own, whole in zip(_by_neuron(part), _by_neuron(ffn), strict=True):
+            own.copy_(whole[neurons])
+    if ffn.fc2.bias is not None:
+        shared.fc2.bias.copy_(ffn.fc2.bias)
+        rest.fc2.bias.zero_()
+    return shared, rest
 
 
 @torch.no_grad()
 def join_ffn(shared: FeedForward, rest: FeedForward) -> FeedForward:
     """Return the FFN that is the sum of both, what split_ffn was given."""
-    inner = shared.fc1.out_features + rest.fc1.out_features
-    ffn = FeedForward(shared.fc1.in_features, inner, rest.activation, rest.dropout)
-    ffn = ffn.to(shared.fc1.weight)
-    ffn.fc1.weight.copy_(torch.cat([shared.fc1.weight, rest.fc1.weight]))
-    ffn.fc1.bias.copy_(torch.cat([shared.fc1.bias, rest.fc1.bias]))
-    ffn.fc2.weight.copy_(torch.cat([shared.fc2.weight, rest.fc2.weight], dim=1))
-    ffn.fc2.bias.copy_(shared.fc2.bias + rest.fc2.bias)
-    return ffn.train(rest.training)
+    ffn = _empty_like(rest, shared.inner + rest.inner, rest.dropout)
+    for whole, *parts in zip(*map(_by_neuron, (ffn, shared, rest)), strict=True):
+        whole.copy_(torch.cat(parts))
+    if ffn.fc2.bias is not None:
+        ffn.fc2.bias.copy_(shared.fc2.bias + rest.fc2.bias)
+    return ffn
+
+
+def _empty_like(ffn: FeedForward, inner: int, dropout: float) -> FeedForward:
+    """Return an FFN of `ffn`'s form, type and mode with so many neurons, its weights to be set."""
+    bias = ffn.fc1.bias is not None
+    part = FeedForward(ffn.fc1.in_features, inner, ffn.activation, dropout, bias)
+    return part.to(ffn.fc1.weight).train(ffn.training)
+
+
+def _by_neuron(ffn: FeedForward) -> list[torch.Tensor]:
+    """Return views of all that belongs to single neurons, whose first dimension they are."""
+    halves = ACTIVATIONS[ffn.activation].halves
+    of_first = [ffn.fc1.weight] if ffn.fc1.bias is None else [ffn.fc1.weight, ffn.fc1.bias]
+    return [*(half for tensor in of_first for half in tensor.chunk(halves)), ffn.fc2.weight.t()]
 
 
 def add_shared(

@@ -37,11 +37,11 @@ def tied_ffn(
     if not all(isinstance(expert, FeedForward) for expert in experts):
         raise ValueError(f"tied experts that are {type(experts[0]).__name__}; allowed: FeedForward")
     first = experts[0]
+    kinds = zip(
+        *((e.fc1.weight, e.fc1.bias, e.fc2.weight, e.fc2.bias) for e in experts), strict=True
+    )
     w1, b1, w2, b2 = (
-        _Tied.apply(gate_weight, *tensors)
-        for tensors in zip(
-            *((e.fc1.weight, e.fc1.bias, e.fc2.weight, e.fc2.bias) for e in experts), strict=True
-        )
+        None if copies[0] is None else _Tied.apply(gate_weight, *copies) for copies in kinds
     )
     h = activate(nn.functional.linear(x, w1, b1), first.activation)
     y = nn.functional.linear(dropout(h, first.dropout, first.training), w2, b2)

@@ -72,7 +72,7 @@ def _ffn_on_gpu(x_RD, counts_E, weights, activation, order_R, scale_T) -> Tensor
         x_RD.contiguous(),
         contiguous(order_R),
         counts.contiguous(),
-        activation == "gelu_tanh",
+        activation,
         *map(contiguous, weights),
     )
     return y_RD if scale_T is None else y_RD * scale_T.to(y_RD.dtype).unsqueeze(1)

@@ -10,6 +10,8 @@ from transformers import BertConfig, BertModel
 
 from ds_moe_mtl.models import FeedForward, MoELayer, RoutingOptions, routed_ffns, upcycle
 from ds_moe_mtl.models.token_level.context import kept_routes
+from ds_moe_mtl.models.token_level.experts import activation_of, ffn_weights
+from tests.support.ffn_forms import FORMS, ffn_formula
 from tests.support.tiny import BERT
 
 HIDDEN, INNER, EXPERTS = 16, 24, 3
@@ -116,10 +118,12 @@ def test_what_is_put_into_an_expert_runs(change):
     before = layer(x)[0]
     for expert in layer.experts:
         change(expert)
+    # Quantised layers take float32 alone, and a row's scale is that of the rows beside it.
+    close = {"rtol": 0.1, "atol": 0.1}
+    if change is not quantised:
+        layer, x, close = layer.double(), x.double(), {"rtol": 1e-12, "atol": 1e-12}
     found = layer(x)[0]
-    assert not torch.allclose(found, before, atol=1e-3)
-    # A quantised row's scale is that of the rows beside it.
-    close = {"rtol": 0.1, "atol": 0.1} if change is quantised else {"rtol": 1e-5, "atol": 1e-6}
+    assert not torch.allclose(found.float(), before, atol=1e-3)
     torch.testing.assert_close(found, loop(layer, x), **close)
     layer(x[:, :1])  # most experts get no row
 
@@ -187,3 +191,47 @@ def test_an_offloaded_model_answers_as_one_that_is_not():
     other = accelerate.cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
     assert all(parameter.is_meta for parameter in other.parameters())
     assert torch.equal(other(ids)[0], model(ids)[0])
+
+
+@pytest.mark.parametrize(("activation", "bias"), FORMS)
+def test_an_ffn_is_its_formula_alone_and_as_every_expert_of_a_layer(activation, bias):
+    torch.manual_seed(0)
+    ffn = FeedForward(HIDDEN, INNER, activation, bias=bias).double()
+    x = torch.randn(1, 40, HIDDEN, dtype=torch.float64)
+    (w1, b1), (w2, b2) = ((linear.weight, linear.bias) for linear in (ffn.fc1, ffn.fc2))
+    assert ffn.inner == INNER and (b1 is not None) == (b2 is not None) == bias
+    expected = ffn_formula(x, w1, b1, w2, b2, activation)
+    layer = MoELayer(HIDDEN, ffn, RoutingOptions(EXPERTS, 1, "preserve")).double()
+    torch.testing.assert_close(ffn(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(x)[0], expected, rtol=1e-12, atol=1e-12)
+    kinds = ffn_weights(list(layer.experts))
+    assert [kind is None for kind in kinds] == [False, not bias, False, not bias, False]
+
+
+def test_transformers_names_of_activations():
+    assert activation_of("gelu_new") == "gelu_tanh"
+    gated = {name: activation_of(name, gated=True) for name in ("gelu", "gelu_new", "silu")}
+    assert gated == {"gelu": "geglu", "gelu_new": "geglu_tanh", "silu": "swiglu"}
+    assert activation_of("swish", gated=True) == "swiglu"
+    with pytest.raises(ValueError, match="^hidden_act 'silu' is not supported; allowed: .'gelu'"):
+        activation_of("silu")
+    with pytest.raises(ValueError, match="hidden_act of a gated FFN 'relu' is not supported"):
+        activation_of("relu", gated=True)
+
+
+def test_a_bias_that_some_experts_lack_has_them_called():
+    layer, x = layer_of(), torch.randn(1, 40, HIDDEN).double()
+    layer = layer.double()
+    layer.experts[1].fc2.bias = None
+    assert ffn_weights(list(layer.experts)) is None
+    torch.testing.assert_close(layer(x)[0], loop(layer, x), rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_of_a_gated_ffn_drops_neurons():
+    torch.manual_seed(0)
+    ffn = FeedForward(HIDDEN, INNER, "swiglu", dropout=0.5, bias=False)
+    ffn.fc2.weight.data = torch.eye(INNER)  # what stands before it is seen
+    x = torch.rand(400, HIDDEN) + 0.1
+    kept = ffn(x) / ffn.eval()(x)
+    assert set(kept.round(decimals=3).unique().tolist()) == {0.0, 2.0}
+    assert 0.45 < (kept == 0).float().mean() < 0.55

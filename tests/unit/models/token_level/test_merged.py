@@ -9,15 +9,18 @@ from torch import nn
 from ds_moe_mtl.models import FeedForward, MoELayer, RoutingOptions
 from ds_moe_mtl.models.token_level.context import kept_routes
 from ds_moe_mtl.models.token_level.merged import TILT, merge, tilted_logits
+from tests.support.ffn_forms import FORMS, ffn_formula
 
 HIDDEN, INNER, EXPERTS, GATES = 16, 24, 4, 6
 TASKS = torch.tensor([0, 5, 2, 0, 3])
 
 
-def layer_of(differ=0.3, gates=GATES, experts=EXPERTS) -> tuple[FeedForward, MoELayer]:
+def layer_of(
+    differ=0.3, gates=GATES, experts=EXPERTS, form=("gelu", True)
+) -> tuple[FeedForward, MoELayer]:
     """Return a dense FFN and a layer of merged copies with drawn mixtures, made to differ."""
     torch.manual_seed(0)
-    dense = FeedForward(HIDDEN, INNER)
+    dense = FeedForward(HIDDEN, INNER, form[0], bias=form[1])
     options = RoutingOptions(experts, gates, "preserve", combine="merged")
     layer = MoELayer(HIDDEN, dense, options)
     nn.init.normal_(layer.gate.wg.weight)
@@ -30,15 +33,17 @@ def inputs():
     return torch.randn(5, 7, HIDDEN, generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("experts", [1, EXPERTS])
-def test_merged_copies_are_the_dense_layer_whatever_the_mixture(experts):
-    dense, layer = layer_of(differ=0.0, experts=experts)
+def test_merged_copies_are_the_dense_layer_whatever_the_mixture(experts, form):
+    dense, layer = layer_of(differ=0.0, experts=experts, form=form)
     x = inputs()
     torch.testing.assert_close(layer(x, gate_ids=TASKS)[0], dense(x), rtol=1e-6, atol=1e-6)
 
 
-def test_output_and_every_gradient_equal_a_float64_loop_over_examples():
-    _, layer = layer_of()
+@pytest.mark.parametrize("form", FORMS)
+def test_output_and_every_gradient_equal_a_float64_loop_over_examples(form):
+    _, layer = layer_of(form=form)
     exact = copy.deepcopy(layer).double()
     x = inputs().requires_grad_()
     y, aux, load = layer(x, gate_ids=TASKS)
@@ -48,12 +53,16 @@ def test_output_and_every_gradient_equal_a_float64_loop_over_examples():
     total, loads = 0.0, torch.zeros(EXPERTS, dtype=torch.float64)
     for example, task in zip(x64, TASKS.tolist(), strict=True):
         share = torch.softmax(exact.gate.wg.weight[task], dim=0)
-        w1 = sum(s * e.fc1.weight for s, e in zip(share, exact.experts, strict=True))
-        b1 = sum(s * e.fc1.bias for s, e in zip(share, exact.experts, strict=True))
-        w2 = sum(s * e.fc2.weight for s, e in zip(share, exact.experts, strict=True))
-        b2 = sum(s * e.fc2.bias for s, e in zip(share, exact.experts, strict=True))
-        hidden = nn.functional.gelu(example @ w1.T + b1)
-        total = total + (hidden @ w2.T + b2).sin().sum()
+        weights = {
+            name: sum(
+                s * e.state_dict(keep_vars=True)[name]
+                for s, e in zip(share, exact.experts, strict=True)
+            )
+            for name in exact.experts[0].state_dict()
+        }
+        w1, b1 = weights["fc1.weight"], weights.get("fc1.bias")
+        w2, b2 = weights["fc2.weight"], weights.get("fc2.bias")
+        total = total + ffn_formula(example, w1, b1, w2, b2, form[0]).sin().sum()
         loads += 7 * share.detach()
     total.backward()
     assert aux == 0

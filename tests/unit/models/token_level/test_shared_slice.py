@@ -8,13 +8,14 @@ from torch import nn
 
 from ds_moe_mtl.models import FeedForward, MoELayer, RoutingOptions
 from ds_moe_mtl.models.token_level.shared_slice import join_ffn, shared_neurons, split_ffn
+from tests.support.ffn_forms import FORMS
 
 HIDDEN, INNER, SHARE, SHARED = 16, 32, 0.75, 24
 
 
-def layer_of(differ=0.3, share=SHARE, num_experts=4, **options):
+def layer_of(differ=0.3, share=SHARE, num_experts=4, form=("gelu", True), **options):
     torch.manual_seed(0)
-    dense = FeedForward(HIDDEN, INNER)
+    dense = FeedForward(HIDDEN, INNER, form[0], bias=form[1])
     options = {"gate_scale": "preserve", **options}
     layer = MoELayer(HIDDEN, dense, RoutingOptions(num_experts, 3, shared_share=share, **options))
     nn.init.normal_(layer.gate.wg.weight)
@@ -50,33 +51,37 @@ def test_a_share_without_neurons_on_both_sides_is_refused(share, inner):
         shared_neurons(share, inner)
 
 
-def test_both_parts_are_the_ffn_and_join_to_it_again():
+@pytest.mark.parametrize(("activation", "bias"), FORMS)
+def test_both_parts_are_the_ffn_and_join_to_it_again(activation, bias):
     torch.manual_seed(1)
-    dense, (x, _) = FeedForward(HIDDEN, INNER, dropout=0.1).eval(), inputs()
+    dense = FeedForward(HIDDEN, INNER, activation, dropout=0.1, bias=bias).double().eval()
+    x = inputs()[0].double()
     shared, rest = split_ffn(dense, SHARE)
-    assert (shared.fc1.out_features, rest.fc1.out_features) == (SHARED, INNER - SHARED)
+    assert (shared.inner, rest.inner) == (SHARED, INNER - SHARED)
     assert (shared.dropout, rest.dropout) == (0.0, 0.1)
-    torch.testing.assert_close(shared(x) + rest(x), dense(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(shared(x) + rest(x), dense(x), rtol=1e-13, atol=1e-13)
     joined = join_ffn(shared, rest).state_dict()
+    assert joined.keys() == dense.state_dict().keys()
     assert all(torch.equal(joined[key], tensor) for key, tensor in dense.state_dict().items())
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("num_experts", [1, 4])
-def test_copies_with_preserve_are_the_dense_layer_at_step_0(num_experts):
-    dense, layer = layer_of(differ=0.0, num_experts=num_experts)
+def test_copies_with_preserve_are_the_dense_layer_at_step_0(num_experts, form):
+    dense, layer = layer_of(differ=0.0, num_experts=num_experts, form=form)
     x, ids = inputs()
     torch.testing.assert_close(layer(x, gate_ids=ids)[0], dense(x), rtol=1e-6, atol=1e-6)
 
 
 def test_a_token_passes_as_many_neurons_as_in_the_dense_ffn():
     dense, layer = layer_of()
-    passed = layer.shared.fc1.out_features + layer.experts[0].fc1.out_features
-    assert passed == dense.fc1.out_features
+    assert layer.shared.inner + layer.experts[0].inner == dense.inner
 
 
+@pytest.mark.parametrize("form", [("gelu", True), ("geglu", False), ("swiglu", True)])
 @pytest.mark.parametrize("gate_scale", ["paper", "preserve"])
-def test_output_and_gradients_equal_a_float64_loop_over_tokens(gate_scale):
-    _, layer = layer_of(gate_scale=gate_scale)
+def test_output_and_gradients_equal_a_float64_loop_over_tokens(gate_scale, form):
+    _, layer = layer_of(gate_scale=gate_scale, form=form)
     x, ids = inputs()
     mask = torch.ones(5, 7)
     mask[3, 2:] = 0

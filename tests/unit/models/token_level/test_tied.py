@@ -6,13 +6,14 @@ from torch import nn
 
 from ds_moe_mtl.models import FeedForward, MoELayer, RoutingOptions
 from ds_moe_mtl.moe import to_deepspeed
+from tests.support.ffn_forms import FORMS
 
 HIDDEN = 16
 
 
-def holder_of(num_experts=4, **options):
+def holder_of(num_experts=4, form=("gelu", True), **options):
     torch.manual_seed(0)
-    dense = FeedForward(HIDDEN, 24)
+    dense = FeedForward(HIDDEN, 24, form[0], bias=form[1])
     holder = nn.Module()
     holder.moe = MoELayer(HIDDEN, dense, RoutingOptions(num_experts, 3, "preserve", **options))
     return dense, holder
@@ -24,9 +25,11 @@ def inputs():
 
 
 @pytest.mark.parametrize("deepspeed", [False, True])
-@pytest.mark.parametrize("num_experts", [1, 3, 4])
-def test_a_tied_layer_is_the_dense_ffn_with_its_gradient_and_norm(num_experts, deepspeed):
-    dense, holder = holder_of(num_experts)
+@pytest.mark.parametrize(
+    ("num_experts", "form"), [(1, FORMS[0]), (4, FORMS[0]), *((3, form) for form in FORMS)]
+)
+def test_a_tied_layer_is_the_dense_ffn_with_its_gradient_and_norm(num_experts, form, deepspeed):
+    dense, holder = holder_of(num_experts, form)
     if deepspeed:
         to_deepspeed(holder)
     layer = holder.moe.train()
@@ -40,13 +43,12 @@ def test_a_tied_layer_is_the_dense_ffn_with_its_gradient_and_norm(num_experts, d
     assert torch.equal(y, expected) and torch.equal(own.grad, other.grad)
     assert aux == 0 and counts.tolist() == [0] * num_experts
     gradients = [p.grad for name, p in layer.named_parameters() if "experts" in name]
+    whole_ones = [p.grad for p in dense.parameters()]
     for number, gradient in enumerate(gradients):
-        whole = list(dense.parameters())[number % 4].grad
+        whole = whole_ones[number % len(whole_ones)]
         torch.testing.assert_close(gradient * num_experts**0.5, whole, rtol=1e-6, atol=1e-7)
     norm = torch.nn.utils.get_total_norm(gradients)
-    torch.testing.assert_close(
-        norm, torch.nn.utils.get_total_norm([p.grad for p in dense.parameters()])
-    )
+    torch.testing.assert_close(norm, torch.nn.utils.get_total_norm(whole_ones))
     gates = [p.grad for name, p in layer.named_parameters() if ".wg." in name]
     assert all(grad is not None and grad.abs().sum() == 0 for grad in gates) and gates
 
