@@ -154,13 +154,6 @@ def padded(batch: MultiTaskBatch, pad_id: int, types: bool) -> dict[str, torch.T
     return inputs
 
 
-def plain_outputs(outputs) -> torch.Tensor:
-    """Return the outputs of one of transformers' classes as one tensor."""
-    if "start_logits" in outputs:
-        return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
-    return outputs.logits
-
-
 def tell(
     spec: TaskSpec, found: Agreement, say: Callable[[str], None], merged: bool = False
 ) -> dict:

@@ -23,7 +23,6 @@ from ds_moe_mtl.export.agreement import (
     new_folder,
     outputs_of,
     padded,
-    plain_outputs,
     tell,
     write_about,
 )
@@ -31,7 +30,7 @@ from ds_moe_mtl.export.source import ExportSource
 from ds_moe_mtl.models import routed_ffns
 from ds_moe_mtl.models.dense_export import dense_copy, merged_shares
 from ds_moe_mtl.models.losses import network_inputs
-from ds_moe_mtl.models.plain_classifier import plain_classifier, plain_token_model
+from ds_moe_mtl.models.plain_classifier import plain_classifier, plain_outputs, plain_token_model
 from ds_moe_mtl.models.portable.folder import cutting_tokenizer
 from ds_moe_mtl.tasks import TOKEN_KINDS
 

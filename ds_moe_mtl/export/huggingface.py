@@ -14,12 +14,12 @@ from ds_moe_mtl.export.agreement import (
     new_folder,
     outputs_of,
     padded,
-    plain_outputs,
     tell,
     write_about,
 )
 from ds_moe_mtl.export.source import ExportSource
 from ds_moe_mtl.models.encoder_files import quiet
+from ds_moe_mtl.models.plain_classifier import plain_outputs
 from ds_moe_mtl.models.portable.folder import KINDS
 from ds_moe_mtl.tasks import TaskSpec
 

@@ -25,13 +25,13 @@ from ds_moe_mtl.export.agreement import (
     new_folder,
     outputs_of,
     padded,
-    plain_outputs,
     tell,
     write_about,
 )
 from ds_moe_mtl.export.dense import dense_task
 from ds_moe_mtl.export.source import ExportSource
 from ds_moe_mtl.models.encoder_files import quiet
+from ds_moe_mtl.models.plain_classifier import plain_outputs
 from ds_moe_mtl.models.portable.folder import cutting_tokenizer, opened
 from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
 

@@ -9,13 +9,23 @@ from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.training.model_files import model_files
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, task_specs
+from tests.support.families import KINDS, tiny
 from tests.support.shapes import write_shapes
 from tests.support.tiny import differ_experts, spread_gates, tiny_config, write_tiny
 
 
-def write_source(folder: Path) -> Path:
-    """Write a tiny encoder and six tasks into `folder`, one with a prefix, and return it."""
+def write_source(folder: Path, kind: str = "bert") -> Path:
+    """Write a tiny encoder and six tasks into `folder`, one with a prefix, and return it.
+
+    kind: a row of tests.support.families, over the tokenizer of a tiny BERT.
+    """
     write_tiny(folder, layers=3)
+    if kind != "bert":
+        ids = json.loads((folder / "encoder/config.json").read_text())
+        own = {name: ids[name] for name in ("vocab_size", "pad_token_id")}
+        longest = KINDS[kind].more.get("max_position_embeddings", 66)
+        encoder = tiny(kind, **own, max_position_embeddings=longest)
+        encoder.save_pretrained(folder / "encoder")
     tasks = json.loads((folder / "tasks.json").read_text())
     if len(tasks) == 3:
         tasks[0]["prefix"] = "the big "

@@ -4,7 +4,7 @@ It needs transformers alone. The keys are those of a ds_moe_mtl model folder, an
 task in use and what transformers says of one task: its labels and its type of problem.
 """
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 _LABELS = {"regression": ["score"], "options": ["score"], "answer": ["first", "last"]}
 """Labels of the kinds of tasks that have none of their own."""
@@ -23,8 +23,12 @@ class DsMoeMtlConfig(PreTrainedConfig):
     """What a model of many tasks is. Setting `task` sets id2label and problem_type too.
 
     encoder: configuration of the transformers encoder; heads and tasks: one row a task, in order;
-    routing: options of the sparse layers, None without; sparse_layers: their numbers from 0;
-    shared_neurons: of their FFN, those that see every token; gate_of_task: each task's gate.
+    routing: options of the sparse layers, None without; gate_of_task: each task's gate.
+    expert_places: the encoder's modules, by path, in whose place experts stand; emptied_places:
+    those whose work experts do besides. ffn: of a sparse layer, None without: the neurons of an
+    expert ("inner") and of the part that sees every token ("shared"), "activation" and "bias".
+    first_position: id of a sequence's first place, None in a folder of before; token_types: that
+    the encoder tells apart, 0 where it takes none; dropout: before the heads.
     """
 
     model_type = "ds_moe_mtl"
@@ -37,8 +41,12 @@ class DsMoeMtlConfig(PreTrainedConfig):
         routing=None,
         gate_of_task=(),
         pooler=False,
-        sparse_layers=(),
-        shared_neurons=0,
+        expert_places=(),
+        emptied_places=(),
+        ffn=None,
+        first_position=None,
+        token_types=0,
+        dropout=0.0,
         task=None,
         **kwargs,
     ):
@@ -48,15 +56,24 @@ class DsMoeMtlConfig(PreTrainedConfig):
         self.routing = routing
         self.gate_of_task = list(gate_of_task)
         self.pooler = pooler
-        self.sparse_layers = list(sparse_layers)
-        self.shared_neurons = shared_neurons
+        self.expert_places = list(expert_places)
+        self.emptied_places = list(emptied_places)
+        self.ffn = ffn
+        self.first_position = first_position
+        self.token_types = token_types
+        self.dropout = dropout
         super().__init__(**kwargs)
         self.task = task if task is not None or not self.tasks else self.tasks[0]["name"]
 
+    def encoder_config(self):
+        """Return transformers' configuration of the encoder."""
+        values = dict(self.encoder)
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+
     @property
     def hidden_size(self):
-        """Width of the hidden states."""
-        return self.encoder.get("hidden_size")
+        """Width of the hidden states; None of a configuration without an encoder."""
+        return self.encoder_config().hidden_size if self.encoder else None
 
     @property
     def task_names(self):

@@ -13,12 +13,16 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ds_moe_mtl.models.description import CONFIG, encoder_config_of, save_weights
-from ds_moe_mtl.models.families import Bert, family_of
+import torch
+from torch import nn
+
+from ds_moe_mtl.models.description import CONFIG, save_weights
+from ds_moe_mtl.models.folder import described_transformer
+from ds_moe_mtl.models.multitask import MultiTaskNetwork
 from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.models.portable.configuration_ds_moe_mtl import DsMoeMtlConfig
-from ds_moe_mtl.models.token_level.shared_slice import shared_neurons
-from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
+from ds_moe_mtl.models.token_level.context import RoutedFFN
+from ds_moe_mtl.models.token_level.direct_calls import routed_ffns
 from ds_moe_mtl.models.tokenizer import ENCODER_LENGTH
 from ds_moe_mtl.tasks import TaskSpec
 
@@ -56,26 +60,16 @@ def portable_config(network: Network, description: Mapping, task: str | None = N
     values["tasks"] = [TaskSpec.from_dict(row).to_dict() for row in values["tasks"]]
     for row in values["tasks"]:  # a folder that others will see tells no path of this machine
         row.update({key: Path(value).name for key, value in row.items() if key.endswith("_file")})
-    encoder = encoder_config_of(description)
-    routing = values["routing"]
-    layers, shared = (), 0
-    if routing is not None:
-        layers = sparse_layers(routing["layers"], encoder.num_hidden_layers)
-        shared = shared_neurons(routing["shared_share"], encoder.intermediate_size)
-    config = DsMoeMtlConfig(
-        **{key: value for key, value in values.items() if key in _OWN_ARGUMENTS},
-        sparse_layers=layers,
-        shared_neurons=shared,
-        task=task,
-    )
+    values |= _form(network, description)
+    own = {key: value for key, value in values.items() if key in _OWN_ARGUMENTS}
+    config = DsMoeMtlConfig(**own, task=task)
+    _check_weights(network, config)
     return {
         **values,
         "model_type": DsMoeMtlConfig.model_type,
         "architectures": [f"DsMoeMtlFor{KINDS[config.task_row(config.task)['kind']]}"],
         "auto_map": dict(_AUTO),
         "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
-        "sparse_layers": list(layers),
-        "shared_neurons": shared,
         "task": config.task,
         "id2label": config.id2label,
         "label2id": config.label2id,
@@ -83,7 +77,52 @@ def portable_config(network: Network, description: Mapping, task: str | None = N
     }
 
 
-_OWN_ARGUMENTS = ("encoder", "heads", "tasks", "routing", "gate_of_task", "pooler")
+_FORM = ("expert_places", "emptied_places", "ffn", "first_position", "token_types", "dropout")
+_OWN_ARGUMENTS = ("encoder", "heads", "tasks", "routing", "gate_of_task", "pooler", *_FORM)
+
+
+def _form(network: MultiTaskNetwork, description: Mapping) -> dict:
+    """Return what DsMoeMtlConfig has to know of a network's modules, whatever its family."""
+    transformer = network.encoder.transformer
+    modules = dict(transformer.named_modules())
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        dense = dict(described_transformer(description).named_modules())
+    emptied = [
+        place
+        for place, module in modules.items()
+        if type(module) is nn.Identity and type(dense.get(place, module)) is not nn.Identity
+    ]
+    ffn = None
+    for routed in routed_ffns(transformer)[:1]:
+        expert, shared = routed.moe.experts[0], routed.moe.shared
+        ffn = {
+            "inner": expert.inner,
+            "shared": 0 if shared is None else shared.inner,
+            "activation": expert.activation,
+            "bias": expert.fc1.bias is not None,
+        }
+    places = [place for place, module in modules.items() if isinstance(module, RoutedFFN)]
+    encoder = network.encoder
+    told = (places, emptied, ffn, encoder.first_position, encoder.token_types)
+    return dict(zip(_FORM, (*told, network.heads.dropout.p), strict=True))
+
+
+def _check_weights(network: MultiTaskNetwork, config: DsMoeMtlConfig) -> None:
+    """Raise ValueError where the code that travels has another place for a weight than we have."""
+    from ds_moe_mtl.models.portable.modeling_ds_moe_mtl import DsMoeMtlForSequenceClassification
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = DsMoeMtlForSequenceClassification(config)
+    ours, theirs = (
+        {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        for module in (network, model)
+    )
+    if ours != theirs:
+        name = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+        raise ValueError(
+            f"no folder for transformers can be made: {name} is {ours.get(name)} here and "
+            f"{theirs.get(name)} in its code; allowed: encoders of transformers as they are"
+        )
 
 
 def save_portable(folder: Path, network: Network, config: dict, tokenizer) -> None:
@@ -119,8 +158,6 @@ def _fault(network: Network, description: Mapping) -> str:
             f"a {kind} model routes whole layers by task or writes its answers; allowed: single, "
             f"mt_dense, mt_switch and mt_tag of an encoder"
         )
-    if not isinstance(family_of(network.encoder.transformer), Bert):
-        return f"encoders of {description['encoder_class']}'s family are not carried yet"
     for row in description["tasks"]:
         if row["kind"] not in KINDS:
             return f"task {row['name']!r} is {row['kind']}; allowed: {', '.join(KINDS)}"

@@ -9,11 +9,12 @@ Source of the routing: "Sparsely Activated Mixture-of-Experts are Robust Multi-T
 """
 
 from contextvars import ContextVar
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
@@ -22,7 +23,18 @@ from transformers.modeling_outputs import (
 
 from .configuration_ds_moe_mtl import DsMoeMtlConfig
 
-_TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+_GELU = partial(nn.functional.gelu, approximate="none")
+_TANH_GELU = partial(nn.functional.gelu, approximate="tanh")
+
+_ACTIVATIONS = {
+    "gelu": (_GELU, False),
+    "gelu_tanh": (_TANH_GELU, False),
+    "geglu": (_GELU, True),
+    "geglu_tanh": (_TANH_GELU, True),
+    "swiglu": (nn.functional.silu, True),
+}
+"""Of an FFN: its function, and whether it is gated. A gated one's first layer gives two halves, of
+which the first goes through the function and is then multiplied by the second."""
 
 
 class _Call(NamedTuple):
@@ -35,15 +47,25 @@ class _Call(NamedTuple):
 _CALL: ContextVar[_Call] = ContextVar("ds_moe_mtl_call")
 
 
+def _activate(h, activation):
+    """Return what stands between the two layers of an FFN, from its first layer's output h."""
+    function, gated = _ACTIVATIONS[activation]
+    if not gated:
+        return function(h)
+    activated, factor = h.chunk(2, dim=-1)
+    return function(activated) * factor
+
+
 class _FeedForward(nn.Module):
-    def __init__(self, hidden_size, inner, approximate):
+    def __init__(self, hidden_size, inner, activation, bias):
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, inner)
-        self.fc2 = nn.Linear(inner, hidden_size)
-        self.approximate = approximate
+        halves = 2 if _ACTIVATIONS[activation][1] else 1
+        self.fc1 = nn.Linear(hidden_size, halves * inner, bias=bias)
+        self.fc2 = nn.Linear(inner, hidden_size, bias=bias)
+        self.activation = activation
 
     def forward(self, x):
-        return self.fc2(nn.functional.gelu(self.fc1(x), approximate=self.approximate))
+        return self.fc2(_activate(self.fc1(x), self.activation))
 
 
 class _Gates(nn.Module):
@@ -83,14 +105,14 @@ class _Gate(nn.Module):
 class _MoE(nn.Module):
     """A layer's experts. Its output is 0 for pads, which no real token sees."""
 
-    def __init__(self, hidden_size, inner, approximate, config):
+    def __init__(self, hidden_size, routing, ffn):
         super().__init__()
-        self.routing, shared = config.routing, config.shared_neurons
-        self.shared = _FeedForward(hidden_size, shared, approximate) if shared else None
-        self.gate = _Gate(hidden_size, self.routing)
+        form = (ffn["activation"], ffn["bias"])
+        self.routing = routing
+        self.shared = _FeedForward(hidden_size, ffn["shared"], *form) if ffn["shared"] else None
+        self.gate = _Gate(hidden_size, routing)
         self.experts = nn.ModuleList(
-            _FeedForward(hidden_size, inner - shared, approximate)
-            for _ in range(self.routing["num_experts"])
+            _FeedForward(hidden_size, ffn["inner"], *form) for _ in range(routing["num_experts"])
         )
 
     def forward(self, x_BSD):
@@ -129,20 +151,22 @@ class _MoE(nn.Module):
         return y_BSD
 
     def _mixture(self, shares_E, x):
-        first, second = self.experts[0].fc1, self.experts[0].fc2
-
-        def mix(of):
-            kinds = torch.stack([of(expert).to(shares_E.dtype) for expert in self.experts])
+        def mix(tensors):
+            if tensors[0] is None:  # a layer without biases
+                return None
+            kinds = torch.stack([tensor.to(shares_E.dtype) for tensor in tensors])
             return torch.tensordot(shares_E, kinds, 1).to(x.dtype)
 
-        first = nn.functional.linear(x, mix(lambda e: e.fc1.weight), mix(lambda e: e.fc1.bias))
-        first = nn.functional.gelu(first, approximate=self.experts[0].approximate)
-        second = mix(lambda e: e.fc2.weight), mix(lambda e: e.fc2.bias)
-        return nn.functional.linear(first, *second)
+        def layer(name):
+            layers = [getattr(expert, name) for expert in self.experts]
+            return mix([own.weight for own in layers]), mix([own.bias for own in layers])
+
+        h = nn.functional.linear(x, *layer("fc1"))
+        return nn.functional.linear(_activate(h, self.experts[0].activation), *layer("fc2"))
 
 
 class _RoutedFFN(nn.Module):
-    """Stands where a transformer layer's `intermediate` stood."""
+    """Stands where a transformer layer's FFN, or the first part of it, stood."""
 
     def __init__(self, moe):
         super().__init__()
@@ -157,23 +181,28 @@ class _Encoder(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        values = dict(config.encoder)
-        inner = AutoConfig.for_model(values.pop("model_type"), **values)
-        inner._attn_implementation = config._attn_implementation
+        if config.first_position is None:
+            raise ValueError(
+                "the folder was written by an older ds_moe_mtl; allowed: its own code "
+                "(trust_remote_code=True), or `ds-moe-mtl export --to huggingface` of it again"
+            )
+        inner = config.encoder_config()
+        has_sdpa = MODEL_MAPPING[type(inner)]._supports_sdpa
+        inner._attn_implementation = config._attn_implementation if has_sdpa else "eager"
         self.transformer = AutoModel.from_config(inner)
         if not config.pooler and hasattr(self.transformer, "pooler"):
             self.transformer.pooler = None
-        approximate = "tanh" if inner.hidden_act in _TANH_GELUS else "none"
-        for number in config.sparse_layers:
-            layer = self.transformer.encoder.layer[number]
-            moe = _MoE(inner.hidden_size, inner.intermediate_size, approximate, config)
-            layer.intermediate = _RoutedFFN(moe)
-            layer.output.dense = nn.Identity()
-        embeddings = self.transformer.embeddings
-        padding = getattr(embeddings.position_embeddings, "padding_idx", None)
-        self.first_position = 0 if padding is None else padding + 1
-        types = getattr(embeddings, "token_type_embeddings", None)
-        self.token_types = types.num_embeddings if isinstance(types, nn.Embedding) else 0
+        for place in config.expert_places:
+            moe = _MoE(inner.hidden_size, config.routing, config.ffn)
+            self._put(place, _RoutedFFN(moe))
+        for place in config.emptied_places:
+            self._put(place, nn.Identity())
+        self.first_position = config.first_position
+        self.token_types = config.token_types
+
+    def _put(self, place, module):
+        holder, _, name = place.rpartition(".")
+        setattr(self.transformer.get_submodule(holder), name, module)
 
     def forward(self, input_ids_BS, mask_BS, types_BS, gates_B):
         """Return the last hidden states [B, S, D]; pads may stand on either side."""
@@ -206,9 +235,9 @@ class _Heads(nn.Module):
         own = list(dict.fromkeys(keys))
         self.place = [own.index(key) for key in keys]
         rows = [config.heads[keys.index(key)] for key in own]
+        hidden_size = config.hidden_size
         self.linears = nn.ModuleList(
-            nn.Linear(config.hidden_size * (3 if row["spans"] else 1), row["outputs"])
-            for row in rows
+            nn.Linear(hidden_size * (3 if row["spans"] else 1), row["outputs"]) for row in rows
         )
 
 
@@ -227,7 +256,7 @@ class DsMoeMtlPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = _Encoder(config)
         self.heads = _Heads(config)
-        self.dropout = nn.Dropout(config.encoder.get("hidden_dropout_prob", 0.0))
+        self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
     def set_task(self, task):

@@ -12,9 +12,13 @@ from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.export.dense import export_dense
 from ds_moe_mtl.export.source import open_source
-from ds_moe_mtl.models.plain_classifier import plain_classifier, plain_token_model
-from tests.support.encoders import tiny_encoder
+from ds_moe_mtl.models.plain_classifier import (
+    plain_classifier,
+    plain_outputs,
+    plain_token_model,
+)
 from tests.support.exported import write_model, write_source
+from tests.support.families import SHOWN, tiny
 
 EXACT = {
     "dense": {"model": {"kind": "mt_dense"}},
@@ -23,6 +27,8 @@ EXACT = {
     "one_expert": {"moe": {"num_experts": 1}},
     "one_in_use": {"zero_gates": True, "moe": {"shared_share": 0.25, "layers": "last_half"}},
 }
+NO_ANSWERS = ("eurobert", "nomic_bert")
+"""transformers has no model of theirs that answers questions."""
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +101,41 @@ def test_without_dev_rows_a_routed_task_needs_merge(routed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("kind", "way"), [*((kind, "merged") for kind in SHOWN[1:]), ("modernbert", "one_in_use")]
+)
+def test_a_task_is_exactly_its_familys_own_dense_class(kind, way, tmp_path):
+    source = write_source(tmp_path / "source", kind)
+    folder = write_model(source, tmp_path / "m", **EXACT[way])
+    opened = open_source(folder, None, None, None, None)
+    for name, spec in opened.model.specs.items():
+        if spec.kind == "answer" and kind in NO_ANSWERS:
+            with pytest.raises(UserError, match="has no AutoModelForQuestionAnswering of"):
+                export_dense(opened, name, tmp_path / name, False, lambda line: None)
+            assert not (tmp_path / name).exists()
+            continue
+        export_dense(opened, name, tmp_path / name, False, lambda line: None)
+        about = json.loads((tmp_path / name / "export.json").read_text())
+        assert about["exact"] and about["agreement"]["largest_difference"] < 1e-5, about
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["model_type"] == kind and "auto_map" not in config
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "colour")
+    inputs = opened.model.tokenizer(["the red cat", "blue"], padding=True, return_tensors="pt")
+    chosen = again(**inputs).logits.argmax(1).tolist()
+    wanted = opened.model.predict("colour", ["the red cat", "blue"])
+    assert [again.config.id2label[number] for number in chosen] == wanted
+
+
+@pytest.mark.parametrize(
     ("kind", "pooler"),
     [
-        *((kind, False) for kind in ("bert", "roberta", "electra", "ernie")),
-        *((kind, True) for kind in ("bert", "roberta", "ernie")),  # ELECTRA has no pooler
+        *((kind, False) for kind in dict.fromkeys([*SHOWN, "roberta", "electra", "ernie"])),
+        *((kind, True) for kind in ("bert", "roberta", "ernie")),  # the others have no pooler
     ],
 )
 @torch.no_grad()
 def test_the_heads_of_every_architecture_give_our_linear_head_to_rounding(kind, pooler):
-    encoder = tiny_encoder(kind)
-    if not pooler and hasattr(encoder, "pooler"):
+    encoder = tiny(kind)
+    if hasattr(encoder, "pooler") and not pooler:
         encoder.pooler = None
     ids = torch.randint(5, 290, (4, 10), generator=torch.Generator().manual_seed(0))
     out = encoder(input_ids=ids)
@@ -118,9 +149,35 @@ def test_the_heads_of_every_architecture_give_our_linear_head_to_rounding(kind, 
         if not pooler:
             tags = plain_token_model(encoder, head, labels)
             torch.testing.assert_close(tags(input_ids=ids).logits, head(hidden), rtol=0, atol=1e-6)
+    if not pooler and kind not in NO_ANSWERS:
+        head = nn.Linear(32, 2)
+        found = plain_outputs(plain_token_model(encoder, head, None)(input_ids=ids))
+        torch.testing.assert_close(found, head(hidden), rtol=0, atol=1e-6)
 
 
-def test_an_architecture_without_a_classifier_of_two_layers_is_one_line():
-    encoder = tiny_encoder("electra")
+@torch.no_grad()
+def test_outputs_far_from_1_go_through_a_norm_and_pads_do_not_count():
+    """ModernBERT's classifier has a norm, and pools by the mean where its configuration says so."""
+    encoder = tiny("modernbert", classifier_pooling="mean")
+    ids = torch.randint(5, 290, (2, 10), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    for scale in (1e-3, 1e5):
+        head = nn.Linear(32, 3)
+        head.weight *= scale
+        model = plain_classifier(encoder, head, dict(enumerate("abc")), None)
+        found = model(input_ids=ids, attention_mask=mask).logits
+        torch.testing.assert_close(found, head(hidden[:, 0]), rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_an_architecture_whose_classifier_cannot_do_it_is_one_line():
+    encoder = tiny("electra")
     with pytest.raises(ValueError, match="17 outputs in a head of width 32; allowed: half of it"):
         plain_classifier(encoder, nn.Linear(32, 17), dict(enumerate("abcdefghijklmnopq")), None)
+    encoder = tiny("modernbert", classifier_activation="sigmoid")
+    with pytest.raises(ValueError, match="ModernBertForSequenceClassification cannot compute"):
+        plain_classifier(encoder, nn.Linear(32, 2), {0: "a", 1: "b"}, None)
+    encoder = tiny("bert")
+    with pytest.raises(ValueError, match="is Linear, Linear; allowed: one linear layer, or two of"):
+        plain_classifier(encoder, nn.Linear(16, 2), {0: "a", 1: "b"}, None)

@@ -18,6 +18,7 @@ from ds_moe_mtl.export.dense import export_dense
 from ds_moe_mtl.export.huggingface import export_huggingface
 from ds_moe_mtl.export.source import open_source
 from tests.support.exported import write_model, write_source
+from tests.support.families import SHOWN
 from tests.support.launch import ROOT
 
 ROUTINGS = {
@@ -49,11 +50,22 @@ def model(source, tmp_path_factory) -> Path:
 def test_the_opened_folder_gives_what_the_packed_model_gives_on_every_dev_row(
     routing, source, tmp_path
 ):
-    folder = write_model(source, tmp_path / "model", **ROUTINGS[routing])
+    check_export(write_model(source, tmp_path / "model", **ROUTINGS[routing]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", SHOWN[1:])
+def test_the_folder_of_every_family_does_too(kind, tmp_path):
+    source = write_source(tmp_path / "source", kind)
+    moe = {"gate_scale": "paper", "shared_share": 0.25}
+    check_export(write_model(source, tmp_path / "model", moe=moe), tmp_path / "out")
+
+
+def check_export(folder: Path, output: Path) -> None:
+    """Export a model folder and see that it answers alike, and opens here to the bit."""
     said = []
     opened = open_source(folder, None, None, None, None)
-    export_huggingface(opened, tmp_path / "out", "same", "a card", said.append)
-    about = json.loads((tmp_path / "out/export.json").read_text())
+    export_huggingface(opened, output, "same", "a card", said.append)
+    about = json.loads((output / "export.json").read_text())
     assert about["tasks"].keys() == opened.model.specs.keys() and len(said) == 6
     units = {name: found["unit"] for name, found in about["tasks"].items()}
     read_by_word = [n for n, spec in opened.model.specs.items() if spec.kind == "tags"]
@@ -61,7 +73,8 @@ def test_the_opened_folder_gives_what_the_packed_model_gives_on_every_dev_row(
     for found in about["tasks"].values():
         assert found["largest_difference"] < 1e-5, found
         assert found["other_answers"] in (0, None) and found["before"] == found["after"]
-    again = MultiTaskModel.from_pretrained(tmp_path / "out")
+    again = MultiTaskModel.from_pretrained(output)
+    assert again.description["encoder_class"] == opened.model.description["encoder_class"]
     for name, tensor in opened.model.network.state_dict().items():
         assert torch.equal(again.network.state_dict()[name], tensor), name
     assert again.tokenizer.model_max_length == opened.model.tokenizer.model_max_length
