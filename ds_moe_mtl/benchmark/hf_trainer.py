@@ -5,6 +5,7 @@ rows, random batches, dynamic padding, the Trainer's own defaults. Only the opti
 batch size and the precision are the run's.
 """
 
+import copy
 import os
 import queue
 import tempfile
@@ -175,7 +176,11 @@ def _model(workload: Workload):
         return AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=labels, dtype=torch.float32
         )
-    return BertForSequenceClassification(bert_config(workload.shape, num_labels=labels))
+    if workload.architecture is None:
+        return BertForSequenceClassification(bert_config(workload.shape, num_labels=labels))
+    config = copy.deepcopy(workload.architecture)
+    config.num_labels = labels
+    return AutoModelForSequenceClassification.from_config(config)
 
 
 def _rows(workload: Workload) -> list[dict]:
@@ -184,17 +189,18 @@ def _rows(workload: Workload) -> list[dict]:
     One plain head cannot be right for all tasks: only speed is compared.
     """
     most = max(2, max(spec.num_outputs for spec in workload.plan.specs)) - 1
+    types = workload.shape.token_types
     rows = []
     for split in workload.plan.train:
         for i in range(len(split.offsets) - 1):
             ids = split.input_ids[split.offsets[i] : split.offsets[i + 1]].tolist()
             second = int(split.second_start[i])
-            rows.append(
-                {
-                    "input_ids": ids,
-                    "token_type_ids": [int(place >= second) for place in range(len(ids))],
-                    "attention_mask": [1] * len(ids),
-                    "labels": min(most, max(0, round(float(split.labels[i])))),
-                }
-            )
+            row = {
+                "input_ids": ids,
+                "attention_mask": [1] * len(ids),
+                "labels": min(most, max(0, round(float(split.labels[i])))),
+            }
+            if types > 1:
+                row["token_type_ids"] = [int(place >= second) for place in range(len(ids))]
+            rows.append(row)
     return rows

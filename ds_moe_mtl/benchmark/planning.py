@@ -115,7 +115,13 @@ class RunOnPaper:
         work = Work(
             self.workload.shape,
             self.flops,
-            Batch(sizes.mean.real, sizes.sequences, sizes.places, sizes.micro_batches),
+            Batch(
+                sizes.mean.real,
+                sizes.sequences,
+                sizes.places,
+                sizes.micro_batches,
+                sizes.places_within,
+            ),
             split_weights(self.parameters),
             config.train.precision,
             config.moe.num_experts if self.sparse else 0,
@@ -149,7 +155,7 @@ def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
     heads = [
         ((3 if head.spans else 1) * shape.hidden, head.outputs) for head in head_specs(plan.specs)
     ]
-    sizes = batch_sizes(plan, machine.gpus)
+    sizes = batch_sizes(plan, machine.gpus, window=shape.window)
     if gpu and config.train.precision != "fp32":
         sizes = sizes.unpadded()
     heads_a_token = sizes.sequences / max(sizes.mean.real, 1.0)
@@ -159,7 +165,16 @@ def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
         machine,
         sizes,
         count_parameters(shape, experts, gates, heads, config.model.pooler, levers),
-        count_flops(shape, sizes.attended, experts, gates, heads, heads_a_token, levers),
+        count_flops(
+            shape,
+            sizes.attended,
+            experts,
+            gates,
+            heads,
+            heads_a_token,
+            levers,
+            sizes.attended_within,
+        ),
         zero["stage"],
         int(bucket) * (2 if zero.get("overlap_comm") else 1),
         gpu and zero.get("offload_optimizer", {}).get("device") == "cpu",

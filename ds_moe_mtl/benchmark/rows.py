@@ -9,7 +9,7 @@ from ds_moe_mtl.benchmark.rounds import Times
 from ds_moe_mtl.benchmark.steps import Step
 from ds_moe_mtl.benchmark.workload import Workload, levers_of
 from ds_moe_mtl.models.task_fit import head_specs
-from ds_moe_mtl.planner.flops import count_flops
+from ds_moe_mtl.planner.flops import count_flops, meetings
 from ds_moe_mtl.planner.levers import NO_LEVERS
 
 
@@ -34,8 +34,9 @@ class About:
         ]
         calls = [batch for window in windows for step in window for batch in step[0]]
         tokens = max(sum(batch.num_tokens for batch in calls), 1)
-        squared = sum(float(batch.cu_seqlens.diff().double().square().sum()) for batch in calls)
-        self.attended = squared / tokens
+        lengths, window = [batch.cu_seqlens.diff() for batch in calls], workload.shape.window
+        self.attended = sum(map(meetings, lengths)) / tokens
+        self.attended_within = sum(meetings(of_call, window) for of_call in lengths) / tokens
         self.sequences_a_token = sum(batch.num_sequences for batch in calls) / tokens
         self.tasks = sum(len(batch.task_ids_B.unique()) for batch in calls) / len(calls)
         self.call_tokens = tokens / len(calls)
@@ -83,4 +84,5 @@ class About:
             heads,
             self.sequences_a_token,
             levers,
+            self.attended_within,
         ).step

@@ -23,7 +23,8 @@ from ds_moe_mtl.benchmark.workload import Workload, find_workload
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.config.levers import conflict
 from ds_moe_mtl.models import MultiTaskNetwork
-from ds_moe_mtl.models.attention.choice import UNPADDED, packed_attention
+from ds_moe_mtl.models.attention.choice import UNPADDED
+from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.planner.cards import card_of
 from ds_moe_mtl.ranks.machine import device_name, gpu_facts
 from ds_moe_mtl.ranks.rendezvous import Ranks
@@ -116,9 +117,12 @@ def _gflops(rate: float | None) -> float | None:
 
 
 def _attention(workload: Workload, device) -> str:
-    size = workload.shape.hidden // workload.shape.heads
+    """Return the attention that the run's encoder takes there."""
     train = workload.config.train
-    return packed_attention(device, DTYPES[train.precision], size, train.encoder_kernels)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        encoder = PackedEncoder(workload.transformer())
+    encoder.use_kernels(train.encoder_kernels)
+    return encoder.attention_on(device, DTYPES[train.precision])
 
 
 def _who(

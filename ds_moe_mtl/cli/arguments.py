@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ds_moe_mtl.config import RunConfig, UserError, load_config
+from ds_moe_mtl.planner.shape import KNOWN_ENCODERS, SIZES
 
 BAD_INPUT = 2
 """Exit status of a user's mistake."""
@@ -71,7 +72,7 @@ class Parser(argparse.ArgumentParser):
             return
         self.add_argument(
             "--shape",
-            choices=("minilm", "bert_base", "bert_large"),
+            choices=(*SIZES, *KNOWN_ENCODERS),
             help="random weights of this shape in the encoder's place",
         )
 

@@ -46,7 +46,7 @@ def without_dropout(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-        for name, value in vars(part).items():
+        for name, value in list(vars(part).items()):
             if "dropout" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
     return module

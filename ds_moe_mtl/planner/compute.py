@@ -5,7 +5,7 @@ T tokens and B sequences of a micro-batch, D hidden size, F intermediate size, e
 
 from typing import NamedTuple
 
-from ds_moe_mtl.planner.flops import Flops, count_ffn_weights
+from ds_moe_mtl.planner.flops import Flops, count_ffn_weights, meetings
 from ds_moe_mtl.planner.levers import Levers
 from ds_moe_mtl.planner.rates import beside_products
 from ds_moe_mtl.planner.shape import Shape
@@ -26,23 +26,31 @@ WEIGHT_PASSES = 3
 class Batch(NamedTuple):
     """What one rank computes: the mean micro-batch, and how many there are in a step.
 
-    places: of attention's scores, a head: the sum of (tokens of a sequence, filled up to TILE)^2.
+    places: of attention's scores, a head: the sum of (tokens of a sequence, filled up to TILE)^2;
+    places_within: those that layers with a window compute.
     """
 
     tokens: float
     sequences: float
     places: float
     micro_batches: int = 1
+    places_within: float = 0.0
 
 
-def tiled(lengths) -> float:
-    """Return the `places` of a batch of sequences of such lengths (a tensor of integers)."""
-    return float(((lengths + TILE - 1) // TILE * TILE).double().square().sum())
+def tiled(lengths, window: int = 0) -> float:
+    """Return the `places` of a batch of sequences of such lengths (a tensor of integers).
+
+    window: tokens to each side that are seen, 0: all; tiles beyond it are left out.
+    """
+    return TILE**2 * meetings((lengths + TILE - 1) // TILE, -(-window // TILE))
 
 
-def accumulator_bytes(tokens: float, sequences: float, hidden: int) -> float:
-    """Return flash attention's fp32 sums of the queries' gradient: [T + 128 B, heads, d]."""
-    return 4 * (tokens + TILE * sequences) * hidden
+def accumulator_bytes(tokens: float, sequences: float, width: int) -> float:
+    """Return flash attention's fp32 sums of the queries' gradient: [T + 128 B, heads, d].
+
+    width: heads x d.
+    """
+    return 4 * (tokens + TILE * sequences) * width
 
 
 class Speed(NamedTuple):
@@ -80,7 +88,7 @@ def compute_seconds(
         computed = 3 * operations * batch.tokens / speed.flops
         return max(computed, WEIGHT_PASSES * element * weights / speed.memory)
 
-    seconds = products(flops.projections, shape.layers * 4 * shape.hidden**2)
+    seconds = products(flops.projections, shape.layers * shape.projected + shape.mapped)
     seconds += products(flops.ffn * dense / shape.layers, dense * ffn)
     seconds += products(flops.ffn * sparse / shape.layers, sparse * read)
     seconds += products(flops.gates + flops.heads + flops.merge, 0)
@@ -92,15 +100,17 @@ def compute_seconds(
 def beside_bytes(shape: Shape, element: int, dropout: bool) -> float:
     """Return the bytes a token and layer moved by what is not a product, forward and backward.
 
-    Both halves of a layer: the sum with what goes around it reads two rows and writes one, and so
-    does the sum of their gradients; the norm 2 rows forward, 5 backward (its weights' gradients
-    read both again); dropout 2 and 2, and its mask of one byte written and read. The gradients of
-    query, key and value are summed (6 rows), their biases' and attention's result's read (4). And
-    what an FFN has (rates.beside_products).
+    Counted for BERT's layers, taken for every family's but for the FFN's activation and the masks
+    of dropout. Both halves of a layer: the sum with what goes around it reads two rows and writes
+    one, and so does the sum of their gradients; the norm 2 rows forward, 5 backward (its weights'
+    gradients read both again); dropout 2 and 2, and its mask of one byte written and read. The
+    gradients of query, key and value are summed (6 rows), their biases' and attention's result's
+    read (4). And what an FFN has (rates.beside_products).
     """
-    half = element * (3 + 3 + 7) + (4 * element + 2 if dropout else 0)
-    rows = 2 * half + element * (6 + 4)
-    return shape.hidden * rows + beside_products(shape.hidden, shape.intermediate, element)
+    dropped = shape.masks * (4 * element + 2) if dropout else 0
+    rows = 2 * element * (3 + 3 + 7) + dropped + element * (6 + 4)
+    ffn = beside_products(shape.hidden, shape.intermediate, element, shape.gated, shape.biased)
+    return shape.hidden * rows + ffn
 
 
 def _attention_seconds(
@@ -110,7 +120,8 @@ def _attention_seconds(
     products alone."""
     if element > 2:
         return 3 * flops.attention * batch.tokens / speed.flops
-    operations = FLASH_PRODUCTS * batch.places * shape.hidden
-    summed = accumulator_bytes(batch.tokens, batch.sequences, shape.hidden)
-    a_layer = operations / speed.flops + ACCUMULATOR_PASSES * summed / speed.memory
-    return shape.layers * a_layer
+    width, everywhere = shape.attention_width, shape.layers - shape.local
+    places = everywhere * batch.places + shape.local * batch.places_within
+    summed = shape.layers * accumulator_bytes(batch.tokens, batch.sequences, width)
+    operations = FLASH_PRODUCTS * places * width
+    return operations / speed.flops + ACCUMULATOR_PASSES * summed / speed.memory

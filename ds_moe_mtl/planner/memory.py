@@ -48,12 +48,18 @@ class States(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What one micro-batch of a rank brings: T, S, A and its sequences."""
+    """What one micro-batch of a rank brings: T, S, A and its sequences.
+
+    Of layers with a window, which cut long sequences into blocks of queries: scores_within, A
+    there, and seen, the keys of all blocks.
+    """
 
     real: float
     padded: float
     scores: float
     sequences: float = 0.0
+    scores_within: float = 0.0
+    seen: float = 0.0
 
 
 class Peak(NamedTuple):
@@ -133,31 +139,43 @@ def activation_bytes(
     input; with dropout two masks, on a CPU of the activations' type (models/dropout.py), on a GPU
     of one byte. An FFN keeps 2 rows of F (before and
     after GELU), on a CPU the sparse one two more of D (the gathered input, the result before the
-    gate value); other ranks' experts add the sent rows. Attention keeps query, key and value padded
-    and, but on a GPU, where it is fused, its probabilities (three copies with dropout, else one).
-    Merged experts keep the merged FFNs. With checkpointing a layer keeps its input alone, and one
-    layer at a time is computed again.
+    gate value); other ranks' experts add the sent rows. A gated one keeps 4 (both halves, one of
+    them activated, the product), in kernels of a GPU 3. A norm that is none of torch's keeps its
+    result before the weight, and in 16 bits its input in fp32. Attention keeps query, key and value
+    padded (in layers with a window keys and values of every block), for every head, and, but on a
+    GPU, where it is fused, its probabilities (three copies with dropout, else one). Merged experts
+    keep the merged FFNs. With checkpointing a layer keeps its input alone, and one layer at a time
+    is computed again.
     """
     element = ELEMENT_BYTES[precision]
     dropped = (1 / element if on_gpu else 1) * (dropout > 0)
     scores = 0 if on_gpu else (3 if dropout else 1)
 
-    def layer(has_experts: bool) -> float:
+    def attention(local: bool) -> float:
+        keys = tokens.seen if local else tokens.padded
+        rows = (2 if on_gpu else 1) * tokens.padded + 2 * keys
+        places = tokens.scores_within if local else tokens.scores
+        return rows * shape.attention_width + scores * shape.heads * places
+
+    def beside(has_experts: bool) -> float:
         gathers = has_experts and not on_gpu
-        rows = 5 + 2 * dropped + 2 * gathers + (2 if ep_size > 1 and has_experts else 0)
+        rows = 5 + shape.masks * dropped + 2 * gathers
+        rows += 2 if ep_size > 1 and has_experts else 0
+        rows += shape.scaled * (1 if element == 4 else 1 + 4 / element)
+        activated = 1 if shape.gated and not (on_gpu and has_experts) else 0
         return (
             rows * tokens.real * shape.hidden
-            + 2 * tokens.real * shape.intermediate
-            + (4 if on_gpu else 3) * tokens.padded * shape.hidden
-            + scores * shape.heads * tokens.scores
+            + tokens.real * (shape.wide + (1 + activated) * shape.intermediate)
             + (levers.merged * count_ffn_weights(shape) if has_experts else 0)
         )
 
     embeddings = (2 + dropped) * tokens.real * shape.hidden
     with_experts = levers.sparse(shape) if sparse else 0
-    layers = with_experts * layer(True) + (shape.layers - with_experts) * layer(False)
+    layers = with_experts * beside(True) + (shape.layers - with_experts) * beside(False)
+    layers += (shape.layers - shape.local) * attention(False) + shape.local * attention(True)
     if checkpointing:
-        layers = shape.layers * tokens.real * shape.hidden + layer(with_experts > 0)
+        one = beside(with_experts > 0) + attention(shape.local == shape.layers)
+        layers = shape.layers * tokens.real * shape.hidden + one
     return element * (layers + embeddings)
 
 
@@ -202,7 +220,7 @@ def peak_bytes(
     at_work = _at_work(shape, own, element, tokens, levers, flash)
     groups = (weights.rest / world_size, own / (world_size // ep_size))
     # A weight that two ranks' parts share is kept whole by both; the embedding is the largest.
-    shared = shape.vocabulary * shape.hidden if world_size > 1 else 0
+    shared = shape.table if world_size > 1 else 0
     owned = element * min(weights.rest + own, sum(groups) + shared / 2) if zero_stage else whole
     flat = _flat(groups, element, precision, piece) if zero_stage else 0.0
     largest = element * max(weights.rest, own)
@@ -234,7 +252,7 @@ def _at_work(
     of_layer = own / levers.sparse(shape) if own else count_ffn_weights(shape) / 2
     inner = tokens.real * shape.intermediate
     in_attention = 4 * tokens.real * shape.hidden - 2 * inner
-    summed = accumulator_bytes(tokens.real, tokens.sequences, shape.hidden)
+    summed = accumulator_bytes(tokens.real, tokens.sequences, shape.attention_width)
     in_attention += summed / element if flash else 0.0
     return element * (of_layer + max(inner, in_attention))
 

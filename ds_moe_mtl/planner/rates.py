@@ -23,13 +23,18 @@ FFN_STEPS = {
 a CUDA graph (kernels/README.md, "On a GPU": the eager time x the graph's share of it)."""
 
 
-def beside_products(hidden: float, inner: float, element_bytes: int) -> float:
+def beside_products(
+    hidden: float, inner: float, element_bytes: int, gated: bool = False, biased: bool = True
+) -> float:
     """Return the bytes a token that an FFN moves beside its products, forward and backward.
 
     GELU reads and writes a row of F, its derivative reads two and writes one; the gradients of the
-    two biases read a row of F and a row of D.
+    two biases read a row of F and a row of D. A gated FFN's activation reads two rows of F and
+    writes one, its derivative reads three and writes two; its first bias is two rows of F long.
     """
-    return element_bytes * (6 * inner + hidden)
+    activation, first_bias = (8, 2) if gated else (5, 1)
+    biases = first_bias * inner + hidden if biased else 0
+    return element_bytes * (activation * inner + biases)
 
 
 def product_share(hidden: int, tokens: float) -> float:

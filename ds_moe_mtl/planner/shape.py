@@ -1,10 +1,23 @@
-"""The sizes of a BERT-like encoder, from which weights, FLOPs and memory are counted."""
+"""The sizes of an encoder, from which weights, FLOPs and memory are counted.
+
+D hidden size, F intermediate size.
+"""
 
 from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """A BERT-like encoder; token_types: rows of the segment embedding."""
+    """An encoder by what counting needs; the defaults, and what is None, are BERT's.
+
+    token_types: rows of the segment embedding. gated: the FFN's first map gives 2 F, of which one
+    half is multiplied by the other. biased: the FFN's maps have biases. head_size: None: D / heads.
+    beside: weights of a layer beside its FFN; projections: those that each of its tokens is
+    multiplied by. outside: weights of no layer, without the pooler; mapped: those of them that each
+    token is multiplied by. pooled: the pooler's. table_width: of the word embedding. window: tokens
+    to each side that `local` of the layers see. relative: rows that a layer multiplies each token
+    by for distances between tokens. masks: dropouts of rows of D in a layer; scaled: norms in a
+    layer that keep more than a LayerNorm (RMSNorm in plain PyTorch).
+    """
 
     layers: int
     hidden: int
@@ -13,6 +26,40 @@ class Shape(NamedTuple):
     vocabulary: int = 30_522
     positions: int = 512
     token_types: int = 2
+    gated: bool = False
+    biased: bool = True
+    head_size: int | None = None
+    beside: int | None = None
+    projections: int | None = None
+    outside: int | None = None
+    mapped: int = 0
+    pooled: int | None = None
+    table_width: int | None = None
+    window: int = 0
+    local: int = 0
+    relative: int = 0
+    masks: int = 2
+    scaled: int = 0
+
+    @property
+    def attention_width(self) -> int:
+        """Columns of all heads of a query."""
+        return self.hidden if self.head_size is None else self.heads * self.head_size
+
+    @property
+    def projected(self) -> int:
+        """Weights of a layer, beside its FFN, that a token is multiplied by."""
+        return 4 * self.hidden**2 if self.projections is None else self.projections
+
+    @property
+    def wide(self) -> int:
+        """Columns that the FFN's first map gives."""
+        return self.intermediate * (2 if self.gated else 1)
+
+    @property
+    def table(self) -> int:
+        """Weights of the word embedding."""
+        return self.vocabulary * (self.table_width or self.hidden)
 
 
 SIZES = {
@@ -21,18 +68,23 @@ SIZES = {
     "bert_large": Shape(24, 1024, 4096, 16),
 }
 
-
-def shape_of(config) -> Shape:
-    """Return the shape that a transformers configuration describes."""
-    return Shape(
-        config.num_hidden_layers,
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_attention_heads,
-        config.vocab_size,
-        config.max_position_embeddings,
-        config.type_vocab_size,
-    )
+KNOWN_ENCODERS = {
+    "modernbert_base": ("modernbert", {}),
+    "modernbert_large": (
+        "modernbert",
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 2624,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+        },
+    ),
+    "eurobert_210m": ("eurobert", {}),
+    "nomic_bert": ("nomic_bert", {}),
+    "xlm_roberta_xl": ("xlm-roberta-xl", {}),
+}
+"""Of other families, by name: transformers' model_type, and the keys in which the published encoder
+differs from the defaults of its configuration."""
 
 
 def random_transformer(shape: Shape, dropout: float, pooler: bool = False):

@@ -19,6 +19,7 @@ from ds_moe_mtl.models.attention.own import (
     plan_like,
     rows_by_distance,
 )
+from ds_moe_mtl.models.dropout import without_dropout
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.encoder_check import check_encoder
 from tests.support.encoders import tiny_encoder
@@ -28,7 +29,6 @@ from tests.unit.models.families.test_families import (
     LENGTHS,
     network_inputs,
     network_of,
-    no_dropout,
     packed_inputs,
     padded_batch,
     run_padded,
@@ -69,7 +69,7 @@ CASES = [("deberta-v2", name) for name in V2] + [("deberta", name) for name in V
 
 
 def deberta(kind, name):
-    return no_dropout(tiny_encoder(kind, **{"deberta-v2": V2, "deberta": V1}[kind][name]))
+    return without_dropout(tiny_encoder(kind, **{"deberta-v2": V2, "deberta": V1}[kind][name]))
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
@@ -145,7 +145,7 @@ def test_without_terms_of_distance_every_packed_attention_serves(kind):
 @pytest.mark.parametrize("kind", OWN)
 def test_a_network_in_bfloat16_on_a_cpu_which_fills_batches_up_trains(kind):
     """Filled up are tokens and, inside attention, tokens and sequences that are all pads."""
-    exact = no_dropout(network_of(kind, "mt_dense")).train()
+    exact = without_dropout(network_of(kind, "mt_dense")).train()
     network = copy.deepcopy(exact).bfloat16()
     found = []
     for each in (exact, network):
@@ -165,7 +165,7 @@ def test_a_network_in_bfloat16_on_a_cpu_which_fills_batches_up_trains(kind):
 def test_a_rank_without_examples_reaches_the_parameters_that_others_reach(kind):
     reached = []
     for sequences in (len(LENGTHS), 0):
-        network = no_dropout(network_of(kind, "mt_dense")).train()
+        network = without_dropout(network_of(kind, "mt_dense")).train()
         (*tokens, ends, groups, tasks, spans), lengths = network_inputs(network)
         if not sequences:
             tokens, ends = [x[:0] for x in tokens], ends[:1]
