@@ -71,7 +71,7 @@ def test_products_use_hoppers_matrix_units_and_wide_asynchronous_copies(table):
 
 
 def test_tiles_that_share_a_multiprocessor_leave_each_other_room(table):
-    """Products with activations are meant to run twice a multiprocessor: 64 K registers, 228 KiB."""
+    """Products with activations are to run twice a multiprocessor: 64 K registers, 228 KiB."""
     found = [row for row in table if row["kernel"] in ("up_kernel", "down_grad_kernel")]
     assert len(found) == 2
     for row in found:
