@@ -93,7 +93,7 @@ def export_onnx(
                 f"--to onnx needs the package {package}; allowed: pip install 'ds-moe-mtl[export]'"
             )
     spec = source.model.task(task)
-    graph, how, exact = _graph(source, spec, merge)
+    graph, how, exact = task_graph(source, spec, merge)
     say(f"{task}: {how}")
     with new_folder(output) as folder:
         tokenizer = cutting_tokenizer(source.model.tokenizer, spec.max_length)
@@ -115,7 +115,7 @@ def export_onnx(
         write_about(folder, about)
 
 
-def _graph(source: ExportSource, spec: TaskSpec, merge: bool) -> tuple[nn.Module, str, bool]:
+def task_graph(source: ExportSource, spec: TaskSpec, merge: bool) -> tuple[nn.Module, str, bool]:
     """Return (module, how it was made, whether nothing was lost) of a task."""
     routing = source.model.description["routing"]
     by_token = routing is not None and routing["combine"] == "top1"
