@@ -89,12 +89,11 @@ def _mixed(moe: nn.Module, shares_E: torch.Tensor, scales_E: torch.Tensor | None
     """Return one FFN: the mixture of a layer's experts and, where there is one, its shared part."""
     w1, b1, w2, b2, activation = ffn_weights(list(moe.experts))
     outer_E = shares_E if scales_E is None else shares_E * scales_E
-    ffn = FeedForward(w1[0].shape[1], w1[0].shape[0], activation).to(w1[0])
-    for own, of_experts, weights_E in (
-        (ffn.fc1.weight, w1, shares_E),
-        (ffn.fc1.bias, b1, shares_E),
-        (ffn.fc2.weight, w2, outer_E),
-        (ffn.fc2.bias, b2, outer_E),
-    ):
+    biased = b1 is not None
+    ffn = FeedForward(w1[0].shape[1], w2[0].shape[1], activation, bias=biased).to(w1[0])
+    mixed = [(ffn.fc1.weight, w1, shares_E), (ffn.fc2.weight, w2, outer_E)]
+    if biased:
+        mixed += [(ffn.fc1.bias, b1, shares_E), (ffn.fc2.bias, b2, outer_E)]
+    for own, of_experts, weights_E in mixed:
         own.copy_(merge(weights_E[None].to(own.device), of_experts)[0])
     return ffn if moe.shared is None else join_ffn(moe.shared, ffn)
