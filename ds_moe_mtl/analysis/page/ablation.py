@@ -101,7 +101,7 @@ def measure_losses(part: Part, rows: int, say: Callable[[str], None]) -> ExpertL
     disabled = {name: np.full(used[name].shape, whole[name]) for name in splits}
     for layer, ffn in enumerate(routed_ffns(model.network)):
         for number, expert in enumerate(ffn.moe.experts):
-            with disabled(expert):
+            with zeroed(expert):
                 for name, split in splits.items():
                     if used[name][layer, number] > 0:  # else nothing of it changes
                         disabled[name][layer, number], _ = _loss(model, name, split)
@@ -145,7 +145,7 @@ def _loss(model: MultiTaskModel, name: str, split: EncodedSplit) -> tuple[float,
 
 
 @contextmanager
-def disabled(expert: torch.nn.Module) -> Iterator[None]:
+def zeroed(expert: torch.nn.Module) -> Iterator[None]:
     """Have an expert give 0 inside the block."""
     weights = ffn_weights([expert])
     assert weights is not None, "a stored expert is two linear layers"
