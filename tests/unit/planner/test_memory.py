@@ -6,11 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
+from ds_moe_mtl.benchmark.encoder_shape import build, shape_of
+from ds_moe_mtl.benchmark.workload import blocks_of
 from ds_moe_mtl.config.deepspeed import UPDATE_PIECE
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network, upcycle
 from ds_moe_mtl.planner import memory
 from ds_moe_mtl.planner.flops import count_ffn_weights
 from ds_moe_mtl.planner.shape import SIZES, Shape, random_transformer
+from tests.support.families import SHOWN, tiny
 
 WEIGHTS = memory.Weights(experts=800, rest=160)
 SMALL = Shape(layers=3, hidden=48, intermediate=192, heads=4, vocabulary=50, positions=64)
@@ -69,16 +72,24 @@ def batch_of(lengths: list[int]) -> dict:
     }
 
 
-def kept_bytes(kind: str, dropout: float, lengths: list[int], checkpointing: bool) -> int:
+def kept_bytes(
+    kind: str,
+    dropout: float,
+    lengths: list[int],
+    checkpointing: bool,
+    transformer=None,
+    dtype: torch.dtype = torch.float32,
+) -> int:
     """Return the bytes of all different tensors, but weights, that a forward pass saves."""
     torch.manual_seed(0)
     network = build_network(
-        random_transformer(SMALL, dropout),
+        transformer or random_transformer(SMALL, dropout),
         kind,
         [HeadSpec("task", 2)],
         dropout,
         RoutingOptions(num_experts=4, num_gates=1),
-    ).train()
+    )
+    network = network.train().to(dtype)
     if checkpointing:
         network.checkpoint_activations()
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -101,6 +112,33 @@ def test_the_activations_counted_are_those_that_autograd_keeps(kind, lengths):
     tokens = memory.Tokens(sum(lengths), len(lengths) * lengths[0], len(lengths) * lengths[0] ** 2)
     counted = memory.activation_bytes(SMALL, tokens, "fp32", kind == "mt_tag", dropout=0.1)
     assert kept_bytes(kind, 0.1, lengths, False) == pytest.approx(counted, rel=0.1)
+
+
+WIDE = {
+    "hidden_size": 48,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 60,
+    "max_position_embeddings": 80,
+    "local_attention": 16,  # windows of 8: sequences above 32 are cut
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", SHOWN)
+def test_the_activations_counted_are_those_of_every_family(model_type, dtype):
+    config = tiny(model_type, **WIDE).config
+    shape, lengths = shape_of(config), [64] * 6
+    blocks, queries, keys = blocks_of(64, shape.window)
+    within, seen = blocks * queries * keys, blocks * keys
+    tokens = memory.Tokens(6 * 64, 6 * 64, 6 * 64**2, 6, 6 * within, 6 * seen)
+    precision = "fp32" if dtype == torch.float32 else "bf16"
+    for kind in ("mt_dense", "mt_tag"):
+        found = kept_bytes(kind, 0.1, lengths, False, build(config, 0.1, pooler=False), dtype)
+        counted = memory.activation_bytes(shape, tokens, precision, kind == "mt_tag", dropout=0.1)
+        assert found == pytest.approx(counted, rel=0.1), kind
 
 
 @given(
