@@ -213,7 +213,7 @@ def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> 
     return {
         "model": {
             "kind": config.model.kind,
-            "encoder": paper.workload.plan.source.resolved,
+            "encoder": paper.workload.encoder,
             "random_weights": paper.workload.random,
             "shape": shape._asdict(),
             "precision": config.train.precision,
