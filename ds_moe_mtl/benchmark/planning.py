@@ -94,7 +94,7 @@ class RunOnPaper:
             self.piece,
             self.levers,
             config.train.average_from is not None,
-            flash=self.on_gpu and config.train.precision != "fp32",
+            flash=self.on_gpu and config.train.precision != "fp32" and not shape.relative,
         )
 
     def sent(self, ep_size: int) -> float:
@@ -156,7 +156,7 @@ def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
         ((3 if head.spans else 1) * shape.hidden, head.outputs) for head in head_specs(plan.specs)
     ]
     sizes = batch_sizes(plan, machine.gpus, window=shape.window)
-    if gpu and config.train.precision != "fp32":
+    if gpu and config.train.precision != "fp32" and not shape.relative:
         sizes = sizes.unpadded()
     heads_a_token = sizes.sequences / max(sizes.mean.real, 1.0)
     levers = levers_of(config, shape, sizes.tasks, sizes.mean.real) if sparse else NO_LEVERS
