@@ -109,7 +109,7 @@ def _counted(model: nn.Module, family: Family, ffns: list[FFN]) -> Shape:
         relative=family.relative,
         terms=_terms(config),
         masks=_masks(layer),
-        scaled=sum(1 for module in layer.modules() if _scales(module)),
+        scaled=sum(_scaled(module) for module in layer.modules()),
     )
 
 
@@ -152,7 +152,9 @@ def _masks(layer: nn.Module) -> int:
     return found
 
 
-def _scales(module: nn.Module) -> bool:
-    """Return whether a module is a norm in plain PyTorch: one vector of weights, not torch's."""
-    own = [parameter.dim() for parameter in module.parameters(recurse=False)]
-    return own == [1] and not isinstance(module, nn.LayerNorm | nn.RMSNorm)
+def _scaled(module: nn.Module) -> int:
+    """Return the rows that a norm in plain PyTorch keeps, one for each of its vectors of weights;
+    0 for torch's own, and for what is no norm."""
+    own = {name: parameter.dim() for name, parameter in module.named_parameters(recurse=False)}
+    plain = own in ({"weight": 1}, {"weight": 1, "bias": 1})
+    return 0 if not plain or isinstance(module, nn.LayerNorm | nn.RMSNorm) else len(own)

@@ -39,8 +39,7 @@ def choose(plan: dict) -> dict:
     least = min(plan["memory"], key=lambda row: row["peak"])
     raise UserError(
         f"nothing fits: the least is {least['peak'] / GIB:.2f} GiB a rank (ZeRO "
-        f"{least['zero_stage']}, ep_size {least['ep_size']}); take more GPUs, "
-        "train.accumulation, train.activation_checkpointing=true, or offload"
+        f"{least['zero_stage']}, ep_size {least['ep_size']}); {plan['ways_out']}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ds_moe_mtl.benchmark.advice import ROOM, advice, advised
+from ds_moe_mtl.benchmark.advice import ROOM, advice, advised, ways_out
 from ds_moe_mtl.benchmark.workload import BatchSizes, Workload, batch_sizes, levers_of
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.deepspeed import (
@@ -230,6 +230,7 @@ def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> 
         },
         "memory": rows,
         "advice": advice(paper, rows, chosen, memory),
+        "ways_out": ways_out(paper, rows, memory),
         "machine": paper.machine._asdict(),
         "formula": FORMULA,
         "calibrated": calibrated,

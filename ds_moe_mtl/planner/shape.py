@@ -17,7 +17,8 @@ class Shape(NamedTuple):
     to each side that `local` of the layers see. relative: scores have terms for the distance of
     two tokens, so attention is never fused; terms: those of them that are products, each of a token
     and a row for every distance (DeBERTa's c2p and p2c). masks: dropouts of rows of D in a layer;
-    scaled: norms in a layer that keep more than a LayerNorm (RMSNorm in plain PyTorch).
+    scaled: rows that a layer's norms in plain PyTorch keep beside their input (RMSNorm 1, a centred
+    one 2).
     """
 
     layers: int
