@@ -201,10 +201,14 @@ def _routed(transformer: nn.Module, kind: str, text: _Text) -> torch.Tensor:
 
 
 def _training(encoder: nn.Module) -> nn.Module:
-    """Return the encoder in training mode, without dropout."""
+    """Return the encoder in training mode, without dropout: of modules, and of rates that an
+    attention hands to the function that attends."""
     for module in encoder.train().modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     return encoder
 
 
