@@ -32,7 +32,23 @@ def advice(paper, rows: list[dict], chosen: dict | None, memory: float | None) -
     paper: a planning.RunOnPaper; rows: its plan's; chosen: what `advised` says of them; memory:
     bytes of a GPU, None where it is not known.
     """
-    return _one_gpu(paper, chosen, memory) + _experts(paper, rows, chosen, memory)
+    on_host = _ON_HOST if paper.offloads else ""
+    return _one_gpu(paper, chosen, memory) + _experts(paper, rows, chosen, memory) + on_host
+
+
+def ways_out(paper, rows: list[dict], memory: float | None) -> str:
+    """Return what would make a run fit that fits nowhere: only what saves enough; "" if it fits."""
+    if memory is None or any(row["fits"] for row in rows):
+        return ""
+    least = min(rows, key=lambda row: row["peak"])
+    ways = ["more GPUs"]
+    if least["peak"] - least["activations"] <= ROOM * memory:
+        ways.append("train.accumulation")
+        if not paper.workload.config.train.activation_checkpointing:
+            ways.append("train.activation_checkpointing=true")
+    if not paper.offloads:
+        ways.append("offload_optimizer in the DeepSpeed JSON")
+    return "take " + ", or ".join(ways)
 
 
 def _total(row: dict) -> float:
@@ -82,8 +98,8 @@ def _experts(paper, rows: list[dict], chosen: dict | None, memory: float | None)
         least = spread[-1]
         return (
             f"Expert parallelism is not enough: ep_size {least['ep_size']} still needs "
-            f"{least['peak'] / GIB:.2f} GiB a rank of {memory / GIB:.1f}; take more ranks, "
-            f"smaller micro-batches (train.accumulation), checkpointing or offload."
+            f"{least['peak'] / GIB:.2f} GiB a rank of {memory / GIB:.1f}; "
+            f"{ways_out(paper, rows, memory)}."
         )
     if alone["fits"] is False:
         return _needed(alone, chosen, memory)
@@ -120,6 +136,11 @@ def _faster(alone: dict, chosen: dict, spread: list[dict], memory: float | None)
         f"{best['sent_bytes'] / 2**20:,.1f} MiB a rank and step ({times} by the cost model)."
     )
 
+
+_ON_HOST = (
+    "\nThe optimizer is on the host: its update there, and what goes there and back, are not in "
+    "the step times."
+)
 
 _BECAUSE = {
     "compute": "reading fewer experts' weights",

@@ -15,6 +15,12 @@ from ds_moe_mtl.models.encoder_files import quiet, reason
 from ds_moe_mtl.models.families import FFN, Family, family_of, set_dropout
 from ds_moe_mtl.planner.shape import KNOWN_ENCODERS, Shape
 
+OF_DISTANCES = "relative_attention"
+"""The key of a DeBERTa's configuration that says whether scores have terms for distances."""
+
+_OF_ROWS = ".pos_"
+"""How a DeBERTa's maps are named that no token passes, but rows for distances."""
+
 LOCAL = "sliding_attention"
 """What transformers' layer_types calls a layer with a window."""
 
@@ -100,9 +106,10 @@ def _counted(model: nn.Module, family: Family, ffns: list[FFN]) -> Shape:
         table_width=table.embedding_dim,
         window=window,
         local=list(config.layer_types).count(LOCAL) if window else 0,
-        relative=_relative_rows(model),
+        relative=family.relative,
+        terms=_terms(config),
         masks=_masks(layer),
-        scaled=sum(1 for module in layer.modules() if _scales(module)),
+        scaled=sum(_scaled(module) for module in layer.modules()),
     )
 
 
@@ -124,16 +131,15 @@ def _running(module: nn.Module) -> Iterator[nn.Module]:
 def _products(module: nn.Module, but: Iterable[nn.Module | None]) -> int:
     """Return the weights that a token is multiplied by in a module, but not in those of `but`."""
     left_out = {id(inner) for outer in but if outer is not None for inner in outer.modules()}
+    left_out |= {id(m) for name, m in module.named_modules() if _OF_ROWS in f".{name}"}
     linear = [m for m in _running(module) if isinstance(m, nn.Linear) and id(m) not in left_out]
     return sum(m.weight.numel() for m in linear)
 
 
-def _relative_rows(model: nn.Module) -> int:
-    """Return the rows of DeBERTa's table of distances, once for each kind of term, else 0."""
-    named = model.named_modules()
-    tables = [module for name, module in named if name.endswith("rel_embeddings")]
-    rows = sum(table.num_embeddings for table in tables)
-    return rows * len(getattr(model.config, "pos_att_type", None) or ())
+def _terms(config) -> int:
+    """Return how many of DeBERTa's two products for distances scores have."""
+    kinds = getattr(config, "pos_att_type", None) if getattr(config, OF_DISTANCES, False) else ()
+    return sum(kind in (kinds or ()) for kind in ("c2p", "p2c"))
 
 
 def _masks(layer: nn.Module) -> int:
@@ -146,7 +152,9 @@ def _masks(layer: nn.Module) -> int:
     return found
 
 
-def _scales(module: nn.Module) -> bool:
-    """Return whether a module is a norm in plain PyTorch: one vector of weights, not torch's."""
-    own = [parameter.dim() for parameter in module.parameters(recurse=False)]
-    return own == [1] and not isinstance(module, nn.LayerNorm | nn.RMSNorm)
+def _scaled(module: nn.Module) -> int:
+    """Return the rows that a norm in plain PyTorch keeps, one for each of its vectors of weights;
+    0 for torch's own, and for what is no norm."""
+    own = {name: parameter.dim() for name, parameter in module.named_parameters(recurse=False)}
+    plain = own in ({"weight": 1}, {"weight": 1, "bias": 1})
+    return 0 if not plain or isinstance(module, nn.LayerNorm | nn.RMSNorm) else len(own)

@@ -11,6 +11,7 @@ from ds_moe_mtl.config import RunConfig, UserError
 from ds_moe_mtl.config.deepspeed import read_deepspeed
 from ds_moe_mtl.config.files import REPOSITORY
 from ds_moe_mtl.config.load import find_experiment
+from ds_moe_mtl.planner.memory import split_weights
 
 GIB = 2**30
 LAUNCHERS = REPOSITORY / "launchers" / "slurm"
@@ -22,6 +23,9 @@ _WORDS = (None, "auto", "never", "embedded", "minilm", "random")
 
 HOST_GIB_A_RANK = 4
 """What a rank's process takes of the host beside the model: imports, data, pinned buffers."""
+
+OFFLOADED = 16
+"""Bytes of a weight whose optimizer is on the host: fp32 copy, two moments, gradient."""
 
 
 def choose(plan: dict) -> dict:
@@ -35,8 +39,7 @@ def choose(plan: dict) -> dict:
     least = min(plan["memory"], key=lambda row: row["peak"])
     raise UserError(
         f"nothing fits: the least is {least['peak'] / GIB:.2f} GiB a rank (ZeRO "
-        f"{least['zero_stage']}, ep_size {least['ep_size']}); take more GPUs, "
-        "train.accumulation, train.activation_checkpointing=true, or offload"
+        f"{least['zero_stage']}, ep_size {least['ep_size']}); {plan['ways_out']}"
     )
 
 
@@ -107,7 +110,7 @@ def _script(gpus: int, per_node: int, row: dict, paper: RunOnPaper, arguments: l
     if tasks * nodes != gpus:
         raise UserError(f"--gpus {gpus} is not the same number on each of {nodes} nodes")
     name = "single_node.sbatch" if nodes == 1 else "multi_node.sbatch"
-    host = HOST_GIB_A_RANK + 2 * 4 * paper.parameters.total / GIB  # the fp32 model, twice
+    host = _host_gib(paper)
     directives = {
         "--nodes": str(nodes),
         "--ntasks-per-node": str(tasks),
@@ -134,3 +137,11 @@ def _script(gpus: int, per_node: int, row: dict, paper: RunOnPaper, arguments: l
         )
         + "\n"
     )
+
+
+def _host_gib(paper: RunOnPaper) -> float:
+    """Return what a rank takes of the host: at the start the fp32 model, twice; later, where the
+    optimizer is there, what this rank updates."""
+    weights, gpus = split_weights(paper.parameters), paper.machine.gpus
+    updated = weights.total / gpus if paper.offloads else 0
+    return HOST_GIB_A_RANK + max(2 * 4 * weights.total, OFFLOADED * updated) / GIB

@@ -12,7 +12,7 @@ def show(plan: dict, say: Say) -> None:
     model, counts, flops, batch = (
         plan[key] for key in ("model", "parameters", "flops_a_token", "batch")
     )
-    random = ", random weights of its shape" if model["random_weights"] else ""
+    random = ", random weights" if model["random_weights"] else ""
     say(f"{model['kind']} on {model['encoder']}{random}, {model['precision']}")
     parts = ", ".join(
         f"{name} {counts[name]:,}" for name in ("shared", "experts", "gates", "heads")

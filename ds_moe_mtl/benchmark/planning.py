@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ds_moe_mtl.benchmark.advice import ROOM, advice, advised
+from ds_moe_mtl.benchmark.advice import ROOM, advice, advised, ways_out
 from ds_moe_mtl.benchmark.workload import BatchSizes, Workload, batch_sizes, levers_of
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.deepspeed import (
@@ -94,7 +94,7 @@ class RunOnPaper:
             self.piece,
             self.levers,
             config.train.average_from is not None,
-            flash=self.on_gpu and config.train.precision != "fp32",
+            flash=self.on_gpu and config.train.precision != "fp32" and not shape.relative,
         )
 
     def sent(self, ep_size: int) -> float:
@@ -156,7 +156,7 @@ def on_paper(workload: Workload, machine: Machine, gpu: bool) -> RunOnPaper:
         ((3 if head.spans else 1) * shape.hidden, head.outputs) for head in head_specs(plan.specs)
     ]
     sizes = batch_sizes(plan, machine.gpus, window=shape.window)
-    if gpu and config.train.precision != "fp32":
+    if gpu and config.train.precision != "fp32" and not shape.relative:
         sizes = sizes.unpadded()
     heads_a_token = sizes.sequences / max(sizes.mean.real, 1.0)
     levers = levers_of(config, shape, sizes.tasks, sizes.mean.real) if sparse else NO_LEVERS
@@ -213,7 +213,7 @@ def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> 
     return {
         "model": {
             "kind": config.model.kind,
-            "encoder": paper.workload.plan.source.resolved,
+            "encoder": paper.workload.encoder,
             "random_weights": paper.workload.random,
             "shape": shape._asdict(),
             "precision": config.train.precision,
@@ -230,6 +230,7 @@ def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> 
         },
         "memory": rows,
         "advice": advice(paper, rows, chosen, memory),
+        "ways_out": ways_out(paper, rows, memory),
         "machine": paper.machine._asdict(),
         "formula": FORMULA,
         "calibrated": calibrated,

@@ -47,17 +47,24 @@ BATCHES_LOOKED_AT = 32
 class Workload:
     """A run's plan with its encoder's shape. random: the encoder's weights are drawn.
 
-    architecture: transformers' configuration of the encoder; None: a BERT of the shape.
+    architecture: transformers' configuration of the encoder; None: a BERT of the shape. shape_name:
+    of a known shape that stands in an encoder's place.
     """
 
     plan: RunPlan
     shape: Shape
     random: bool
     architecture: object | None = None
+    shape_name: str | None = None
 
     @property
     def config(self) -> RunConfig:
         return self.plan.config
+
+    @property
+    def encoder(self) -> str:
+        """The encoder's name; of drawn weights, that of the shape."""
+        return self.shape_name or self.plan.source.resolved
 
     def of_kind(self, kind: str, ep_size: int = 1) -> "Workload":
         """Return the same workload for another model."""
@@ -159,7 +166,7 @@ def find_workload(
         )
     if architecture is not None and plan.source.name == "minilm":
         say(f"note: texts are cut into tokens by MiniLM's tokenizer, not by that of {name}")
-    return Workload(plan, shape, True, architecture)
+    return Workload(plan, shape, True, architecture, name)
 
 
 def batch_sizes(

@@ -116,9 +116,9 @@ def beside_bytes(shape: Shape, element: int, dropout: bool) -> float:
 def _attention_seconds(
     shape: Shape, flops: Flops, batch: Batch, element: int, speed: Speed
 ) -> float:
-    """Return flash attention's seconds in 16 bits, which fills sequences up to tiles; in fp32 the
-    products alone."""
-    if element > 2:
+    """Return flash attention's seconds in 16 bits, which fills sequences up to tiles; in fp32, and
+    with terms for distances, the products alone."""
+    if element > 2 or shape.relative:
         return 3 * flops.attention * batch.tokens / speed.flops
     width, everywhere = shape.attention_width, shape.layers - shape.local
     places = everywhere * batch.places + shape.local * batch.places_within

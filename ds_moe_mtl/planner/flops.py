@@ -135,17 +135,18 @@ def count_flops(
 
     attended: keys a query meets, the mean over tokens of their sequence's length (sum of squared
     lengths / sum of lengths); attended_within: the same in layers with a window (meetings / sum of
-    lengths), None: as many as the window has at most. A top-1 layer computes one expert a token, so
-    its FFN costs the dense one's; the gates are counted as the model needs them, the token's own
-    alone (one product over all gates, which is what small layers compute, costs G times that).
-    heads_a_token: sequences a token; all heads are computed for each. A merge is one product of
-    [gates, E] and all weights of an FFN: 2 x gates x E x weights, once per call and layer.
+    lengths), None: as many as the window has at most. The projection of rows for distances, once a
+    call, is not counted. A top-1 layer computes one expert a token, so its FFN costs the dense
+    one's; the gates are counted as the model needs them, the token's own alone (one product over
+    all gates, which is what small layers compute, costs G times that). heads_a_token: sequences a
+    token; all heads are computed for each. A merge is one product of [gates, E] and all weights of
+    an FFN: 2 x gates x E x weights, once per call and layer.
     """
     hidden, layers = shape.hidden, shape.layers
     if attended_within is None:
         attended_within = min(attended, 2 * shape.window + 1)
     met = (layers - shape.local) * attended + shape.local * attended_within
-    distances = layers * 2 * shape.relative * shape.attention_width
+    distances = layers * 2 * shape.terms * (2 * attended - 1) * shape.attention_width
     sparse = levers.sparse(shape) if num_gates else 0
     merge = 2 * levers.merged * num_experts * count_ffn_weights(shape) / levers.call_tokens
     return Flops(

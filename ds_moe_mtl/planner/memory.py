@@ -143,17 +143,18 @@ def activation_bytes(
     them activated, the product), in kernels of a GPU 3. A norm that is none of torch's keeps its
     result before the weight, and in 16 bits its input in fp32. Attention keeps query, key and value
     padded (in layers with a window keys and values of every block), for every head, and, but on a
-    GPU, where it is fused, its probabilities (three copies with dropout, else one). Merged experts
-    keep the merged FFNs. With checkpointing a layer keeps its input alone, and one layer at a time
-    is computed again.
+    GPU, where it is fused, its probabilities (three copies with dropout, else one). A term for
+    distances keeps its padded query or key once more. Merged experts keep the merged FFNs. With
+    checkpointing a layer keeps its input alone, and one layer at a time is computed again.
     """
     element = ELEMENT_BYTES[precision]
     dropped = (1 / element if on_gpu else 1) * (dropout > 0)
-    scores = 0 if on_gpu else (3 if dropout else 1)
+    fused = on_gpu and not shape.relative
+    scores = 0 if fused else (3 if dropout else 1)
 
     def attention(local: bool) -> float:
         keys = tokens.seen if local else tokens.padded
-        rows = (2 if on_gpu else 1) * tokens.padded + 2 * keys
+        rows = ((2 if fused else 1) + shape.terms) * tokens.padded + 2 * keys
         places = tokens.scores_within if local else tokens.scores
         return rows * shape.attention_width + scores * shape.heads * places
 

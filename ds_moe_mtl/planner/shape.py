@@ -14,9 +14,11 @@ class Shape(NamedTuple):
     beside: weights of a layer beside its FFN; projections: those that each of its tokens is
     multiplied by. outside: weights of no layer, without the pooler; mapped: those of them that each
     token is multiplied by. pooled: the pooler's. table_width: of the word embedding. window: tokens
-    to each side that `local` of the layers see. relative: rows that a layer multiplies each token
-    by for distances between tokens. masks: dropouts of rows of D in a layer; scaled: norms in a
-    layer that keep more than a LayerNorm (RMSNorm in plain PyTorch).
+    to each side that `local` of the layers see. relative: scores have terms for the distance of
+    two tokens, so attention is never fused; terms: those of them that are products, each of a token
+    and a row for every distance (DeBERTa's c2p and p2c). masks: dropouts of rows of D in a layer;
+    scaled: rows that a layer's norms in plain PyTorch keep beside their input (RMSNorm 1, a centred
+    one 2).
     """
 
     layers: int
@@ -37,7 +39,8 @@ class Shape(NamedTuple):
     table_width: int | None = None
     window: int = 0
     local: int = 0
-    relative: int = 0
+    relative: bool = False
+    terms: int = 0
     masks: int = 2
     scaled: int = 0
 

@@ -1,4 +1,4 @@
-"""Trains BERTs with experts for a few steps in one process and says what memory it took.
+"""Trains encoders with experts for a few steps in one process and says what memory it took.
 
     python tests/soak/big_model.py --size bert_large --experts 4 --zero 2 [--layers 6] [--offload]
     python tests/soak/big_model.py --experts 4 16 --zero 1 2 --checkpointing off on \
@@ -27,9 +27,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 import psutil  # noqa: E402  (the paths above come first)
 import torch  # noqa: E402
 
+from ds_moe_mtl.benchmark.encoder_shape import (  # noqa: E402
+    build,
+    known_config,
+    shape_of,
+    with_layers,
+)
 from ds_moe_mtl.config.deepspeed import UPDATE_PIECE  # noqa: E402
 from ds_moe_mtl.planner import memory  # noqa: E402
-from ds_moe_mtl.planner.shape import SIZES, Shape  # noqa: E402
+from ds_moe_mtl.planner.shape import KNOWN_ENCODERS, SIZES, Shape  # noqa: E402
 
 GIB = 2**30
 IMPORTS_GIB = 0.5
@@ -43,9 +49,7 @@ SWITCH = ("off", "on")
 
 def main() -> int:
     options = parse()
-    shape = SIZES[options.size]
-    if options.layers:
-        shape = shape._replace(layers=options.layers)
+    shape = shape_asked(options)
     device = start()
     status = 0
     cases = itertools.product(
@@ -55,6 +59,7 @@ def main() -> int:
         row = {
             "size": options.size,
             "layers": shape.layers,
+            "vocabulary": shape.vocabulary,
             "experts": experts,
             "zero": zero,
             "offload": offload == "on",
@@ -82,7 +87,8 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="bert_large")
+    parser.add_argument("--size", choices=(*SIZES, *KNOWN_ENCODERS), default="bert_large")
+    parser.add_argument("--vocabulary", type=int, help="default: the size's own")
     parser.add_argument("--layers", type=int, help="default: the size's own")
     parser.add_argument("--experts", type=int, nargs="+", default=[4])
     parser.add_argument("--zero", type=int, choices=(1, 2, 3), nargs="+", default=[2])
@@ -96,6 +102,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit-gib", type=float, default=15.0, help="on a CPU")
     parser.add_argument("--output", type=Path, help="append the rows to this file")
     return parser.parse_args()
+
+
+def encoder_asked(options):
+    """Return transformers' configuration of the encoder; None: a BERT."""
+    if options.size in SIZES:
+        return None
+    config = known_config(options.size)
+    config.vocab_size = options.vocabulary or config.vocab_size
+    return with_layers(config, options.layers or config.num_hidden_layers)
+
+
+def shape_asked(options) -> Shape:
+    config = encoder_asked(options)
+    if config is not None:
+        return shape_of(config)
+    shape = SIZES[options.size]
+    return shape._replace(
+        layers=options.layers or shape.layers, vocabulary=options.vocabulary or shape.vocabulary
+    )
 
 
 def start() -> torch.device:
@@ -155,7 +180,11 @@ def train(shape: Shape, row: dict, options, device: torch.device) -> dict:
     routing = RoutingOptions(num_experts=row["experts"], num_gates=GATES, gate_scale="preserve")
     heads = [HeadSpec(f"task{number}", 2) for number in range(GATES)]
     with device:
-        transformer = random_transformer(shape, DROPOUT)
+        config = encoder_asked(options)
+        if config is None:
+            transformer = random_transformer(shape, DROPOUT)
+        else:
+            transformer = build(config, DROPOUT, pooler=False)
         network = build_network(transformer, "mt_tag", heads, DROPOUT, routing)
     if row["checkpointing"]:
         network.checkpoint_activations()
@@ -177,7 +206,7 @@ def train(shape: Shape, row: dict, options, device: torch.device) -> dict:
     seconds = []
     for step in range(options.steps):
         began = time.perf_counter()
-        outputs = engine(**batch(options, device, step))
+        outputs = engine(**batch(options, shape, device, step))
         engine.backward(outputs.logits_BC.square().mean())
         peaks[f"backward {step + 1}"] = peak(device)
         engine.step()
@@ -195,11 +224,11 @@ def train(shape: Shape, row: dict, options, device: torch.device) -> dict:
     }
 
 
-def batch(options, device: torch.device, step: int) -> dict:
+def batch(options, shape: Shape, device: torch.device, step: int) -> dict:
     """Return a network's inputs: random tokens, the tasks in turn."""
     count, length = options.sequences, options.length
     draw = torch.Generator().manual_seed(step)
-    ids = torch.randint(1000, 30_000, (count * length,), generator=draw).to(device)
+    ids = torch.randint(1000, shape.vocabulary, (count * length,), generator=draw).to(device)
     return {
         "input_ids_T": ids,
         "token_type_ids_T": torch.zeros_like(ids),

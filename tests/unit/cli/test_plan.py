@@ -6,9 +6,11 @@ import subprocess
 
 import pytest
 
+from ds_moe_mtl.benchmark.encoder_shape import known_config, shape_of
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import dump_config, load_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
+from ds_moe_mtl.planner.flops import count_parameters
 from tests.support.launch import start
 from tests.support.tiny import tiny_config, write_tiny
 
@@ -105,6 +107,29 @@ def test_what_does_not_fit_is_told_and_not_written(tiny, capsys, tmp_path):
     assert not (tmp_path / "job").exists()
 
 
+def test_what_cannot_help_is_not_advised(tiny, capsys):
+    short = ["--gpus", "4", "--gpu-memory", "0.0001"]
+    nothing_saved = planned(tiny, capsys, *short)
+    assert nothing_saved["ways_out"] == (
+        "take more GPUs, or offload_optimizer in the DeepSpeed JSON"
+    )
+    assert nothing_saved["ways_out"] in nothing_saved["advice"]
+    least = min(nothing_saved["memory"], key=lambda row: row["peak"])
+    room = (least["peak"] - least["activations"] / 2) / 0.9 / 2**30
+    kept = planned(tiny, capsys, "--gpus", "4", "--gpu-memory", str(room))
+    assert ("train.accumulation" in kept["ways_out"]) == (least["activations"] > 0)
+
+
+@pytest.mark.parametrize("shape", ["modernbert_base", "eurobert_210m", "xlm_roberta_xl"])
+def test_an_encoder_of_another_family_is_planned_by_its_shape(tiny, capsys, shape):
+    plan = planned(tiny, capsys, "--shape", shape, "train.precision=bf16", "--card", "h100-sxm")
+    encoder = shape_of(known_config(shape))
+    assert plan["model"]["encoder"] == shape and plan["model"]["shape"] == encoder._asdict()
+    heads = plan["parameters"]["heads"]
+    gates = plan["parameters"]["gates"] // (encoder.layers * 4 * encoder.hidden)
+    assert plan["parameters"]["total"] == count_parameters(encoder, 4, gates).total + heads
+
+
 def test_written_files_describe_a_job_that_loads_from_any_folder(
     tiny, capsys, tmp_path, monkeypatch
 ):
@@ -145,6 +170,7 @@ def test_written_files_describe_a_job_that_loads_from_any_folder(
         (["--shape", "minilm", "--write", "job"], "--write with --shape"),
         (["model.encoder=no/such"], "model.encoder"),
         (["--gpus", "many"], "invalid int value"),
+        (["--shape", "modernbert"], "invalid choice: 'modernbert'"),
         (["--calibrate", "0", "--write", "/proc/nowhere"], "/proc/nowhere: "),
         (["moe.layers=[7]"], "moe.layers: 7 with an encoder of 2 layers"),
         (["--card", "t4", "train.precision=bf16"], "--card t4: no peak of products in bf16"),

@@ -1,9 +1,10 @@
 """Weights and FLOPs against counts worked by hand, and against the modules themselves."""
 
 import pytest
+import torch
 
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
-from ds_moe_mtl.planner.flops import count_flops, count_parameters
+from ds_moe_mtl.planner.flops import count_flops, count_parameters, meetings
 from ds_moe_mtl.planner.levers import Levers
 from ds_moe_mtl.planner.shape import SIZES, Shape, random_transformer
 
@@ -85,3 +86,23 @@ def test_sparse_flops_are_the_dense_ones_and_the_gates():
     dense, sparse = count_flops(SIZES["minilm"], 128), count_flops(SIZES["minilm"], 128, 64, 8)
     assert sparse.forward - sparse.gates == dense.forward
     assert dense.ffn == 6 * 4 * 384 * 1536
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, 10])
+def test_meetings_are_the_pairs_of_tokens_within_a_window(window):
+    lengths = torch.tensor([1, 2, 4, 7, 11, 23])
+    pairs = 0
+    for length in lengths.tolist():
+        apart = (torch.arange(length)[:, None] - torch.arange(length)).abs()
+        pairs += int((apart <= (window or length)).sum())
+    assert meetings(lengths, window) == pairs
+
+
+def test_flops_of_a_gated_encoder_with_local_layers_worked_by_hand():
+    shape = TINY._replace(gated=True, head_size=2, local=1, window=1, projections=96, mapped=24)
+    flops = count_flops(shape, 5, attended_within=2.6)
+    assert flops.projections == 2 * (2 * 96 + 24)
+    assert flops.attention == 2 * 2 * (5 + 2.6) * (2 * 2)  # two heads of two columns
+    assert flops.ffn == 2 * 3 * (2 * 8 * 16)
+    assert count_flops(shape, 5).attention == 2 * 2 * (5 + 3) * (2 * 2)  # at most three keys
+    assert count_parameters(shape._replace(biased=False), 4, 1).experts == 2 * 4 * 3 * 8 * 16
