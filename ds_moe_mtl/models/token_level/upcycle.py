@@ -88,7 +88,8 @@ def _checked_ffn(family: Family, layer: nn.Module, config) -> FFN:
     where there are weights to try (none on the meta device).
     """
     ffn = family.ffn(layer, config)
-    expert, weight = _copied_ffn(ffn, dropout=0.0), ffn.second.weight
+    with torch.random.fork_rng(devices=[]):  # a new module draws, before the copy
+        expert, weight = _copied_ffn(ffn, dropout=0.0), ffn.second.weight
     if weight.is_meta:
         return ffn
     generator = torch.Generator().manual_seed(0)
