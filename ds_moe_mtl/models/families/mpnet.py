@@ -35,6 +35,17 @@ class MPNet(OwnAttention):
         """Return whether a module holds `q`, `k`, `v` and `o`."""
         return all(isinstance(getattr(module, name, None), nn.Module) for name in "qkvo")
 
+    def pack(self, model: nn.Module) -> None:
+        """Give the encoder a forward that takes a plan.
+
+        Raises ValueError where transformers would give real tokens the position of pads: it takes
+        id 1 for a pad's, whatever the configuration says.
+        """
+        own, told = model.embeddings.padding_idx, model.config.pad_token_id
+        if own != told:
+            raise ValueError(f"its pad_token_id is {told}; allowed: {own}, which MPNet's code reads")
+        super().pack(model)
+
     def run_layers(
         self, model: nn.Module, x: torch.Tensor, mask: PackedMask, position_ids: torch.Tensor
     ) -> torch.Tensor:

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from ds_moe_mtl.models import HeadSpec, build_network
+from ds_moe_mtl.models.dropout import without_dropout
 from ds_moe_mtl.models.task_level.routed_layers import RouteCall, RoutedLayer
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from tests.support.families import SHOWN, tiny
-from tests.unit.models.families.test_families import LENGTHS, no_dropout
+from tests.unit.models.families.test_families import LENGTHS
 
 EXPERTS = 3
 
@@ -16,8 +17,8 @@ def routed(kind):
     """Return a network whose every layer is experts that differ."""
     heads = [HeadSpec(f"task{i}", 2) for i in range(EXPERTS)]
     options = RouterOptions(experts=EXPERTS, route="random_task")
-    network = no_dropout(
-        build_network(no_dropout(tiny(kind)), "task_moe", heads, 0.0, router=options)
+    network = without_dropout(
+        build_network(without_dropout(tiny(kind)), "task_moe", heads, 0.0, router=options)
     )
     torch.manual_seed(2)
     for layer in (m for m in network.modules() if isinstance(m, RoutedLayer)):
