@@ -52,7 +52,7 @@ class DistilBert(Family):
     def put_ffn(self, layer: nn.Module, routed: nn.Module) -> None:
         """Put `routed` where the two maps stood; the dropout after them stays."""
         layer.ffn.lin1 = routed
-        layer.ffn.activation = layer.ffn.lin2 = nn.Identity()
+        layer.ffn.activation, layer.ffn.lin2 = nn.Identity(), nn.Identity()
 
     def before_residuals(self, layer: nn.Module) -> list[tuple[nn.Module, str]]:
         """Return the ends of attention and of the FFN."""

@@ -84,7 +84,7 @@ _OWN_ARGUMENTS = ("encoder", "heads", "tasks", "routing", "gate_of_task", "poole
 def _form(network: MultiTaskNetwork, description: Mapping) -> dict:
     """Return what DsMoeMtlConfig has to know of a network's modules, whatever its family."""
     transformer = network.encoder.transformer
-    modules = dict(transformer.named_modules())
+    modules = dict(transformer.named_modules(remove_duplicate=False))
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         dense = dict(described_transformer(description).named_modules())
     emptied = [
