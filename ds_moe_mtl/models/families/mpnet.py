@@ -43,7 +43,7 @@ class MPNet(OwnAttention):
         """
         own, told = model.embeddings.padding_idx, model.config.pad_token_id
         if own != told:
-            raise ValueError(f"its pad_token_id is {told}; allowed: {own}, which MPNet's code reads")
+            raise ValueError(f"its pad_token_id is {told}; allowed: {own}, as in MPNet's code")
         super().pack(model)
 
     def run_layers(
