@@ -58,7 +58,7 @@ class MPNet(OwnAttention):
     ) -> tuple[torch.Tensor]:
         """Return attention's output [1, T, D]; position_bias: the table of buckets [., H]."""
         longest = longest_of(mask.packing)
-        terms_HR = position_bias.index_select(0, _buckets(longest, x.device)).t()
+        terms_HR = nn.functional.embedding(_buckets(longest, x.device), position_bias).t()
 
         def terms(query, key, scaling):
             return by_distance(nearest(terms_HR, query.shape[2]))[None]
