@@ -12,6 +12,7 @@ import numpy as np
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.models import RoutingOptions
+from ds_moe_mtl.models.description import encoder_depth
 from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 
 
@@ -72,7 +73,7 @@ def collect_routes(
         for name in names
     ]
     options = RoutingOptions(**model.description["routing"])
-    depth = model.description["encoder"]["num_hidden_layers"]
+    depth = encoder_depth(model.description)
     layers = tuple(sparse_layers(options.layers, depth))
     return Routes(
         names,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from ds_moe_mtl.models.description import encoder_depth
 from ds_moe_mtl.models.portable.folder import KINDS
 from ds_moe_mtl.models.pretrained import MINILM_PACKAGED
 from ds_moe_mtl.tasks import TOKEN_KINDS, TaskSpec
@@ -54,7 +55,7 @@ def model_card(
 
 
 def _kind(description: Mapping) -> str:
-    routing, layers = description["routing"], description["encoder"].get("num_hidden_layers")
+    routing, layers = description["routing"], encoder_depth(description)
     if routing is None:
         return f"A dense encoder of {layers} layers with a head for each task."
     how = "merged by the task"

@@ -93,11 +93,13 @@ def export_onnx(
                 f"--to onnx needs the package {package}; allowed: pip install 'ds-moe-mtl[export]'"
             )
     spec = source.model.task(task)
-    graph, how, exact = _graph(source, spec, merge)
+    graph, how, exact = task_graph(source, spec, merge)
     say(f"{task}: {how}")
     with new_folder(output) as folder:
         tokenizer = cutting_tokenizer(source.model.tokenizer, spec.max_length)
-        types = "token_type_ids" in tokenizer.model_input_names
+        # An input that the encoder does not read would be none of the graph's.
+        types = source.model.network.encoder.token_types > 0
+        types = types and "token_type_ids" in tokenizer.model_input_names
         _write_graph(graph, folder / "model.onnx", types)
         tokenizer.save_pretrained(folder)
         about = {"to": "onnx", "source": source.name, "task": task, "how": how, "exact": exact}
@@ -111,11 +113,11 @@ def export_onnx(
             agreement = compare(spec, split, source.outputs(task), found)
             about["agreement"] = tell(spec, agreement, say, merged=not exact)
         if int8:
-            about["int8"] = _write_int8(source, spec, folder, split, run, tokenizer, say)
+            about["int8"] = _write_int8(source, spec, folder, split, run, types, say)
         write_about(folder, about)
 
 
-def _graph(source: ExportSource, spec: TaskSpec, merge: bool) -> tuple[nn.Module, str, bool]:
+def task_graph(source: ExportSource, spec: TaskSpec, merge: bool) -> tuple[nn.Module, str, bool]:
     """Return (module, how it was made, whether nothing was lost) of a task."""
     routing = source.model.description["routing"]
     by_token = routing is not None and routing["combine"] == "top1"
@@ -197,7 +199,7 @@ def _check_random(graph, run, source: ExportSource, types: bool, say: Say) -> di
     return {"rows": RANDOM_ROWS, "largest_difference": largest}
 
 
-def _write_int8(source, spec: TaskSpec, folder: Path, split, run, tokenizer, say: Say) -> dict:
+def _write_int8(source, spec: TaskSpec, folder: Path, split, run, types: bool, say: Say) -> dict:
     """Write model_int8.onnx and return its size, its speed and how it agrees."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -213,8 +215,7 @@ def _write_int8(source, spec: TaskSpec, folder: Path, split, run, tokenizer, say
     if split is None:
         say("int8: not compared, no dev rows")
         return about
-    types = "token_type_ids" in tokenizer.model_input_names
-    small = _session_run(after, tokenizer.pad_token_id, types)
+    small = _session_run(after, source.model.tokenizer.pad_token_id, types)
     found = outputs_of(small, split, spec.num_outputs)
     agreement = compare(spec, split, source.outputs(spec.name), found)
     about["agreement"] = tell(spec, agreement, lambda line: say(f"int8: {line}"), merged=True)

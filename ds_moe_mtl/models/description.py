@@ -114,8 +114,24 @@ def model_folder(folder: Path) -> Path:
 
 
 def encoder_config_of(description: Mapping):
-    """Return transformers' configuration of the encoder, or of BART, that a description names."""
+    """Return transformers' configuration of the encoder, or of BART, that a description names.
+
+    Raises ValueError, one line, for a model_type that transformers does not have.
+    """
     from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     values = dict(description["encoder"])
-    return AutoConfig.for_model(values.pop("model_type"), **values)
+    model_type = values.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{CONFIG}: encoder.model_type = {model_type!r}, which this release of transformers "
+            f"does not have"
+        )
+    return AutoConfig.for_model(model_type, **values)
+
+
+def encoder_depth(description: Mapping) -> int:
+    """Return the number of layers of the encoder that a description names."""
+    depth = description["encoder"].get("num_hidden_layers")  # DistilBERT has another name for it
+    return depth or encoder_config_of(description).num_hidden_layers

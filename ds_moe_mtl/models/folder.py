@@ -92,13 +92,22 @@ def _router_options(description: dict) -> RouterOptions | None:
 
 
 def described_transformer(description: Mapping, dropout: float | None = None) -> torch.nn.Module:
-    """Return the dense encoder that a description speaks of, newly drawn; dropout None: its own."""
+    """Return the dense encoder that a description speaks of, newly drawn; dropout None: its own.
+
+    Raises ValueError, one line, where transformers makes another class of its configuration.
+    """
     from transformers import AutoModel
 
     config = encoder_config_of(description)
     if dropout is not None:
         set_dropout(config, dropout)
     transformer = AutoModel.from_config(config)
+    made, told = type(transformer).__name__, description["encoder_class"]
+    if made != told:
+        raise ValueError(
+            f"{CONFIG}: encoder_class = {told}, but transformers makes {made} of model_type "
+            f"{config.model_type}; allowed: the class that transformers makes"
+        )
     if not description["pooler"] and hasattr(transformer, "pooler"):
         transformer.pooler = None
     return transformer

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ds_moe_mtl.models.description import model_folder, read_description
+from ds_moe_mtl.models.description import encoder_config_of, model_folder, read_description
 from ds_moe_mtl.models.encoder_check import check_encoder
 from ds_moe_mtl.models.encoder_files import check_files, load_pretrained, quiet, reason
 from ds_moe_mtl.models.families import family_of, set_dropout
@@ -171,8 +171,7 @@ def encoder_config(source: EncoderSource):
     from transformers import AutoConfig
 
     if source.trained:
-        values = dict(read_description(Path(source.folder))["encoder"])
-        return AutoConfig.for_model(values.pop("model_type"), **values)
+        return encoder_config_of(read_description(Path(source.folder)))
     check_files(source.folder)
     try:
         return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)

@@ -10,6 +10,7 @@ from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.config.deepspeed import updates_in_one_pass
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.models.network import Network
+from ds_moe_mtl.models.token_level.experts import FeedForward, ffn_weights
 from ds_moe_mtl.training.plan import RunPlan
 from moe_kernels.verified import choose
 
@@ -32,7 +33,7 @@ def about_run(network: Network, plan: RunPlan, deepspeed: dict, device: torch.de
         "update": update + _update_in_words(config, deepspeed, device),
         "ep_size": config.moe.ep_size if sparse else None,
         "dispatch": config.moe.dispatch if sparse else None,
-        "kernels": moe_kernels.resolve_impl(config.moe.impl, device) if sparse else None,
+        "kernels": _kernels_in_words(network, config, device) if sparse else None,
         "gate_scale": config.moe.gate_scale if sparse else None,
         "attention": network.attention_on(device, dtype[config.train.precision]),
         "encoder_kernels": network.kernels_on(device, dtype[config.train.precision]),
@@ -52,6 +53,18 @@ def banner(about: dict, plan: RunPlan, largest: int) -> list[str]:
         f"{plan.total_steps} steps of {size}, {plan.warmup_steps} of warm-up, "
         f"lr {config.train.lr:g}",
     ]
+
+
+def _kernels_in_words(network: Network, config: RunConfig, device: torch.device) -> str:
+    """Return what runs the experts, and why where that is not what it usually would be."""
+    experts = [module for module in network.modules() if isinstance(module, FeedForward)]
+    weights = ffn_weights(experts[:1]) if experts else None
+    if weights is None:
+        return moe_kernels.resolve_impl(config.moe.impl, device)
+    _, b1, _, b2, activation = weights
+    biased = b1 is not None and b2 is not None
+    impl, why = moe_kernels.choose_ffn(config.moe.impl, device, activation, biased)
+    return impl + (f" ({why})" if why else "")
 
 
 def _update_in_words(config: RunConfig, deepspeed: dict, device: torch.device) -> str:

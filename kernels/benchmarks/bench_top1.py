@@ -3,6 +3,7 @@
     python kernels/benchmarks/bench_top1.py                      # the GPU if there is one, else CPU
     python kernels/benchmarks/bench_top1.py --device cuda --out runs/bench_top1
     python kernels/benchmarks/bench_top1.py --device cpu --threads 1 --clock cpu
+    python kernels/benchmarks/bench_top1.py --activation geglu --no-biases --hidden 768 --inner 1152
 
 No time is printed unless every implementation agrees with float64. On a GPU the layer and the dense
 FFN are timed in CUDA graphs too, and every ratio is taken to both forms of dense: called from
@@ -21,7 +22,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from contestants import Problem, dense, grouped_mm, make_problem, ours, plain_loop, stock_deepspeed
+from contestants import (
+    Form,
+    Problem,
+    dense,
+    grouped_mm,
+    make_problem,
+    ours,
+    plain_loop,
+    stock_deepspeed,
+)
 from measure import (
     Clock,
     as_graph,
@@ -48,7 +58,9 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     impls = [impl for impl in usable_impls(options.device) if impl in options.impls]
-    if not all([agrees(impl, options.device, dtype) for dtype in options.dtypes for impl in impls]):
+    form = Form(options.activation, options.inner, not options.no_biases)
+    cases = itertools.product(options.dtypes, impls)
+    if not all([agrees(impl, options.device, dtype, form) for dtype, impl in cases]):
         print("The implementations do not agree with float64: nothing is timed.")
         return 1
     print(json.dumps(environment(options)))
@@ -57,13 +69,18 @@ def main() -> int:
     for hidden, tokens, experts, dtype in shapes:
         clock = Clock(options.device, options.clock)
         limits = device_limits(options.device, dtype, clock)
-        print(f"\nd={hidden} T={tokens} E={experts} G={options.gates} {dtype}: copy "
+        print(f"\nd={hidden} T={tokens} E={experts} G={options.gates} {dtype}, "
+              f"{form.activation}, F={form.inner or 4 * hidden}"
+              f"{'' if form.biases else ', no biases'}: copy "
               f"{limits['bytes_per_s'] / 1e9:.0f} GB/s, product "
               f"{limits['flop_per_s'] / 1e12:.2f} TFLOP/s")  # fmt: skip
-        problem = make_problem(tokens, hidden, experts, options.gates, dtype, options.device)
+        problem = make_problem(
+            tokens, hidden, experts, options.gates, dtype, options.device, form=form
+        )
         for mode in options.modes:
             shape = {"d": hidden, "T": tokens, "E": experts, "G": options.gates}
-            shape |= {"dtype": str(dtype), "mode": mode}
+            shape |= {"dtype": str(dtype), "mode": mode, "activation": form.activation}
+            shape |= {"F": form.inner or 4 * hidden, "biases": form.biases}
             found = measure_shape(problem, mode, impls, clock, limits, options)
             rows += [shape | row for row in found]
             met &= goal_met(shape, found, options.device)
@@ -91,16 +108,17 @@ def measure_shape(problem: Problem, mode, impls, clock: Clock, limits, options) 
     tokens, hidden = problem.x_TD.shape
     dense_ms = summary(times[BASE], times[BASE])["ms"]
     bound = bound_ratio(tokens, hidden, problem.x_TD.element_size(), mode, dense_ms, limits)
-    headings = ("ms", "iqr", "/dense", "iqr", "/graph", "bound", "TFLOP/s", "peak MiB")
+    headings = ("ms", "iqr", "/dense", "iqr", "minima", "/graph", "bound", "TFLOP/s", "peak MiB")
     print(f"  {mode:30}" + "".join(f"{heading:>10}" for heading in headings))
     rows = []
     for name in run:
         row = {"name": name, **summary(times[name], times[BASE]), "bound": bound}
-        row["tflop_per_s"] = flops(tokens, hidden, mode) / row["ms"] / 1e9
+        row["tflop_per_s"] = flops(tokens, problem.ffn_weights(), mode) / row["ms"] / 1e9
         row["peak_bytes"] = peaks[name]
         row["ratio_graph"] = graph_ratio(times, name)
         rows.append(row | limits)
-        columns = ("ms", "iqr_ms", "ratio", "ratio_iqr", "ratio_graph", "bound", "tflop_per_s")
+        columns = ("ms", "iqr_ms", "ratio", "ratio_iqr", "ratio_min", "ratio_graph", "bound")
+        columns = (*columns, "tflop_per_s")
         cells = ["-" if row[column] is None else f"{row[column]:.3f}" for column in columns]
         cells.append("" if peaks[name] is None else f"{peaks[name] / 2**20:.0f}")
         print(f"  {name:30}" + "".join(f"{cell:>10}" for cell in cells))
@@ -158,17 +176,18 @@ def usable_impls(device: str) -> list[str]:
     return usable
 
 
-def agrees(impl: str, device: str, dtype: torch.dtype) -> bool:
+def agrees(impl: str, device: str, dtype: torch.dtype, form: Form) -> bool:
     """Return whether results and gradients are within rounding of float64, and say how far off.
 
     Allowed is twice the error of plain PyTorch in the same type, and one rounding of the largest.
     """
-    problem = make_problem(1000, 128, 5, 3, dtype, device)
+    problem = make_problem(1000, 128, 5, 3, dtype, device, form=form._replace(inner=None))
     exact = Problem(
         *(leaf.detach().double().requires_grad_() for leaf in (problem.x_TD, problem.gate_weight)),
         problem.gate_ids_T,
-        [[t.detach().double().requires_grad_() for t in kind] for kind in problem.experts],
+        [kind and [t.detach().double().requires_grad_() for t in kind] for kind in problem.experts],
         problem.grad_TD.double(),
+        problem.activation,
     )
     truth, plain = gradients(exact, plain_loop(exact)), gradients(problem, plain_loop(problem))
     found = gradients(problem, ours(problem, impl))
@@ -213,6 +232,8 @@ def goal_of(shape: dict, device: str) -> float | None:
     if shape["mode"] != "step":
         return None
     if device == "cpu":
+        if moe_kernels.ACTIVATIONS[shape["activation"]].gated:
+            return 1.06 if shape["dtype"] == "torch.float32" and shape["T"] >= 2048 else None
         goals = {"torch.float32": 1.02, "torch.bfloat16": 1.06}
         return goals.get(shape["dtype"]) if shape["T"] == 8192 else None
     if shape["T"] < 2048 * shape["E"] or shape["E"] > 8 or shape["T"] < 16384:
@@ -284,7 +305,11 @@ def parse():
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
-    parser.add_argument("--hidden", type=int, nargs="+", help="d; the inner size is 4 d")
+    parser.add_argument("--hidden", type=int, nargs="+", help="d")
+    parser.add_argument("--inner", type=int, help="inner size F; default: 4 d")
+    forms = tuple(moe_kernels.ACTIVATIONS)
+    parser.add_argument("--activation", choices=forms, default="gelu", help="of the FFNs")
+    parser.add_argument("--no-biases", action="store_true", help="FFNs without biases")
     parser.add_argument("--tokens", type=int, nargs="+")
     parser.add_argument("--experts", type=int, nargs="+")
     parser.add_argument("--gates", type=int, default=8)

@@ -1,10 +1,11 @@
 """The layers that bench_top1 compares, all on one set of weights.
 
-T tokens, D hidden size, F = 4 D inner size, G gates, E experts.
+T tokens, D hidden size, F inner size, H rows of w1 (F or, gated, 2 F), G gates, E experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,47 +16,80 @@ import moe_kernels
 SEQUENCE = 128  # tokens of a sequence, which share a gate
 
 
+class Form(NamedTuple):
+    """An FFN's form: activation, inner size (None: 4 D), biases or none."""
+
+    activation: str = "gelu"
+    inner: int | None = None
+    biases: bool = True
+
+
 @dataclass
 class Problem:
-    """One shape: the input, the gates' and experts' weights, the gradient of the result."""
+    """One shape: the input, the gates' and experts' weights, the gradient of the result.
+
+    experts: w1, b1, w2, b2, a tensor an expert each; None for missing biases.
+    """
 
     x_TD: Tensor
     gate_weight: Tensor
     gate_ids_T: Tensor
-    experts: list[list[Tensor]]
+    experts: list[list[Tensor] | None]
     grad_TD: Tensor
+    activation: str = "gelu"
 
     def leaves(self) -> list[Tensor]:
         """Return every tensor a step makes a gradient of."""
-        return [self.x_TD, self.gate_weight, *(t for kind in self.experts for t in kind)]
+        return [self.x_TD, self.gate_weight, *(t for kind in self.experts for t in kind or ())]
+
+    def by_expert(self) -> Iterable[tuple[Tensor | None, ...]]:
+        """Return each expert's w1, b1, w2 and b2."""
+        missing = [None] * len(self.experts[0])
+        return zip(*(kind or missing for kind in self.experts), strict=True)
+
+    def ffn_weights(self) -> int:
+        """Return how many numbers the two matrices of one FFN have."""
+        return self.experts[0][0].numel() + self.experts[2][0].numel()
 
 
-def make_problem(tokens, hidden, experts, gates, dtype, device, seed=0) -> Problem:
-    """Return random weights at BERT's scale and sequences of SEQUENCE tokens, one gate each."""
+def make_problem(tokens, hidden, experts, gates, dtype, device, seed=0, form=None) -> Problem:
+    """Return random weights at BERT's scale and sequences of SEQUENCE tokens, one gate each.
+
+    form: of the FFNs; None for BERT's.
+    """
+    form = form or Form()
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int, std: float) -> Tensor:
         values = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
         return (values * std).to(dtype).requires_grad_()
 
-    shapes = ((4 * hidden, hidden), (4 * hidden,), (hidden, 4 * hidden), (hidden,))
+    inner = form.inner or 4 * hidden
+    rows = moe_kernels.ACTIVATIONS[form.activation].halves * inner
+    shapes = ((rows, hidden), (rows,), (hidden, inner), (hidden,))
     sequences = -(-tokens // SEQUENCE)
     ids = torch.randint(0, gates, (sequences,), generator=generator, device=device)
     return Problem(
         normal(tokens, hidden, std=1.0),
         normal(gates * experts, hidden, std=0.02),
         ids.repeat_interleave(SEQUENCE)[:tokens].contiguous(),
-        [[normal(*shape, std=0.02) for _ in range(experts)] for shape in shapes],
+        [
+            [normal(*shape, std=0.02) for _ in range(experts)]
+            if form.biases or len(shape) == 2
+            else None
+            for shape in shapes
+        ],
         normal(tokens, hidden, std=1.0).detach(),
+        form.activation,
     )
 
 
 def dense(problem: Problem) -> Callable[[], Tensor]:
     """Return the dense FFN: the first expert on all tokens."""
-    w1, b1, w2, b2 = (kind[0] for kind in problem.experts)
+    weights = next(iter(problem.by_expert()))
 
     def forward() -> Tensor:
-        return F.linear(F.gelu(F.linear(problem.x_TD, w1, b1)), w2, b2)
+        return _ffn(problem.x_TD, *weights, problem.activation)
 
     return forward
 
@@ -65,8 +99,9 @@ def ours(problem: Problem, impl: str) -> Callable[[], Tensor]:
 
     def forward() -> Tensor:
         return moe_kernels.top1_moe_ffn(
-            problem.x_TD, problem.gate_weight, problem.gate_ids_T, *problem.experts, impl=impl
-        )[0]
+            problem.x_TD, problem.gate_weight, problem.gate_ids_T, *problem.experts,
+            activation=problem.activation, impl=impl,
+        )[0]  # fmt: skip
 
     return forward
 
@@ -81,8 +116,8 @@ def plain_loop(problem: Problem) -> Callable[[], Tensor]:
         counts = torch.bincount(expert_T, minlength=num_experts).tolist()
         blocks = problem.x_TD.index_select(0, order_T).split(counts)
         rows = [
-            F.linear(F.gelu(F.linear(block, w1, b1)), w2, b2)
-            for block, w1, b1, w2, b2 in zip(blocks, *problem.experts, strict=True)
+            _ffn(block, *weights, problem.activation)
+            for block, weights in zip(blocks, problem.by_expert(), strict=True)
         ]
         y_TD = torch.zeros_like(problem.x_TD).index_copy(0, order_T, torch.cat(rows))
         return y_TD * prob_T.to(y_TD.dtype).unsqueeze(1)
@@ -92,6 +127,7 @@ def plain_loop(problem: Problem) -> Callable[[], Tensor]:
 
 def grouped_mm(problem: Problem) -> Callable[[], Tensor]:
     """Return torch's grouped_mm with the biases added apart; its weights are stacked each step."""
+    _check_plain(problem)
     num_experts = len(problem.experts[0])
 
     def forward() -> Tensor:
@@ -114,6 +150,7 @@ def stock_deepspeed(problem: Problem, drop_tokens: bool) -> Callable[[], Tensor]
 
     It has one gate; ours has problem's G. Raises ImportError without deepspeed.
     """
+    _check_plain(problem)
     import deepspeed
     from deepspeed.moe.experts import Experts
     from deepspeed.moe.sharded_moe import MOELayer, TopKGate
@@ -157,6 +194,16 @@ class _FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
+
+
+def _ffn(x: Tensor, w1, b1, w2, b2, activation: str) -> Tensor:
+    return F.linear(moe_kernels.activate(F.linear(x, w1, b1), activation), w2, b2)
+
+
+def _check_plain(problem: Problem) -> None:
+    w1, b1, _, _ = problem.experts
+    if problem.activation != "gelu" or b1 is None or w1[0].shape[0] != 4 * w1[0].shape[1]:
+        raise ValueError("compared for GELU with biases and F = 4 D alone")
 
 
 def _gate(problem: Problem) -> tuple[Tensor, Tensor]:

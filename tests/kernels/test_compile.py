@@ -19,10 +19,17 @@ ENCODER = {
 HEADINGS = ("kernel", "block", "registers", "spilled_bytes", "shared_bytes", "wgmma")
 
 
-@pytest.fixture(scope="module")
-def table(root):
-    """A row for every kernel of a BERT-Base layer's step: 32,768 tokens, 4 experts, bfloat16."""
-    return report(root, "--tokens", "32768", "--hidden", "768")
+# BERT's FFN and ModernBERT's.
+FORMS = {
+    "gelu": (),
+    "geglu": ("--activation", "geglu", "--inner", "1152", "--no-biases"),
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def table(root, request):
+    """A row for every kernel of a base-size layer's step: 32,768 tokens, 4 experts, bfloat16."""
+    return report(root, "--tokens", "32768", "--hidden", "768", *FORMS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +71,7 @@ def test_products_use_hoppers_matrix_units_and_wide_asynchronous_copies(table):
 
 
 def test_tiles_that_share_a_multiprocessor_leave_each_other_room(table):
-    """Products with GELU are meant to run twice a multiprocessor: 64 K registers, 228 KiB."""
+    """Products with activations are to run twice a multiprocessor: 64 K registers, 228 KiB."""
     found = [row for row in table if row["kernel"] in ("up_kernel", "down_grad_kernel")]
     assert len(found) == 2
     for row in found:

@@ -95,3 +95,14 @@ def write_family(folder: Path, model_type: str) -> Path:
         (folder / "encoder" / left).unlink()
     model.save_pretrained(folder / "encoder")
     return folder
+
+
+def encoder_table() -> list[str]:
+    """Return README's table of encoders: a row a family, its kinds in the order of KINDS."""
+    lines = ["| family | encoders | model_type |", "|---|---|---|"]
+    for family in dict.fromkeys(kind.family for kind in KINDS.values()):
+        rows = [kind for kind in KINDS.values() if kind.family == family]
+        known = ", ".join(kind.known for kind in rows)
+        types = ", ".join(f"`{kind.model_type}`" for kind in rows)
+        lines.append(f"| {family} | {known} | {types} |")
+    return lines

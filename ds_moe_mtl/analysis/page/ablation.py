@@ -1,8 +1,9 @@
 """Which experts matter: the dev loss of each task with one expert of one layer disabled.
 
-An expert is disabled by zeroing the weights and the bias of its last layer: its tokens get nothing
-of this layer's FFN branch, and keep what the residual connection and attention give them. (Merged
-experts: its share of every mixture is lost. A part that sees every token, moe.shared_share, stays.)
+An expert is disabled by zeroing the weights, and the bias if it has one, of its last layer: its
+tokens get nothing of this layer's FFN branch, and keep what the residual connection and attention
+give them. (Merged experts: its share of every mixture is lost. A part that sees every token,
+moe.shared_share, stays.)
 The loss is that of training, a mean over examples.
 
 <run>/expert_losses.json    the figures, with what they were made of: made once
@@ -100,7 +101,7 @@ def measure_losses(part: Part, rows: int, say: Callable[[str], None]) -> ExpertL
     disabled = {name: np.full(used[name].shape, whole[name]) for name in splits}
     for layer, ffn in enumerate(routed_ffns(model.network)):
         for number, expert in enumerate(ffn.moe.experts):
-            with _zeroed(expert):
+            with zeroed(expert):
                 for name, split in splits.items():
                     if used[name][layer, number] > 0:  # else nothing of it changes
                         disabled[name][layer, number], _ = _loss(model, name, split)
@@ -144,7 +145,7 @@ def _loss(model: MultiTaskModel, name: str, split: EncodedSplit) -> tuple[float,
 
 
 @contextmanager
-def _zeroed(expert: torch.nn.Module) -> Iterator[None]:
+def zeroed(expert: torch.nn.Module) -> Iterator[None]:
     """Have an expert give 0 inside the block."""
     weights = ffn_weights([expert])
     assert weights is not None, "a stored expert is two linear layers"

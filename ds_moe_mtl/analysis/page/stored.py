@@ -13,7 +13,7 @@ from ds_moe_mtl.config import RunConfig, UserError, load_config
 from ds_moe_mtl.config.files import read_json
 from ds_moe_mtl.evaluation.predictions import FILE as PREDICTIONS
 from ds_moe_mtl.evaluation.predictions import TaskPredictions, read_predictions
-from ds_moe_mtl.models.description import CONFIG, read_description
+from ds_moe_mtl.models.description import CONFIG, encoder_depth, read_description
 from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tracking.metrics_log import read_metrics
@@ -47,7 +47,7 @@ class Part:
         """
         if self.description is not None and self.description.get("routing"):
             chosen = self.description["routing"].get("layers", "all")
-            depth = self.description["encoder"]["num_hidden_layers"]
+            depth = encoder_depth(self.description)
         else:
             chosen = "all" if self.config is None else self.config.moe.layers
             depth = found if chosen == "all" else 1 + max(chosen) if _listed(chosen) else 0

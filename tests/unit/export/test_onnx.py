@@ -6,9 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from ds_moe_mtl.cli import main
-from ds_moe_mtl.export.onnx import PACKAGES, export_onnx
+from ds_moe_mtl.export.onnx import PACKAGES, export_onnx, task_graph
 from ds_moe_mtl.export.source import open_source
 from tests.support.exported import write_model, write_source
 
@@ -35,6 +36,30 @@ def test_a_sparse_graph_keeps_experts_and_gate_and_its_int8_is_told(source, tmp_
     assert 0 < small["bytes"] < small["bytes_before"] and small["times_as_fast"] > 0
     assert small["agreement"]["rows"] == about["agreement"]["rows"]
     assert [line for line in said if line.startswith("int8: ")][-1].count("times as fast") == 1
+
+
+def test_a_graph_of_a_gated_encoder_with_local_layers_holds_at_other_sizes(tmp_path):
+    """The graph that is written as ONNX is torch.export's, which needs no further package."""
+    moe = {"gate_scale": "paper", "num_experts": 2, "layers": [1]}
+    source = write_source(tmp_path / "source", "modernbert")
+    opened = open_source(write_model(source, tmp_path / "m", moe=moe), None, None, None, None)
+    graph, how, exact = task_graph(opened, opened.model.task("colour"), False)
+    assert exact and "keeps its experts" in how
+
+    def rows(batch, length):
+        generator = torch.Generator().manual_seed(length)
+        ids_BS = torch.randint(5, 36, (batch, length), generator=generator)
+        mask_BS = torch.ones_like(ids_BS)
+        mask_BS[-1, length // 2 :] = 0
+        return ids_BS, mask_BS
+
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with torch.no_grad():
+        program = torch.export.export(
+            graph, rows(2, 9), dynamic_shapes=(axes, axes), strict=False
+        ).module()
+        for size in ((3, 17), (5, 4)):
+            torch.testing.assert_close(program(*rows(*size)), graph(*rows(*size)))
 
 
 @installed

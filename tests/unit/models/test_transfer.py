@@ -6,6 +6,8 @@ import torch
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
 from ds_moe_mtl.models.transfer import continued_state, donors
 from ds_moe_mtl.tasks import TaskSpec
+from tests.support.families import SHOWN, tiny
+from tests.support.packed import packed_batch
 from tests.support.tiny import differ_experts, spread_gates
 
 SPECS = [HeadSpec("a", 2), HeadSpec("b", 3), HeadSpec("c", 1)]
@@ -52,6 +54,34 @@ def test_the_gate_is_the_donors_and_the_rest_is_the_models(name, gate, donor):
     for key, tensor in found.items():
         if "gate.wg" not in key and "heads" not in key:
             assert torch.equal(tensor, state[key]), key
+
+
+@pytest.mark.parametrize("form", [{"gate_scale": "paper"}, {"combine": "merged"}])
+@pytest.mark.parametrize("kind", SHOWN)
+@torch.no_grad()
+def test_old_tasks_answer_to_the_bit_beside_a_new_one_with_a_donors_gate(kind, form):
+    def built(specs, seed):
+        encoder = tiny(kind)
+        torch.manual_seed(seed)
+        options = RoutingOptions(4, len(specs), **form)
+        return build_network(encoder, "mt_tag", specs, 0.0, options).eval(), options
+
+    before, options = built(SPECS, seed=0)
+    spread_gates(before, std=1.0)
+    differ_experts(before)
+    description = before.description("mt_tag", options, [], {})
+    after, _ = built([HeadSpec("new", 2), *SPECS], seed=9)
+    names = [spec.name for spec in SPECS]
+    found = continued_state(
+        after, description, before.state_dict(), {"new": "c"}, "auto", kept=names
+    )
+    after.load_state_dict(found)
+    for number, spec in enumerate(SPECS):
+        old, new = before(**packed_batch(number)), after(**packed_batch(number + 1))
+        width = spec.outputs
+        assert torch.equal(new.logits_BC[:, :width], old.logits_BC[:, :width])
+    for old, new in zip(_gates(before), _gates(after), strict=True):
+        assert torch.equal(new.weight.chunk(4)[0], old.weight.chunk(3)[2])
 
 
 def test_a_random_gate_is_as_drawn_and_small():

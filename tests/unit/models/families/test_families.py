@@ -8,11 +8,12 @@ import torch
 from ds_moe_mtl.models.dropout import without_dropout
 from ds_moe_mtl.models.encoder import PackedEncoder
 from ds_moe_mtl.models.encoder_check import check_encoder
-from ds_moe_mtl.models.families import family_of
+from ds_moe_mtl.models.families import FAMILIES, family_of
 from ds_moe_mtl.models.heads import HeadSpec
 from ds_moe_mtl.models.multitask import build_network
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
-from tests.support.families import KINDS, SHOWN, tiny
+from tests.support.families import KINDS, SHOWN, encoder_table, tiny
+from tests.support.launch import ROOT
 
 LENGTHS = [13, 9, 9, 2]
 GROUPS = [(0, 2), (2, 4)]
@@ -176,3 +177,9 @@ def test_checkpointed_layers_give_the_same_gradients(kind, model_kind):
 def test_checkpointing_is_refused_where_transformers_has_none():
     with pytest.raises(ValueError, match="activation_checkpointing = true.*MPNetModel; allowed"):
         network_of("mpnet", "mt_tag").checkpoint_activations()
+
+
+def test_readme_lists_the_encoders_that_are_tested_here():
+    readme = (ROOT / "README.md").read_text()
+    assert "\n".join(encoder_table()) in readme
+    assert {family.name for family in FAMILIES} == {kind.family for kind in KINDS.values()}
