@@ -68,8 +68,8 @@ KINDS = {
         Kind("deberta-v2", "DeBERTa-v2", "DeBERTa-v2, v3", DEBERTA_V3),
         Kind("deberta", "DeBERTa", "DeBERTa", {**DISTANCES, "type_vocab_size": 0}),
         Kind("mpnet", "MPNet", "MPNet"),
-        Kind("megatron-bert", "MegatronBERT", "MegatronBERT"),
-        Kind("rembert", "RemBERT", "RemBERT"),
+        Kind("megatron-bert", "MegatronBERT", "MegatronBERT", {"intermediate_size": 48}),
+        Kind("rembert", "RemBERT", "RemBERT", {"input_embedding_size": 24}),
     )
 }
 """By model_type."""
@@ -89,7 +89,8 @@ def write_family(folder: Path, model_type: str) -> Path:
     write_tiny(folder)
     tokenizer = BertTokenizerFast.from_pretrained(folder / "encoder")
     positions = {"max_position_embeddings": 80}  # as many tokens as the data's longest, and more
-    model = tiny(model_type, vocab_size=len(tokenizer), pad_token_id=0, **positions)
+    pad = 1 if model_type == "mpnet" else 0  # MPNet's code knows no other
+    model = tiny(model_type, vocab_size=len(tokenizer), pad_token_id=pad, **positions)
     for left in ("config.json", "model.safetensors"):
         (folder / "encoder" / left).unlink()
     model.save_pretrained(folder / "encoder")

@@ -68,19 +68,19 @@ class DebertaLike(OwnAttention):
     ) -> tuple[torch.Tensor, None]:
         """Return attention's output [1, T, D], no weights; rel_embeddings: the table, or None."""
         kinds = [kind for kind in ("c2p", "p2c") if kind in module.pos_att_type]
-        scaling = (module.attention_head_size * self.score_terms(module)) ** -0.5
+        size = module.attention_head_size
+        scaling = (size * self.score_terms(module)) ** -0.5
         terms = None
         if module.relative_attention and kinds:
             rows = self.rows(module, longest_of(mask.packing), x.device)
-            used = module.pos_dropout(rel_embeddings[rows.first : rows.last + 1])[None]
-            terms = DistanceTerms(
-                *(
-                    self.of_distance(module, kind, used).index_select(1, rows.index_R)
-                    if kind in kinds
-                    else None
-                    for kind in ("c2p", "p2c")
-                )
-            )
+            used = module.pos_dropout(rel_embeddings[rows.first : rows.last + 1])
+            found = {}
+            for kind in kinds:
+                mapped = self.position_map(module, kind)(used)
+                # Whose gradient is the same each time on a GPU, as index_select's is not.
+                by_distance = nn.functional.embedding(rows.index_R, mapped)
+                found[kind] = heads_of(by_distance[None], size)[0]
+            terms = DistanceTerms(found.get("c2p"), found.get("p2c"))
         return attend(module, self.heads(module, x), mask, scaling, terms), None
 
     @abstractmethod
@@ -96,8 +96,8 @@ class DebertaLike(OwnAttention):
         """Return which rows of the table stand for the distances in `longest` tokens."""
 
     @abstractmethod
-    def of_distance(self, module: nn.Module, kind: str, used: torch.Tensor) -> torch.Tensor:
-        """Return the keys (c2p) or queries (p2c) [H, ., d] of rows of the table [1, ., D]."""
+    def position_map(self, module: nn.Module, kind: str) -> nn.Module:
+        """Return what makes keys (c2p) or queries (p2c) [., H * d] of rows of the table [., D]."""
 
 
 class DistanceTerms(NamedTuple):
@@ -186,13 +186,11 @@ class DebertaV2(DebertaLike):
         buckets, farthest = module.position_buckets, module.max_relative_positions
         return _rows(longest, module.pos_ebd_size, buckets, farthest, device)
 
-    def of_distance(self, module: nn.Module, kind: str, used: torch.Tensor) -> torch.Tensor:
-        """Return keys or queries [H, ., d] of rows [1, ., D], by maps of their own or shared."""
+    def position_map(self, module: nn.Module, kind: str) -> nn.Module:
+        """Return the map of keys (c2p) or queries (p2c), of its own or the tokens'."""
         if module.share_att_key:
-            project = {"c2p": module.key_proj, "p2c": module.query_proj}[kind]
-        else:
-            project = getattr(module, {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}[kind])
-        return heads_of(project(used), module.attention_head_size)[0]
+            return {"c2p": module.key_proj, "p2c": module.query_proj}[kind]
+        return getattr(module, {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}[kind])
 
 
 def _convolved(
@@ -253,7 +251,6 @@ class Deberta(DebertaLike):
         span = module.max_relative_positions
         return _rows(longest, span, 0, span, device)
 
-    def of_distance(self, module: nn.Module, kind: str, used: torch.Tensor) -> torch.Tensor:
-        """Return keys or queries [H, ., d] of rows [1, ., D]."""
-        project = {"c2p": "pos_proj", "p2c": "pos_q_proj"}[kind]
-        return heads_of(getattr(module, project)(used), module.attention_head_size)[0]
+    def position_map(self, module: nn.Module, kind: str) -> nn.Module:
+        """Return the map of keys (c2p) or queries (p2c)."""
+        return getattr(module, {"c2p": "pos_proj", "p2c": "pos_q_proj"}[kind])

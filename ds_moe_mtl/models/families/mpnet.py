@@ -35,6 +35,17 @@ class MPNet(OwnAttention):
         """Return whether a module holds `q`, `k`, `v` and `o`."""
         return all(isinstance(getattr(module, name, None), nn.Module) for name in "qkvo")
 
+    def pack(self, model: nn.Module) -> None:
+        """Give the encoder a forward that takes a plan.
+
+        Raises ValueError where transformers would give real tokens the position of pads: it takes
+        id 1 for a pad's, whatever the configuration says.
+        """
+        own, told = model.embeddings.padding_idx, model.config.pad_token_id
+        if own != told:
+            raise ValueError(f"its pad_token_id is {told}; allowed: {own}, as in MPNet's code")
+        super().pack(model)
+
     def run_layers(
         self, model: nn.Module, x: torch.Tensor, mask: PackedMask, position_ids: torch.Tensor
     ) -> torch.Tensor:
@@ -47,7 +58,7 @@ class MPNet(OwnAttention):
     ) -> tuple[torch.Tensor]:
         """Return attention's output [1, T, D]; position_bias: the table of buckets [., H]."""
         longest = longest_of(mask.packing)
-        terms_HR = position_bias.index_select(0, _buckets(longest, x.device)).t()
+        terms_HR = nn.functional.embedding(_buckets(longest, x.device), position_bias).t()
 
         def terms(query, key, scaling):
             return by_distance(nearest(terms_HR, query.shape[2]))[None]

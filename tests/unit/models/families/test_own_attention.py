@@ -109,6 +109,11 @@ def test_heads_that_talk_are_refused_in_one_line():
         check_encoder(model, "v1")
 
 
+def test_an_mpnet_whose_pad_is_not_the_one_in_its_code_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="MPNetModel.*pad_token_id is 0; allowed: 1, "):
+        check_encoder(tiny("mpnet", pad_token_id=0), "padded by zeros")
+
+
 @pytest.mark.parametrize("kind", ["megatron-bert", "rembert"])
 def test_a_decoder_is_refused(kind):
     with pytest.raises(ValueError, match="packed sequences differ"):
