@@ -1,6 +1,7 @@
 """One host on a switch: what runs on it, and what can break."""
 
 import signal
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.support.launch import LIMIT, Launched, Running, rank_environ
 
 INTERFACE = "eth0"
 FREEZE_LIMIT = 10
+SERVE_LIMIT = 30
 _STILL = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
@@ -70,8 +72,7 @@ class Host:
         cwd: Path = Path("/"),
     ) -> OnHost:
         """Return a command started on this host, in the environment of a launched run and `env`."""
-        go = ["sh", "-c", 'cd "$0" && exec "$@"', str(cwd), *map(str, command)]
-        running = OnHost([*self._up().enter, *go], rank_environ(env), Path("/"))
+        running = OnHost(self.line(command, cwd), rank_environ(env), Path("/"))
         while running.process.poll() is None and not running.inside():
             time.sleep(0.005)
         return running
@@ -86,6 +87,23 @@ class Host:
         """Return how a command on this host ended."""
         with self.popen(command, env, cwd) as running:
             return running.wait(time_limit)
+
+    def serve(self, command: Sequence[str | Path]) -> None:
+        """Start a daemon, which goes into the background by itself and ends with the host."""
+        run = subprocess.run(
+            self.line(command),
+            env=rank_environ(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SERVE_LIMIT,
+        )
+        assert run.returncode == 0, f"{command}: {run.stdout}{run.stderr}"
+
+    def line(self, command: Sequence[str | Path], cwd: Path = Path("/")) -> list[str]:
+        """Return the command line that, outside, runs a command on this host."""
+        go = ["sh", "-c", 'cd "$0" && exec "$@"', str(cwd), *map(str, command)]
+        return [*self._up().enter, *go]
 
     def processes(self) -> list[psutil.Process]:
         """Return what runs on this host, but for its first process."""

@@ -20,7 +20,6 @@ from tests.support.hosts.ssh import SSH_PROGRAMS, write_ssh
 SUBNET = "10.77.0"  # only in these namespaces
 PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
 FAULT_PROGRAMS = {"nft": "nftables"}  # what Host.link of one direction and Host.drop need
-SSH_LIMIT = 20
 
 
 class Hosts:
@@ -94,9 +93,8 @@ class Hosts:
         """Bring a killed host back, with its sshd if there are any."""
         host.boot(self._ssh)
         if self._ssh:
-            server = [which("sshd"), "-f", self._ssh / "sshd_config", "-E", host.kept / "sshd.log"]
-            run = host.run(server, time_limit=SSH_LIMIT)  # it goes into the background by itself
-            assert run.returncode == 0, run.text
+            log = host.kept / "sshd.log"
+            host.serve([which("sshd"), "-f", self._ssh / "sshd_config", "-E", log])
 
     def _boot(self, count: int) -> None:
         for number in range(count):
