@@ -83,10 +83,16 @@ class Hosts:
             host.down()
         self._switch.end()
 
-    def names(self) -> None:
-        """Write every host's /etc/hosts: it has all of them, whatever was there before."""
-        lines = ["127.0.0.1 localhost", *(f"{host.address} {host.name}" for host in self)]
+    def names(self, debian: bool = False) -> None:
+        """Write every host's /etc/hosts anew: all of them by their addresses.
+
+        debian: each host itself by 127.0.1.1, as Debian's and Ubuntu's installers write it.
+        """
         for host in self:
+            lines = ["127.0.0.1 localhost"]
+            for each in self:
+                address = "127.0.1.1" if debian and each is host else each.address
+                lines.append(f"{address} {each.name}")
             host.hosts_file.write_text("\n".join(lines) + "\n")
 
     def boot(self, host: Host) -> None:
