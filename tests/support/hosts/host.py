@@ -54,7 +54,7 @@ class Host:
         """Bring it up, for the first time or after `kill`; ssh: the folder of the network's ssh."""
         assert self._inside is None, f"{self.name} is up"
         words = [self.name, self.hosts_file, self.kept, self.folder, ssh or ""]
-        self._inside = Namespace(["--uts", "--mount"], [str(word) for word in words])
+        self._inside = Namespace(["--uts", "--mount", "--ipc"], [str(word) for word in words])
         self._switch.do(
             f"ip link add {self._port} type veth peer name {INTERFACE} address {self._mac}"
             f" netns {self._inside.init};"
