@@ -2,7 +2,7 @@
 
 The hosts are namespaces with a network of their own (tests/support/hosts). Skipped, with the
 reason printed, where they cannot be had; DS_MOE_MTL_HOSTS=0 leaves them out, and
-DS_MOE_MTL_HOSTS=all adds a whole training under mpirun and under deepspeed.
+DS_MOE_MTL_HOSTS=all adds a whole training under MPICH's and Open MPI's mpirun and deepspeed.
 """
 
 import json
@@ -19,6 +19,8 @@ from ds_moe_mtl.config import RunConfig, dump_config
 from tests.support.ends import differences
 from tests.support.hosts.fixture import hosts_or_skip, require_or_skip
 from tests.support.hosts.hosts import Hosts
+from tests.support.hosts.openmpi import open_mpi_environ
+from tests.support.hosts.packages import Unavailable
 from tests.support.hosts.slurm import SLURM_PROGRAMS, HostCluster
 from tests.support.launch import ROOT, run_ranks
 from tests.support.tiny import tiny_config, write_data, write_tiny
@@ -32,7 +34,7 @@ PDSH = {"pdsh": "pdsh", "pkill": "procps"}
 AHEAD = 5  # seconds
 needs_all = pytest.mark.skipif(
     os.environ.get("DS_MOE_MTL_HOSTS") != "all",
-    reason="half a minute: DS_MOE_MTL_HOSTS=all runs it",
+    reason="half a minute each: DS_MOE_MTL_HOSTS=all runs it",
 )
 
 
@@ -122,7 +124,7 @@ def test_a_rank_that_fails_on_node1_ends_torchrun_on_both_hosts_and_slurm_goes_o
 
 
 @needs_all
-@pytest.mark.parametrize("launcher", ["mpirun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["mpirun", "openmpi", "deepspeed"])
 def test_a_training_over_two_hosts_is_that_of_one_to_the_bit(hosts, tiny, light, launcher):
     yaml, run = written(tiny, launcher)
     shutil.copy(ROOT / "train.py", light / "train.py")
@@ -133,12 +135,22 @@ def test_a_training_over_two_hosts_is_that_of_one_to_the_bit(hosts, tiny, light,
 
 def launched(hosts: Hosts, light: Path, launcher: str, *words: object):
     """Return light's train.py started from node0 over both hosts."""
-    if launcher == "mpirun":
+    if launcher in ("mpirun", "openmpi"):
         environ = {"HOSTFILE": str(light / "mpich"), "RANKS": str(RANKS)}
+        if launcher == "openmpi":
+            environ["HOSTFILE"] = str(light / "deepspeed")  # written alike
+            environ |= open_mpi_or_skip(light / "openmpi")
         return hosts[0].popen([light / "launchers/mpirun.sh", *words], environ)
     require_or_skip(PDSH, "deepspeed --hostfile")
     line = ["deepspeed", "--hostfile", light / "deepspeed", light / "train.py"]
     return hosts[0].popen([*line, *words], cwd=light)
+
+
+def open_mpi_or_skip(folder: Path) -> dict[str, str]:
+    try:
+        return open_mpi_environ(folder, os.environ["PATH"])
+    except Unavailable as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.mark.parametrize(

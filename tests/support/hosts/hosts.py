@@ -3,7 +3,7 @@
     with Hosts(folder, count=2, ssh=True) as hosts:
         run = hosts[0].run(["ssh", "node1", "hostname"])
 
-Each is a set of Linux namespaces (network, UTS, mount, IPC, PID), joined by a bridge in a further one:
+Each is a set of Linux namespaces (network, UTS, mount, IPC, PID); a bridge in one more joins them:
 the machine's own network has no part in it. Needs root. What such hosts share beside the network
 is the processor, the clock and the file system: `shared` is one folder for all.
 """
