@@ -91,8 +91,8 @@ def test_nothing_of_a_host_outlives_a_test_that_is_killed(hosts, tmp_path):
 
 
 def test_a_slow_link_is_as_slow_as_it_is_told(hosts):
-    send = ["bash", "-c", "head -c 2000000 /dev/zero | ssh node1 'cat >/dev/null'"]
+    send = ["bash", "-c", "head -c 1000000 /dev/zero | ssh node1 'cat >/dev/null'"]
     hosts[0].shape("4mbit")
     slow = hosts[0].run(send)
     hosts[0].heal()
-    assert slow.returncode == 0 and slow.seconds > 2_000_000 * 8 / 4e6 * 0.9
+    assert slow.returncode == 0 and slow.seconds > 1_000_000 * 8 / 4e6 * 0.9

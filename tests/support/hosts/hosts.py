@@ -9,7 +9,7 @@ is the processor, the clock and the file system: `shared` is one folder for all.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.support.hosts.host import Host
@@ -74,7 +74,7 @@ class Hosts:
     def __len__(self) -> int:
         return len(self._hosts)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts)
 
     def down(self) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.hosts.host import Host
 from tests.support.hosts.hosts import Hosts
 from tests.support.hosts.packages import which
 from tests.support.launch import rank_environ
@@ -57,7 +58,7 @@ class HostCluster(Cluster):
         return self._first.line(command, cwd)
 
 
-def _start_munged(host, folder: Path, key: bytes) -> None:
+def _start_munged(host: Host, folder: Path, key: bytes) -> None:
     kept = host.kept / "munge"
     (host.kept / "spool" / host.name).mkdir(parents=True)
     kept.mkdir(mode=0o700)
