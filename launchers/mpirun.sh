@@ -8,4 +8,16 @@ set -eu
 # The train.py of this checkout; of an installed package the module that does the same.
 home="$(cd "$(dirname "$0")/.." && pwd)"
 if [ -f "$home/train.py" ]; then set -- "$home/train.py" "$@"; else set -- -m ds_moe_mtl.train "$@"; fi
-exec mpirun -n "${RANKS:-4}" ${HOSTFILE:+-hostfile "$HOSTFILE"} python "$@"
+# Open MPI takes none of the environment to other machines; MPICH takes all of it. By its path,
+# python is the same there, whatever PATH a login by ssh has.
+passed=()
+case "$(mpirun --version 2>/dev/null)" in *"Open MPI"* | *OpenRTE*)
+    for name in $(compgen -e); do
+        case $name in
+        MASTER_* | OMP_* | PYTHON* | HF_* | TRANSFORMERS_* | NCCL_* | GLOO_* | DS_* | CUDA_*)
+            passed+=(-x "$name") ;;
+        esac
+    done ;;
+esac
+exec mpirun -n "${RANKS:-4}" ${HOSTFILE:+-hostfile "$HOSTFILE"} ${passed[@]+"${passed[@]}"} \
+    "$(command -v python)" "$@"

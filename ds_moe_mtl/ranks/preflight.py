@@ -6,13 +6,18 @@ strings; they are exchanged once and compared.
 
     local = fingerprints(configuration=config_hash, data={"rte": ..., "cola": ...})
     check_agreement(local, gather)
+    check_shared(folder, rank, gather)
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import socket
+import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +27,10 @@ from ds_moe_mtl.config import UserError
 PACKAGES = ("ds_moe_mtl", "moe_kernels", "encoder_kernels", "update_kernels")
 LIBRARIES = ("torch", "deepspeed", "transformers")
 SOURCES = (".py", ".cpp", ".cu", ".cuh", ".h")
+SHARED_PATIENCE = 10.0
+"""Seconds in which a file that one host has written must be there on another (our choice).
+
+NFS remembers for up to 3 s, by default, that a file was not there."""
 NAMED = 3  # differing ranks that one message names; the rest are counted
 
 # A rank's host and fingerprints -> those of all ranks, in rank order.
@@ -85,6 +94,43 @@ def check_agreement(local: dict[str, str], gather: Gather) -> None:
             f"{field} differs between the ranks: {', '.join(odd[:NAMED])}{more};"
             f" {_others(count, usual, ranks[usual][0])} {most}"
         )
+
+
+def check_shared(folder: Path, rank: int, gather: Callable[[object], Sequence]) -> None:
+    """Return if all ranks' `folder` is one and the same, as one of several hosts may not be.
+
+    Rank 0 puts a file there, which the others have to find; a shared file system may take a
+    moment. `gather` as for check_agreement; called by every rank.
+    Raises the same UserError on every rank: the first host that sees another folder, and how many.
+    """
+    seen = folder / f".seen-{uuid.uuid4().hex}" if rank == 0 else None
+    if seen:
+        seen.touch()
+    host = socket.gethostname()
+    name = gather((host, str(seen)))[0][1]
+    try:
+        found = gather((host, _appears(folder / Path(name).name)))
+    finally:
+        if seen:
+            seen.unlink(missing_ok=True)
+    blind = [rank for rank, (_, sees) in enumerate(found) if not sees]
+    if blind:
+        more = f" (nor do {len(blind) - 1} more ranks)" if len(blind) > 1 else ""
+        raise UserError(
+            f"run.dir: rank {blind[0]} on {found[blind[0]][0]} does not see in {folder} what rank 0"
+            f" on {found[0][0]} writes there{more}; allowed: a folder that all hosts share"
+        )
+
+
+def _appears(path: Path) -> bool:
+    until = time.monotonic() + SHARED_PATIENCE
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # has NFS look again
+    return True
 
 
 def _others(count: int, rank: int, host: str) -> str:

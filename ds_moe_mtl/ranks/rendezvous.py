@@ -23,8 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.ranks.interface import interface_for
 
 LOOPBACK = "127.0.0.1"
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 # Below Linux's ephemeral ports (32768 and up), so that no outgoing connection holds ours by chance.
 FIRST_JOB_PORT, JOB_PORTS = 20_000, 10_000
 # Seconds that rank 0's name may take to appear: container clusters publish it while ranks start.
@@ -138,13 +140,21 @@ def rendezvous(
 
 
 def apply(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
-    """Set in `environ` the variables that torch and DeepSpeed read."""
+    """Set in `environ` the variables that torch and DeepSpeed read.
+
+    Where ranks of several machines would be told the loopback by gloo, GLOO_SOCKET_IFNAME too,
+    unless it is set. Raises UserError where it has to be set by the user.
+    """
     environ["RANK"] = str(ranks.rank)
     environ["WORLD_SIZE"] = str(ranks.world_size)
     environ["LOCAL_RANK"] = str(ranks.local_rank)
     environ["LOCAL_WORLD_SIZE"] = str(ranks.local_world_size)
     environ["MASTER_ADDR"] = ranks.master_addr
     environ["MASTER_PORT"] = str(ranks.master_port)
+    if ranks.local_world_size < ranks.world_size and GLOO_INTERFACE not in environ:
+        interface = interface_for(ranks.master_addr)
+        if interface:
+            environ[GLOO_INTERFACE] = interface
 
 
 def expand_nodelist(text: str) -> list[str]:

@@ -12,6 +12,7 @@ host is frozen blocks whoever asks it, and somebody has to notice.
 import itertools
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -42,6 +43,7 @@ class Watchdog:
         """timeout: seconds in which some rank must have made progress."""
         self.rank, self.world_size, self.host = ranks.rank, ranks.world_size, ranks.master_addr
         self.timeout = timeout
+        self._names = ["rank 0"]  # as lines call the ranks
         self._interval = min(1.0, timeout / 10)
         self._silent = min(SILENT, timeout / 2)
         self._counter = itertools.count(1)
@@ -74,7 +76,9 @@ class Watchdog:
         if self.world_size > 1:
             self._store = self._open_store()
             self._store.set(f"post {self.rank}", json.dumps(self._post))
-            dist.barrier()  # all have posted
+            hosts: list = [None] * self.world_size
+            dist.all_gather_object(hosts, socket.gethostname())  # and all have posted
+            self._names = names_of(hosts)
             self._exchanger = threading.Thread(target=self._keep_exchanging, daemon=True)
             self._exchanger.start()
         threading.Thread(target=self._keep_watching, daemon=True).start()
@@ -87,6 +91,9 @@ class Watchdog:
         )
         if alone and self.world_size > 1:
             status = 2 if isinstance(error, RankError) else 1
+            if " on " in self._names[self.rank]:  # a launcher may not tell the host
+                _, step, phase, _ = self._now
+                _print(f"{self._names[self.rank]} failed {_doing(step, phase)}; all ranks end")
             self._propose({"rank": self.rank, "line": "", "status": status})
         self._closed.set()
         self._wake.set()
@@ -135,7 +142,7 @@ class Watchdog:
 
     def _end_if_all_wait(self) -> None:
         if self.world_size == 1:
-            _print(self._line(_told(0, self._post)))
+            _print(self._line(_told(self._names[0], self._post)))
             os._exit(HUNG)
         if self._clock - self._heard <= self._silent:
             posts = {r: post for r, (post, _) in self._posts.items()} | {self.rank: self._post}
@@ -147,7 +154,7 @@ class Watchdog:
             living = sorted(posts.keys() - silent.keys())
             if any(posts[rank]["idle"] < self.timeout for rank in living):
                 return
-            line = self._line(hanging(posts, silent))
+            line = self._line(hanging(posts, silent, self._names))
             self._propose({"rank": living[0], "line": line, "status": HUNG})
             if self._ends.is_set() and not self._lost:
                 return  # this rank fails by itself
@@ -155,8 +162,8 @@ class Watchdog:
         last = self._posts[0][0] if 0 in self._posts else self._post
         living = [r for r, (_, at) in self._posts.items() if r and self._heard - at < self._silent]
         if self.rank == min(living, default=self.rank):
-            gone = f"rank 0 does not answer (last seen {_doing(last)} at {last['where']})"
-            _print(self._line(gone))
+            seen = f"last seen {_doing(last['step'], last['phase'])} at {last['where']}"
+            _print(self._line(f"{self._names[0]} does not answer ({seen})"))
         os._exit(HUNG)
 
     def _line(self, what: str) -> str:
@@ -244,7 +251,15 @@ class Watchdog:
             return  # rank 0 has gone
 
 
-def hanging(posts: dict[int, dict], silent: dict[int, float]) -> str:
+def names_of(hosts: Sequence[str]) -> list[str]:
+    """Return what to call each rank: by its host too where there are several."""
+    several = len(set(hosts)) > 1
+    return [
+        f"rank {rank} on {host}" if several else f"rank {rank}" for rank, host in enumerate(hosts)
+    ]
+
+
+def hanging(posts: dict[int, dict], silent: dict[int, float], names: Sequence[str]) -> str:
     """Return who hangs, and where, of ranks that all make no progress.
 
     silent: seconds since ranks that post no more last did: frozen processes, or lost machines.
@@ -256,12 +271,12 @@ def hanging(posts: dict[int, dict], silent: dict[int, float]) -> str:
         more = f" (nor do {len(silent) - 1} more ranks)" if len(silent) > 1 else ""
         post = posts[rank]
         return (
-            f"rank {rank} has not answered for {silent[rank]:.0f} s{more}, last seen "
-            f"{_doing(post)} at {post['where']}"
+            f"{names[rank]} has not answered for {silent[rank]:.0f} s{more}, last seen "
+            f"{_doing(post['step'], post['phase'])} at {post['where']}"
         )
     outside = [rank for rank, post in posts.items() if not post["waits"]]
     rank = min(outside or posts, key=lambda r: (posts[r]["step"], -posts[r]["idle"], r))
-    told = _told(rank, posts[rank])
+    told = _told(names[rank], posts[rank])
     if not outside:
         return f"{told} (every rank waits in a collective: a network fault, or ranks that disagree)"
     if len(outside) == 1 and len(posts) > 1:
@@ -286,13 +301,13 @@ def main_thread_place() -> tuple[str, bool]:
     return places[0] + called, waits
 
 
-def _doing(post: dict) -> str:
-    step = f"step {post['step']}"
-    return f"in {step}" if post["phase"] == "step" else f"in the {post['phase']} of {step}"
+def _doing(step: int, phase: str) -> str:
+    return f"in step {step}" if phase == "step" else f"in the {phase} of step {step}"
 
 
-def _told(rank: int, post: dict) -> str:
-    return f"rank {rank} has been {_doing(post)} for {post['idle']:.0f} s at {post['where']}"
+def _told(name: str, post: dict) -> str:
+    doing = _doing(post["step"], post["phase"])
+    return f"{name} has been {doing} for {post['idle']:.0f} s at {post['where']}"
 
 
 def _wait_for(happened: Callable[[], bool]) -> None:

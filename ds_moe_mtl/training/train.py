@@ -22,7 +22,7 @@ from ds_moe_mtl.engine.native import check_native
 from ds_moe_mtl.evaluation.table import print_results
 from ds_moe_mtl.models.kernels import check_kernels
 from ds_moe_mtl.ranks.machine import EMULATED, emulates_bf16, take_cores
-from ds_moe_mtl.ranks.preflight import check_agreement, fingerprints
+from ds_moe_mtl.ranks.preflight import check_agreement, check_shared, fingerprints
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
@@ -70,6 +70,8 @@ def train(
     device = _meet(group.folders, ranks, collective_timeout(config))
     try:
         check_agreement(_fingerprints(plan), _gather)
+        for each in group.folders:
+            check_shared(each.path, ranks.rank, _gather)
         stop = StopRequest(say)
         with Watchdog(ranks, config.train.hang_timeout) as watchdog:
             shared = Shared(deepspeed, device, ranks, stop, watchdog, say)

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from ds_moe_mtl.ranks.rendezvous import free_port
-
-SBIN = "/usr/sbin:/usr/local/sbin"  # not on every user's PATH
+from tests.support.hosts.packages import which
+from tests.support.hosts.ssh import SSH_PROGRAMS, write_ssh
 
 
 class LoopbackSsh:
@@ -18,19 +18,8 @@ class LoopbackSsh:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.bin, self.port = folder, folder / "bin", free_port()
-        self.bin.mkdir(parents=True)
-        for key in ("host_key", "user_key"):
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
-            subprocess.run(command, check=True)
-        (folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\n"
-            f"AuthorizedKeysFile {folder}/user_key.pub\nStrictModes no\nUsePAM no\nPidFile none\n"
-        )
-        (folder / "ssh_config").write_text(
-            f"Host *\n  Port {self.port}\n  IdentityFile {folder}/user_key\n"
-            "  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n"
-        )
+        self.folder, self.bin = write_ssh(folder, free_port(), "127.0.0.1"), folder / "bin"
+        self.bin.mkdir()
         (self.bin / "ssh").write_text(
             f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n'
         )
@@ -39,9 +28,8 @@ class LoopbackSsh:
     def __enter__(self) -> "LoopbackSsh":
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # sshd's empty directory for unprivileged work
-        program = shutil.which("sshd") or shutil.which("sshd", path=SBIN)
         self._server = subprocess.Popen(
-            [program, "-D", "-f", self.folder / "sshd_config", "-E", self.folder / "sshd.log"]
+            [which("sshd"), "-D", "-f", self.folder / "sshd_config", "-E", self.folder / "sshd.log"]
         )
         until = time.monotonic() + 20
         while subprocess.run([self.bin / "ssh", "localhost", "true"]).returncode != 0:
@@ -56,7 +44,4 @@ class LoopbackSsh:
 
 def missing_programs() -> list[str]:
     """Return which programs of a loopback ssh and of deepspeed's hostfile launcher are missing."""
-    path = f"{os.environ.get('PATH', '')}:{SBIN}"
-    return [
-        name for name in ("sshd", "ssh", "ssh-keygen", "pdsh") if not shutil.which(name, path=path)
-    ]
+    return [name for name in (*SSH_PROGRAMS, "pdsh") if not which(name)]

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.support.launch import LIMIT, rank_environ
@@ -17,7 +17,10 @@ class SlurmUnavailable(RuntimeError):
 
 
 class Cluster:
-    """Nodes node0 and node1, four CPUs each (on paper); partitions "batch" and "urgent"."""
+    """Nodes node0 and node1, four CPUs each (on paper); partitions "batch" and "urgent".
+
+    Both are this machine; tests/support/hosts/slurm.py has two that are hosts.
+    """
 
     def __init__(self, folder: Path):
         """Bring it up under `folder`. Raises SlurmUnavailable where that is not possible."""
@@ -40,10 +43,19 @@ class Cluster:
     def ask(self, *command: str | Path, cwd: Path | None = None) -> str:
         """Return what a Slurm command prints."""
         run = subprocess.run(
-            command, env=self.environ, cwd=cwd, capture_output=True, text=True, timeout=60
+            self._line(command, cwd or Path.cwd()),
+            env=self.environ,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert run.returncode == 0, f"{command}: {run.stdout} {run.stderr}"
         return run.stdout.strip()
+
+    def _line(self, command: Sequence[str | Path], cwd: Path) -> list[str | Path]:
+        """Return the command line that runs a Slurm command where one has to be run."""
+        return list(command)
 
     def submit(self, *words: str | Path, cwd: Path) -> str:
         """Return the id of a job of one CPU a task and no GPU; `words` follow `sbatch`."""

@@ -34,42 +34,9 @@ for name in node0 node1; do
     echo "127.0.0.1 $name # Slurm for tests in $folder" >>/etc/hosts
 done
 
-cat >"$folder/slurm.conf" <<CONF
-ClusterName=ds_moe_mtl
-SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=$control_port
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket,cred_expire=5
-CryptoType=crypto/munge
-StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/spool/%n
-SlurmctldLogFile=$folder/log/slurmctld.log
-SlurmdLogFile=$folder/log/%n.log
-SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/%n.pid
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SlurmdParameters=config_overrides
-SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2
-JobRequeue=1
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-ReturnToService=2
-KillWait=20
-MinJobAge=3600
-SlurmdTimeout=30
-JobCompType=jobcomp/none
-AccountingStorageType=accounting_storage/none
-NodeName=node0 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port0 CPUs=4 State=UNKNOWN
-NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port1 CPUs=4 State=UNKNOWN
-PartitionName=batch Nodes=node[0-1] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
-PartitionName=urgent Nodes=node[0-1] MaxTime=INFINITE State=UP PriorityTier=10
-CONF
+"$(dirname "$0")/conf.sh" "$folder" "$host(127.0.0.1)" "$control_port" \
+    "node0 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port0" \
+    "node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port1"
 export SLURM_CONF=$folder/slurm.conf
 
 head -c 1024 /dev/urandom >"$folder/munge/key"
