@@ -17,15 +17,13 @@ class TokenFlops(NamedTuple):
         return 3 * self.forward
 
 
-def token_flops(
-    layers: int, hidden: int, intermediate: int, routed: int = 0, run_experts: int = 1
-) -> TokenFlops:
+def token_flops(layers: int, weights: int, routed: int = 0, run_experts: int = 1) -> TokenFlops:
     """Return the FLOPs of one token; `routed` of the layers run `run_experts` experts each.
 
-    run_experts is the number of experts for mixed routes (softmax, average, and any learned route
-    in training), 1 for one-hot routes that are executed sparsely.
+    weights: of a layer's linear maps, without biases. run_experts is the number of experts for
+    mixed routes (softmax, average, and any learned route in training), 1 for one-hot routes that
+    are executed sparsely.
     """
     if not 0 <= routed <= layers:
         raise ValueError(f"routed = {routed}; allowed: 0 to {layers}")
-    layer = 2 * (4 * hidden * hidden + 2 * hidden * intermediate)
-    return TokenFlops(layer * (layers - routed + routed * run_experts))
+    return TokenFlops(2 * weights * (layers - routed + routed * run_experts))

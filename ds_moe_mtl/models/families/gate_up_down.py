@@ -33,7 +33,7 @@ class GateUpDown(Family):
     def pack(self, model: nn.Module) -> None:
         """Refuse positions that depend on a batch; transformers' interface does the rest."""
         check_rope(model.config)
-        keep_rope_exact(model.rotary_emb)
+        keep_rope_exact(model)
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """Return the encoder's layers."""
@@ -47,9 +47,14 @@ class GateUpDown(Family):
 
     def ffn(self, layer: nn.Module, config) -> FFN:
         """Return a layer's gated FFN. Raises ValueError where it holds anything else."""
-        mlp = layer.mlp
+        mlp, names = layer.mlp, ("gate_proj", "up_proj", "down_proj")
+        if not all(hasattr(mlp, name) for name in names):
+            raise ValueError(
+                f"{type(layer).__name__} cannot be upcycled: its mlp is a {type(mlp).__name__}; "
+                f"allowed: one of {', '.join(names)}"
+            )
         found = FFN((mlp.gate_proj, mlp.up_proj), mlp.down_proj, config.hidden_act, gated=True)
-        return checked(found, ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), mlp, layer)
+        return checked(found, [f"mlp.{name}" for name in names], mlp, layer)
 
     def before_residuals(self, layer: nn.Module) -> list[tuple[nn.Module, str]]:
         """Return the ends of attention and of the FFN."""

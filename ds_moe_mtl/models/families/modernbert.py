@@ -31,7 +31,7 @@ class ModernBert(Family):
     def pack(self, model: nn.Module) -> None:
         """Refuse positions that depend on a batch; transformers' interface does the rest."""
         check_rope(model.config)
-        keep_rope_exact(model.rotary_emb)
+        keep_rope_exact(model)
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """Return the encoder's layers."""

@@ -22,12 +22,14 @@ def check_rope(config) -> None:
             )
 
 
-def keep_rope_exact(rotary: nn.Module) -> None:
-    """Have a module of rotary positions keep its frequencies in float32 when a model is cast.
+def keep_rope_exact(model: nn.Module) -> None:
+    """Have a model's rotary positions keep their frequencies in float32 when it is cast.
 
     In bfloat16 a frequency has 8 bits: at position 1,000 its angle would be off by whole radians.
     """
-    rotary._apply = partial(_apply_but_cast, rotary)
+    for module in model.modules():
+        if any(name.endswith("inv_freq") for name in module._buffers):
+            module._apply = partial(_apply_but_cast, module)
 
 
 def _apply_but_cast(rotary: nn.Module, function, recurse: bool = True) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ds_moe_mtl.models.calls import CallScope
 from ds_moe_mtl.models.families import FFN, Family, ffn_layers
+from ds_moe_mtl.models.families.rope import keep_rope_exact
 from ds_moe_mtl.models.token_level.context import GateCall, RoutedFFN
 from ds_moe_mtl.models.token_level.direct_calls import DirectCalls, routed_ffns
 from ds_moe_mtl.models.token_level.experts import FeedForward, activation_of
@@ -58,6 +59,7 @@ def upcycle(
     layers = [layers[number] for number in sparse_layers(options.layers, len(layers))]
     parts = [_checked_ffn(family, layer, model.config) for layer in layers]
     check_pads(model)
+    keep_rope_exact(model)
     scope: CallScope[GateCall] = CallScope()
     for layer, ffn in zip(layers, parts, strict=True):
         expert = _copied_ffn(ffn, expert_dropout)

@@ -5,7 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 
+import torch
+from torch import nn
+
 from ds_moe_mtl.models.description import read_description
+from ds_moe_mtl.models.families import family_of
+from ds_moe_mtl.models.folder import described_transformer
 from ds_moe_mtl.planner.routed_flops import TokenFlops, token_flops
 from ds_moe_mtl.studies.crossfit.relative_gain import (
     RelativeGains,
@@ -67,11 +72,20 @@ def _upstream(run: Path) -> float:
     return json.loads((run / "results.json").read_text())["all_tasks"]
 
 
+def _layers(description: dict) -> tuple[int, int]:
+    """Return (the encoder's layers, the weights of the linear maps in one of them)."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        encoder = described_transformer(description)
+    layers = family_of(encoder).layers(encoder)
+    maps = (module for module in layers[0].modules() if isinstance(module, nn.Linear))
+    return len(layers), sum(linear.weight.numel() for linear in maps)
+
+
 def _flops(run: Path) -> tuple[TokenFlops, TokenFlops]:
     """Return (in training, in use) of a run's model, counted for one token."""
     description = read_description(run / "model")
-    encoder, router = description["encoder"], description.get("router")
-    shape = (encoder["num_hidden_layers"], encoder["hidden_size"], encoder["intermediate_size"])
+    router = description.get("router")
+    shape = _layers(description)
     if router is None:
         return token_flops(*shape), token_flops(*shape)
     routed, experts = len(router["layers"]), router["experts"]

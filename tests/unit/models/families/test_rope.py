@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from ds_moe_mtl.models import upcycle
 from ds_moe_mtl.models.encoder import PackedEncoder
 from tests.support.families import tiny
 
@@ -29,6 +30,12 @@ def test_frequencies_stay_in_float32_when_the_encoder_is_cast(kind, cast):
                 assert torch.equal(buffer, before[name]), name
     moved = encoder.transformer.rotary_emb.to("meta")
     assert all(buffer.is_meta for buffer in moved.buffers())
+
+
+def test_an_upcycled_model_of_ones_own_keeps_them_too():
+    model = upcycle(tiny("modernbert"), num_experts=2, num_gates=1)
+    before = {name: b.clone() for name, b in model.named_buffers() if "inv_freq" in name}
+    assert all(torch.equal(dict(model.bfloat16().named_buffers())[n], b) for n, b in before.items())
 
 
 def test_the_cast_angles_at_far_positions_are_those_of_float32():

@@ -56,10 +56,10 @@ def test_specialisation_of_soft_routes_is_their_mutual_information():
 
 def test_flops_of_minilm_are_those_of_its_matrices_times_the_experts_that_run():
     weights = 4 * 384 * 384 + 2 * 384 * 1536  # one layer
-    dense = token_flops(6, 384, 1536)
+    dense = token_flops(6, weights)
     assert dense.forward == 6 * 2 * weights and dense.training == 3 * dense.forward
-    assert token_flops(6, 384, 1536, routed=3, run_experts=1) == dense
-    assert token_flops(6, 384, 1536, 3, 3).forward == (3 + 9) * 2 * weights
+    assert token_flops(6, weights, routed=3, run_experts=1) == dense
+    assert token_flops(6, weights, 3, 3).forward == (3 + 9) * 2 * weights
 
 
 def test_pictures_are_written(tmp_path):
