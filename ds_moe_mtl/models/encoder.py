@@ -54,6 +54,20 @@ class PackedEncoder(nn.Module):
         """Type of the hidden states."""
         return self._family.word_embeddings(self.transformer).weight.dtype
 
+    def _positions(self, input_ids_T: torch.Tensor, position_ids_T: torch.Tensor) -> torch.Tensor:
+        """Return the position ids [T], as transformers counts them.
+
+        RoBERTa and its like count the tokens that are no pads, from the position after that of
+        pads on: a pad's token inside a text takes no place of its own.
+        """
+        if self.first_position == 0:
+            return position_ids_T
+        real_T = (input_ids_T != self.first_position - 1).long()
+        before_T = real_T.cumsum(0) - real_T
+        starts_T = torch.arange(len(real_T), device=real_T.device) - position_ids_T
+        place_T = before_T - before_T[starts_T.clamp(min=0)]
+        return (place_T + 1) * real_T + self.first_position - 1
+
     def attention_on(self, device: torch.device, dtype: torch.dtype) -> str:
         """Return the name of the attention that runs there."""
         if self._family.relative:
@@ -116,7 +130,7 @@ class PackedEncoder(nn.Module):
             types["token_type_ids"] = types_T[None]
         out = self.transformer(
             input_ids=input_ids_T[None],
-            position_ids=position_ids_T[None] + self.first_position,
+            position_ids=self._positions(input_ids_T, position_ids_T)[None],
             packing=attention_plan(name, lengths, groups, device, self.dtype, cu_seqlens),
             **types,
         )

@@ -127,7 +127,10 @@ def _try_packed(transformer: nn.Module, text: _Text) -> tuple[EncoderCheck, torc
 
 
 def _text(transformer: nn.Module) -> _Text:
-    """Return tokens that stand for text, none of them a special one, and types that alternate."""
+    """Return tokens that stand for text, and types that alternate.
+
+    None is a special token but one, that of pads, in the middle of a text: RoBERTa counts it out.
+    """
     family = family_of(transformer)
     lengths = list(LENGTHS)
     if family.window(transformer):  # one sequence of several windows
@@ -143,7 +146,10 @@ def _text(transformer: nn.Module) -> _Text:
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).tolist()
     ids = [number for number in order[: count + len(special)] if number not in special] or [0]
     types_T = torch.arange(count) % max(1, min(2, family.token_types(transformer)))
-    return _Text(torch.tensor((ids * count)[:count]), types_T, lengths)
+    ids_T, pad = torch.tensor((ids * count)[:count]), config.get("pad_token_id")
+    if isinstance(pad, int) and 0 <= pad < rows:
+        ids_T[lengths[0] // 2] = pad
+    return _Text(ids_T, types_T, lengths)
 
 
 def _exchanged(text: _Text, middle: slice) -> _Text:

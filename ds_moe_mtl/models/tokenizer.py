@@ -38,6 +38,8 @@ def limits_by(config) -> EncoderLimits:
     """Return the limits of the model that a transformers configuration describes; no weights."""
     from transformers import AutoModel
 
+    if config.is_encoder_decoder and config.model_type != "bart":
+        raise ValueError(f"a {config.model_type} model; allowed: BART, or an encoder")
     if config.is_encoder_decoder:
         return EncoderLimits(config.vocab_size, config.max_position_embeddings)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):

@@ -64,10 +64,15 @@ def ffn_layers(model: nn.Module) -> tuple[Family, list[nn.Module]]:
 
 
 def set_dropout(config, probability: float) -> None:
-    """Give a transformers configuration `probability` for the dropouts that a family names."""
-    for name in {name for family in FAMILIES for name in family.dropouts}:
+    """Give a transformers configuration `probability` for the dropouts that a family names.
+
+    Those that a family leaves out are 0.
+    """
+    values = {name: 0.0 for family in FAMILIES for name in family.undropped}
+    values |= {name: probability for family in FAMILIES for name in family.dropouts}
+    for name, value in values.items():
         if hasattr(config, name):
-            setattr(config, name, probability)
+            setattr(config, name, value)
 
 
 def dropout_of(config) -> float:

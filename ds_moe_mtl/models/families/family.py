@@ -21,8 +21,11 @@ class Family(ABC):
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     """The configuration's names of the dropout probabilities; the first is the one to read."""
 
+    undropped: tuple[str, ...] = ()
+    """The configuration's names of dropouts that model.dropout does not reach: they are 0."""
+
     no_dropout: tuple[str, ...] = ()
-    """Ends of the names of dropout modules that model.dropout does not reach: they stay at 0."""
+    """Ends of the names of their modules."""
 
     relative = False
     """Whether attention's scores have terms for the distance of two tokens, which only attention

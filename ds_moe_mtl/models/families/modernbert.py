@@ -16,6 +16,7 @@ class ModernBert(Family):
 
     name = "ModernBERT"
     dropouts = ("embedding_dropout", "attention_dropout")
+    undropped = ("mlp_dropout",)
     no_dropout = ("mlp.drop",)
 
     def is_encoder(self, model: nn.Module) -> bool:

@@ -210,7 +210,12 @@ class _Encoder(nn.Module):
         if self.token_types:
             known = types_BS is not None and self.token_types > 1
             inputs["token_type_ids"] = types_BS if known else torch.zeros_like(input_ids_BS)
-        positions_BS = (mask_BS.long().cumsum(1) - 1).clamp(min=0) + self.first_position
+        real_BS = (mask_BS != 0).long()
+        if self.first_position:  # RoBERTa and its like count no token of pads, also in a text
+            real_BS = real_BS * (input_ids_BS != self.first_position - 1)
+            positions_BS = real_BS.cumsum(1) * real_BS + self.first_position - 1
+        else:
+            positions_BS = (real_BS.cumsum(1) - 1).clamp(min=0)
         token = _CALL.set(_Call(gates_B, mask_BS != 0))
         try:
             out = self.transformer(

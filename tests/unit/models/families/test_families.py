@@ -183,3 +183,15 @@ def test_readme_lists_the_encoders_that_are_tested_here():
     readme = (ROOT / "README.md").read_text()
     assert "\n".join(encoder_table()) in readme
     assert {family.name for family in FAMILIES} == {kind.family for kind in KINDS.values()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_of_pads_inside_a_text_takes_the_place_that_transformers_gives_it(kind):
+    theirs = without_dropout(tiny(kind))
+    ours = PackedEncoder(copy.deepcopy(theirs)).eval()
+    ids, mask, types = padded_batch(theirs)
+    ids[0, 4], ids[2, 0] = 1, 1
+    with torch.no_grad():
+        expected = run_padded(theirs, ids, mask, types)
+        found = ours(*packed_inputs(ids, mask, types))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
