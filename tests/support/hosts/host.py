@@ -55,7 +55,9 @@ class Host:
         assert self._inside is None, f"{self.name} is up"
         words = [self.name, self.hosts_file, self.kept, self.folder, ssh or ""]
         self._inside = Namespace(["--uts", "--mount", "--ipc"], [str(word) for word in words])
+        # A socket of a host that was killed with its cable pulled sends on, and keeps the old one.
         self._switch.do(
+            f"ip link delete {self._port} 2>&1 || true;"
             f"ip link add {self._port} type veth peer name {INTERFACE} address {self._mac}"
             f" netns {self._inside.init};"
             f"ip link set {self._port} master bridge up"
@@ -104,6 +106,16 @@ class Host:
         """Return the command line that, outside, runs a command on this host."""
         go = ["sh", "-c", 'cd "$0" && exec "$@"', str(cwd), *map(str, command)]
         return [*self._up().enter, *go]
+
+    @property
+    def up(self) -> bool:
+        """Whether it has been booted and not been killed since."""
+        return self._inside is not None
+
+    @property
+    def init(self) -> int:
+        """The process id, outside, of the host's first process, which holds its namespaces."""
+        return self._up().init
 
     def processes(self) -> list[psutil.Process]:
         """Return what runs on this host, but for its first process."""
