@@ -95,6 +95,8 @@ def write_run(hosts, name: str) -> tuple[Path, Path]:
         deepspeed=str(ROOT / "ds_configs/deepspeed/zero1.json"),
     )
     yaml.write_text(dump_config(config))
+    run.mkdir()
+    (run / "routes.png").touch()  # a picture that is there already is not drawn, which takes long
     return yaml, run
 
 

@@ -134,8 +134,11 @@ class Host:
         else:
             self._up().do(f"nft delete table inet link-{direction}")
 
-    def drop(self, port: int, direction: str = "in") -> None:
-        """Drop, as a firewall, what goes to a port: this host's ("in") or others' ("out")."""
+    def drop(self, port: int | str, direction: str = "in") -> None:
+        """Drop, as a firewall, what goes to a port: this host's ("in") or others' ("out").
+
+        port: "20000-30000" drops what goes to any of them.
+        """
         self._drop("ports", direction, f"tcp dport {port}")
 
     def shape(self, rate: str | None, burst: str = "64kb", latency: str = "50ms") -> None:
