@@ -12,6 +12,7 @@ host is frozen blocks whoever asks it, and somebody has to notice.
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -25,18 +26,25 @@ from ds_moe_mtl.config import RankError, UserError
 from ds_moe_mtl.ranks.rendezvous import Ranks
 
 HUNG = 70
-"""Exit status of every rank of a run that hung (EX_SOFTWARE)."""
+"""Exit status of every rank of a run that hung, or that lost a rank (EX_SOFTWARE)."""
 
 SILENT = 5.0  # seconds without a post after which a process counts as frozen
 PATIENCE = 3.0  # seconds that ranks wait for one another while they end
 CONNECT = timedelta(seconds=60)
+# What an error says that only the end of another rank, or of the network, brings about.
+_BROKEN = re.compile(
+    r"Connection (?:closed by peer|reset by peer|timed out|aborted)|Broken pipe|remote process exit"
+    r"|No route to host|(?:Network|Host) is (?:unreachable|down)",
+    re.IGNORECASE,
+)
 _END, _SAID, _NOTHING = "end", "said", "-"
 
 
 class Watchdog:
     """Watches one rank, from entering to leaving a `with` block that all ranks share.
 
-    Until the first progress, and from `rest` to the next, this rank starts no alarm.
+    Until the first progress, and from `rest` to the next, this rank starts no alarm but for a rank
+    that posts no more.
     """
 
     def __init__(self, ranks: Ranks, timeout: float) -> None:
@@ -68,7 +76,7 @@ class Watchdog:
         self._saved = step
 
     def rest(self) -> None:
-        """Start no alarm until the next progress."""
+        """Start no alarm until the next progress, but for a rank that posts no more."""
         self._now = (next(self._counter), 0, "start", False)
 
     def __enter__(self) -> "Watchdog":
@@ -85,12 +93,18 @@ class Watchdog:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        """Stop. An error that this rank alone has met ends the others, with its status."""
+        """Stop. An error that this rank alone has met ends the others, with its status.
+
+        A connection that breaks is another rank's end: that one is named, and this one is no more.
+        """
         alone = error is not None and not (
             isinstance(error, UserError) and not isinstance(error, RankError)
         )
         if alone and self.world_size > 1:
-            status = 2 if isinstance(error, RankError) else 1
+            if reason := broken(error):
+                self._end_by_loss(reason)
+            told = isinstance(error, RankError) or getattr(error, "filename", None)
+            status = 2 if told else 1  # as the command tells it in one line, or as a traceback
             if " on " in self._names[self.rank]:  # a launcher may not tell the host
                 _, step, phase, _ = self._now
                 _print(f"{self._names[self.rank]} failed {_doing(step, phase)}; all ranks end")
@@ -131,6 +145,8 @@ class Watchdog:
             self._post = self._look(idle, number)
             if idle >= self.timeout and seen[3]:
                 self._end_if_all_wait()
+            elif self.world_size > 1 and not seen[3]:
+                self._end_if_silent()
 
     def _look(self, idle: float, number: int) -> dict:
         _, step, phase, _ = self._now
@@ -146,11 +162,7 @@ class Watchdog:
             os._exit(HUNG)
         if self._clock - self._heard <= self._silent:
             posts = {r: post for r, (post, _) in self._posts.items()} | {self.rank: self._post}
-            silent = {
-                rank: self._clock - changed
-                for rank, (_, changed) in self._posts.items()
-                if rank != self.rank and self._clock - changed > self._silent
-            }
+            silent = self._silent_ranks(self._silent)
             living = sorted(posts.keys() - silent.keys())
             if any(posts[rank]["idle"] < self.timeout for rank in living):
                 return
@@ -158,19 +170,59 @@ class Watchdog:
             self._propose({"rank": living[0], "line": line, "status": HUNG})
             if self._ends.is_set() and not self._lost:
                 return  # this rank fails by itself
-        # Rank 0 has the store. The lowest rank that lived when it fell silent speaks.
+        self._end_without_rank_0("does not answer")
+
+    def _end_if_silent(self) -> None:
+        """End a run that has not begun its steps, and where a rank's process or host has gone."""
+        if self._clock - self._heard > self.timeout:
+            self._end_without_rank_0("does not answer")
+        if silent := self._silent_ranks(self.timeout):
+            posts = {rank: post for rank, (post, _) in self._posts.items()}
+            line = self._line(hanging(posts, silent, self._names))
+            self._propose({"rank": self.rank, "line": line, "status": HUNG})
+
+    def _end_by_loss(self, reason: str) -> None:
+        """End this process and the others with a line that names the rank that has gone.
+
+        reason: how a connection of this rank broke. It returns only where the run ends by this
+        rank's own failure meanwhile, or where the store does not take the end.
+        """
+        _, step, phase, _ = self._now
+        line = f"{self._names[self.rank]} lost a connection {_doing(step, phase)}: {reason}"
+        until = time.monotonic() + self._silent + PATIENCE
+        while not self._ends.is_set() and time.monotonic() < until:
+            if self._clock - self._heard > self._silent:
+                self._end_without_rank_0(f"has gone: {reason}", "lost")
+            if silent := self._silent_ranks(self._silent):
+                gone = " and ".join(self._names[rank] for rank in sorted(silent))
+                last = self._posts[min(silent)][0]
+                seen = f"last seen {_doing(last['step'], last['phase'])} at {last['where']}"
+                line = f"{gone} has gone: {reason} ({seen})"
+                break
+            time.sleep(0.05)
+        if self._lost:
+            self._end_without_rank_0(f"has gone: {reason}", "lost")
+        self._propose({"rank": self.rank, "line": self._line(line, "lost"), "status": HUNG})
+
+    def _silent_ranks(self, limit: float) -> dict[int, float]:
+        """Return the other ranks that have not posted for `limit` seconds, and for how many."""
+        since = {rank: self._clock - changed for rank, (_, changed) in self._posts.items()}
+        return {rank: for_ for rank, for_ in since.items() if rank != self.rank and for_ > limit}
+
+    def _end_without_rank_0(self, what: str, kind: str = "hang") -> None:
+        """End this process: rank 0 has the store. The lowest rank that lived till then speaks."""
         last = self._posts[0][0] if 0 in self._posts else self._post
         living = [r for r, (_, at) in self._posts.items() if r and self._heard - at < self._silent]
         if self.rank == min(living, default=self.rank):
             seen = f"last seen {_doing(last['step'], last['phase'])} at {last['where']}"
-            _print(self._line(f"{self._names[0]} does not answer ({seen})"))
+            _print(self._line(f"{self._names[0]} {what} ({seen})", kind))
         os._exit(HUNG)
 
-    def _line(self, what: str) -> str:
+    def _line(self, what: str, kind: str = "hang") -> str:
         again = "no checkpoint yet"
         if self._saved is not None:
             again = f"it continues after step {self._saved}"
-        return f"hang: {what}; all ranks end; start the run again ({again})"
+        return f"{kind}: {what}; all ranks end; start the run again ({again})"
 
     def _propose(self, end: dict) -> None:
         """Have the run end so unless it already ends otherwise; ends this process, or returns.
@@ -249,6 +301,16 @@ class Watchdog:
                 _wait_for(lambda: self._store.check(gone))
         except RuntimeError:
             return  # rank 0 has gone
+
+
+def broken(error: BaseException) -> str:
+    """Return how a connection broke, as an error says or those that it came from; "" if none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if found := _BROKEN.search(str(seen)):
+            return found[0]
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 def names_of(hosts: Sequence[str]) -> list[str]:

@@ -55,7 +55,9 @@ class Host:
         assert self._inside is None, f"{self.name} is up"
         words = [self.name, self.hosts_file, self.kept, self.folder, ssh or ""]
         self._inside = Namespace(["--uts", "--mount", "--ipc"], [str(word) for word in words])
+        # A socket of a host that was killed with its cable pulled sends on, and keeps the old one.
         self._switch.do(
+            f"ip link delete {self._port} 2>&1 || true;"
             f"ip link add {self._port} type veth peer name {INTERFACE} address {self._mac}"
             f" netns {self._inside.init};"
             f"ip link set {self._port} master bridge up"
@@ -105,6 +107,16 @@ class Host:
         go = ["sh", "-c", 'cd "$0" && exec "$@"', str(cwd), *map(str, command)]
         return [*self._up().enter, *go]
 
+    @property
+    def up(self) -> bool:
+        """Whether it has been booted and not been killed since."""
+        return self._inside is not None
+
+    @property
+    def init(self) -> int:
+        """The process id, outside, of the host's first process, which holds its namespaces."""
+        return self._up().init
+
     def processes(self) -> list[psutil.Process]:
         """Return what runs on this host, but for its first process."""
         return [] if self._inside is None else self._inside.processes()
@@ -122,8 +134,11 @@ class Host:
         else:
             self._up().do(f"nft delete table inet link-{direction}")
 
-    def drop(self, port: int, direction: str = "in") -> None:
-        """Drop, as a firewall, what goes to a port: this host's ("in") or others' ("out")."""
+    def drop(self, port: int | str, direction: str = "in") -> None:
+        """Drop, as a firewall, what goes to a port: this host's ("in") or others' ("out").
+
+        port: "20000-30000" drops what goes to any of them.
+        """
         self._drop("ports", direction, f"tcp dport {port}")
 
     def shape(self, rate: str | None, burst: str = "64kb", latency: str = "50ms") -> None:
