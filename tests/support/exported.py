@@ -23,6 +23,8 @@ def write_source(folder: Path, kind: str = "bert") -> Path:
     if kind != "bert":
         ids = json.loads((folder / "encoder/config.json").read_text())
         own = {name: ids[name] for name in ("vocab_size", "pad_token_id")}
+        if kind == "mpnet":
+            own["pad_token_id"] = 1  # its code knows no other
         longest = KINDS[kind].more.get("max_position_embeddings", 66)
         encoder = tiny(kind, **own, max_position_embeddings=longest)
         encoder.save_pretrained(folder / "encoder")

@@ -33,10 +33,10 @@ def tiny(tmp_path_factory):
 
 
 def write_bad_encoders(folder):
-    names = ("megatron", "prefix", "pointer", "small")
+    names = ("convbert", "prefix", "pointer", "small")
     for name in names:
         shutil.copytree(folder / "encoder", folder / name)
-    tiny_encoder("megatron-bert").save_pretrained(folder / "megatron")
+    tiny_encoder("convbert").save_pretrained(folder / "convbert")
     tiny_encoder("bert", vocab_size=20).save_pretrained(folder / "small")
     weights = folder / "prefix" / "model.safetensors"
     state = {f"module.{name}": value for name, value in load_file(weights).items()}
@@ -58,8 +58,8 @@ CASES = {
     "an encoder that is none": (lambda f: ["model.encoder=no/such"], ["model.encoder", "no/such"]),
     "a folder that is no encoder": (lambda f: [f"model.encoder={f}/bad"], ["no config.json"]),
     "an encoder that attends to neighbours": (
-        lambda f: [f"model.encoder={f}/megatron"],
-        ["model.encoder", "MegatronBertModel", "packed sequences differ by"],
+        lambda f: [f"model.encoder={f}/convbert"],
+        ["model.encoder", "ConvBertModel", "packed sequences differ by"],
     ),
     "weights behind a prefix": (
         lambda f: [f"model.encoder={f}/prefix"],

@@ -37,7 +37,7 @@ def test_what_an_encoder_cannot_be_is_said(folder, tmp_path, capsys):
 
 
 def test_an_encoder_that_would_be_wrong_is_one_line_and_status_2(folder, tmp_path, capsys):
-    assert main(["doctor", of_kind("megatron-bert", tmp_path / "megatron", folder)]) == 2
+    assert main(["doctor", of_kind("convbert", tmp_path / "convbert", folder)]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and "packed sequences differ by" in errors[0], errors
 
