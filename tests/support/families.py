@@ -77,6 +77,10 @@ KINDS = {
 SHOWN = ("bert", *(kind for kind, row in KINDS.items() if row.family != "BERT"))
 """One of each family, and each further architecture that is not BERT's."""
 
+PLACES = ("modernbert", "eurobert", "deberta-v2", "distilbert")
+"""One for each place and form of an FFN: one map of both gated halves, two, BERT's, in one module
+with its dropout. For tests of files, to which attention is nothing."""
+
 
 def tiny(model_type: str, **more):
     """Return a tiny encoder of a row, random weights, in eval mode."""

@@ -105,7 +105,7 @@ class _BlockFFN(torch.autograd.Function):
             if not (wants_1 or wants_b1 or wants_x):
                 continue
             ga_NF = torch.mm(gy_ND, w2[e], out=buffer_NF[: len(h_NH)])
-            gh_NH = _activate_grad(ga_NF, h_NH, g_NF, ctx.activation, gated_NH[: len(h_NH)])
+            gh_NH = _activate_grad(ga_NF, h_NH, g_NF, ctx.activation, gated_NH)
             if wants_1:
                 grads[0][e] = gh_NH.t() @ x_ND
             if wants_b1:
@@ -146,10 +146,11 @@ def _activate_grad(
 ) -> Tensor:
     """Return dL/dh_NH from dL/da, which is overwritten; g_NF as _activate returned it.
 
-    out_NH: where a gated FFN's is written; another's takes the place of dL/da.
+    out_NH: whose first rows a gated FFN's is written to; another's takes the place of dL/da.
     """
     if not activation.gated:
         return _function_grad(grad_a_NF, h_NH, activation.function, out=grad_a_NF)
+    out_NH = out_NH[: len(h_NH)]
     halves = (*h_NH.chunk(2, dim=1), *out_NH.chunk(2, dim=1))
     for grad, g, *parts in _cached_rows(grad_a_NF, g_NF, *halves):
         activated, linear, grad_activated, grad_linear = parts

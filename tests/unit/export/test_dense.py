@@ -18,7 +18,7 @@ from ds_moe_mtl.models.plain_classifier import (
     plain_token_model,
 )
 from tests.support.exported import write_model, write_source
-from tests.support.families import SHOWN, tiny
+from tests.support.families import PLACES, SHOWN, tiny
 
 EXACT = {
     "dense": {"model": {"kind": "mt_dense"}},
@@ -101,7 +101,7 @@ def test_without_dev_rows_a_routed_task_needs_merge(routed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kind", "way"), [*((kind, "merged") for kind in SHOWN[1:]), ("modernbert", "one_in_use")]
+    ("kind", "way"), [*((kind, "merged") for kind in PLACES), ("modernbert", "one_in_use")]
 )
 def test_a_task_is_exactly_its_familys_own_dense_class(kind, way, tmp_path):
     source = write_source(tmp_path / "source", kind)

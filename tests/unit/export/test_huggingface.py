@@ -18,7 +18,7 @@ from ds_moe_mtl.export.dense import export_dense
 from ds_moe_mtl.export.huggingface import export_huggingface
 from ds_moe_mtl.export.source import open_source
 from tests.support.exported import write_model, write_source
-from tests.support.families import SHOWN
+from tests.support.families import PLACES
 from tests.support.launch import ROOT
 
 ROUTINGS = {
@@ -53,7 +53,7 @@ def test_the_opened_folder_gives_what_the_packed_model_gives_on_every_dev_row(
     check_export(write_model(source, tmp_path / "model", **ROUTINGS[routing]), tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", SHOWN[1:])
+@pytest.mark.parametrize("kind", PLACES)
 def test_the_folder_of_every_family_does_too(kind, tmp_path):
     source = write_source(tmp_path / "source", kind)
     moe = {"gate_scale": "paper", "shared_share": 0.25}

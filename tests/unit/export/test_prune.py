@@ -6,11 +6,11 @@ import torch
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.export.prune import prune
 from tests.support.exported import write_model, write_source
-from tests.support.families import SHOWN
+from tests.support.families import PLACES
 from tests.support.packed import packed_batch
 
 
-@pytest.mark.parametrize("kind", SHOWN)
+@pytest.mark.parametrize("kind", PLACES)
 @torch.no_grad()
 def test_the_tasks_that_stay_answer_to_the_bit(kind, tmp_path):
     source = write_source(tmp_path / "source", kind)

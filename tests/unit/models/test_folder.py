@@ -10,7 +10,7 @@ from ds_moe_mtl.models.description import CONFIG, encoder_depth, save_folder
 from ds_moe_mtl.models.folder import load_folder
 from ds_moe_mtl.models.task_level.task_router import RouterOptions
 from tests.support.encoders import tiny_encoder
-from tests.support.families import SHOWN, tiny
+from tests.support.families import PLACES, tiny
 from tests.support.packed import packed_batch
 from tests.support.tiny import differ_experts, spread_gates, write_encoder
 
@@ -62,7 +62,7 @@ def outputs_of(network):
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
-        *((kind, form) for kind in SHOWN for form in FORMS if form != "whole_layers"),
+        *((kind, form) for kind in ("bert", *PLACES) for form in FORMS if form != "whole_layers"),
         ("bert", "whole_layers"),
     ],
 )

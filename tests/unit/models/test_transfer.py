@@ -6,7 +6,7 @@ import torch
 from ds_moe_mtl.models import HeadSpec, RoutingOptions, build_network
 from ds_moe_mtl.models.transfer import continued_state, donors
 from ds_moe_mtl.tasks import TaskSpec
-from tests.support.families import SHOWN, tiny
+from tests.support.families import PLACES, tiny
 from tests.support.packed import packed_batch
 from tests.support.tiny import differ_experts, spread_gates
 
@@ -57,7 +57,7 @@ def test_the_gate_is_the_donors_and_the_rest_is_the_models(name, gate, donor):
 
 
 @pytest.mark.parametrize("form", [{"gate_scale": "paper"}, {"combine": "merged"}])
-@pytest.mark.parametrize("kind", SHOWN)
+@pytest.mark.parametrize("kind", PLACES)
 @torch.no_grad()
 def test_old_tasks_answer_to_the_bit_beside_a_new_one_with_a_donors_gate(kind, form):
     def built(specs, seed):
