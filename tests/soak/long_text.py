@@ -2,8 +2,8 @@
 
     python tests/soak/long_text.py mt_dense|mt_tag [tokens]
 
-Random weights, fp32, one thread, no dropout; a batch of one sequence, forward and backward, no
-update. Peak memory is the process's own, with 0.7 GiB of imports and what building the network took.
+Random weights, fp32, one thread, no dropout; one sequence, forward and backward, no update. The
+peak is that of the process, with 0.7 GiB of imports and what building the network took.
 """
 
 import resource
