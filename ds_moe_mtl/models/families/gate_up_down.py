@@ -3,22 +3,23 @@
 What EuroBERT's and NomicBERT's files have in common; no family by itself.
 """
 
+from abc import abstractmethod
+
 from torch import nn
 
-from ds_moe_mtl.models.families.family import Family
 from ds_moe_mtl.models.families.ffn import FFN, checked
-from ds_moe_mtl.models.families.rope import check_rope, keep_rope_exact
+from ds_moe_mtl.models.families.rotary import Rotary
 
 
-class GateUpDown(Family):
+class GateUpDown(Rotary):
     """Its layers hold `self_attn` and `mlp` with gate_proj, up_proj and down_proj."""
 
     norm: str
     """What tells its layers from others of this shape: the name of a norm."""
 
+    @abstractmethod
     def has_table(self, model: nn.Module) -> bool:
         """Return whether the model has this family's table of tokens."""
-        raise NotImplementedError
 
     def is_encoder(self, model: nn.Module) -> bool:
         """Return whether the model has the family's embeddings and bidirectional layers alone."""
@@ -29,15 +30,6 @@ class GateUpDown(Family):
             and isinstance(layers, nn.ModuleList)
             and all(self.ffn_layers(layer) for layer in layers)
         )
-
-    def pack(self, model: nn.Module) -> None:
-        """Refuse positions that depend on a batch; transformers' interface does the rest."""
-        check_rope(model.config)
-        keep_rope_exact(model)
-
-    def layers(self, model: nn.Module) -> nn.ModuleList:
-        """Return the encoder's layers."""
-        return model.layers
 
     def has_ffn(self, module: nn.Module) -> bool:
         """Return whether a module has an `mlp`, a bidirectional `self_attn` and the norm."""

@@ -6,12 +6,11 @@ that is published) stays off: it would stand between an expert's two maps.
 
 from torch import nn
 
-from ds_moe_mtl.models.families.family import Family
 from ds_moe_mtl.models.families.ffn import FFN, checked
-from ds_moe_mtl.models.families.rope import check_rope, keep_rope_exact
+from ds_moe_mtl.models.families.rotary import Rotary
 
 
-class ModernBert(Family):
+class ModernBert(Rotary):
     """Its layers hold `attn.Wqkv` and `mlp.Wi`, whose first half is the activated one."""
 
     name = "ModernBERT"
@@ -28,15 +27,6 @@ class ModernBert(Family):
             and isinstance(layers, nn.ModuleList)
             and hasattr(model, "rotary_emb")
         )
-
-    def pack(self, model: nn.Module) -> None:
-        """Refuse positions that depend on a batch; transformers' interface does the rest."""
-        check_rope(model.config)
-        keep_rope_exact(model)
-
-    def layers(self, model: nn.Module) -> nn.ModuleList:
-        """Return the encoder's layers."""
-        return model.layers
 
     def has_ffn(self, module: nn.Module) -> bool:
         """Return whether a module has an `mlp` and a bidirectional `attn` of ModernBERT's."""
