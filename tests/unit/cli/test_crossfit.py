@@ -142,7 +142,8 @@ def test_a_study_is_a_list_of_commands_and_what_each_waits_for(tmp_path):
 
 def test_the_report_has_gains_spread_and_negative_transfer(tmp_path):
     layout = Layout(tmp_path, ("vanilla",), 2)
-    encoder = {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536}
+    encoder = {"model_type": "bert", "num_hidden_layers": 6, "hidden_size": 384}
+    encoder |= {"intermediate_size": 1536, "num_attention_heads": 12}
     for seed, (base, score, dev) in enumerate([(50.0, 60.0, 40.0), (50.0, 50.0, 44.0)]):
         run = layout.run("vanilla", seed)
         (run / "model").mkdir(parents=True)
