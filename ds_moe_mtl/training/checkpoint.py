@@ -4,11 +4,12 @@ checkpoints/step_00000100/    DeepSpeed's own files, model_files.py's and manife
 checkpoints/.saving/          one that is being written; never read
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -96,46 +97,53 @@ def save_checkpoint(
     name = f"step_{step:08d}"
     saving, final = folder / SAVING, folder / name
     first = dist.get_rank() == 0
-    if first:
-        shutil.rmtree(saving, ignore_errors=True)
-        saving.mkdir(parents=True)
+    with _told_as_ours(folder, step):
+        if first:
+            shutil.rmtree(saving, ignore_errors=True)
+            saving.mkdir(parents=True)
     _agree_on_room(engine, folder)
-    try:
+    with _told_as_ours(folder, step):
         engine.save_checkpoint(str(saving), tag=name, save_latest=False)
         if first and model is not None:
             model.write(saving / name)
         if write_more is not None:
             write_more(saving / name)
             dist.barrier()
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(saving, ignore_errors=True)
-        raise RankError(
-            f"run.dir: cannot write a checkpoint into {folder} at step {step}: "
-            f"{_reason(error)}{_before(folder)}"
-        ) from error
+        if first:
+            manifest = {"step": step, "identity": asdict(identity), "loader": loader_state}
+            if not identity.zero_stage:
+                manifest["optimizer_order"] = optimizer_order(engine)
+            _finish(saving / name, final, manifest)
     if first:
-        files = {}
-        for path in sorted((saving / name).rglob("*")):
-            if path.is_file():
-                files[str(path.relative_to(saving / name))] = _checksum(path, sync=True)
-        manifest = {
-            "step": step,
-            "identity": asdict(identity),
-            "loader": loader_state,
-            "files": files,
-        }
-        if not identity.zero_stage:
-            manifest["optimizer_order"] = optimizer_order(engine)
-        write_json(saving / name / MANIFEST, manifest)
-        if final.exists():
-            shutil.rmtree(final)
-        (saving / name).rename(final)
-        _sync_folder(folder)
         shutil.rmtree(saving, ignore_errors=True)
         for old in list_checkpoints(folder)[keep:]:
             shutil.rmtree(old)
     dist.barrier()
     return final
+
+
+@contextlib.contextmanager
+def _told_as_ours(folder: Path, step: int) -> Iterator[None]:
+    """Have what the system says of a full or read-only disk told as one line, a RankError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(folder / SAVING, ignore_errors=True)
+        raise RankError(
+            f"run.dir: cannot write a checkpoint into {folder} at step {step}: "
+            f"{_reason(error)}{_before(folder)}"
+        ) from error
+
+
+def _finish(written: Path, final: Path, manifest: dict) -> None:
+    """Give a checkpoint its manifest, and then its name in one move: it is whole or not there."""
+    paths = sorted(path for path in written.rglob("*") if path.is_file())
+    files = {str(path.relative_to(written)): _checksum(path, sync=True) for path in paths}
+    write_json(written / MANIFEST, manifest | {"files": files})
+    if final.exists():
+        shutil.rmtree(final)
+    written.rename(final)
+    _sync_folder(final.parent)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

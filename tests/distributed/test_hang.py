@@ -16,6 +16,7 @@ from tests.support.tiny import tiny_config, write_tiny
 
 HANGING = ROOT / "tests/support/hanging.py"
 TIMEOUT, STEPS, SAVED = 10.0, 6, 2  # seconds, steps, steps between checkpoints
+LONG = 16  # steps of half a second: time enough to freeze a rank after its third
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +47,14 @@ def assert_whole(yaml: Path, step: int) -> None:
 
 
 def assert_restart_finishes(yaml: Path, ranks: int) -> None:
-    again = launch([ROOT / "train.py", yaml, "train.hang_timeout=600"], ranks, "mpirun")
+    again = launch([ROOT / "train.py", yaml, "train.hang_timeout=600"], ranks, "fork")
     assert again.returncode == 0 and "continuing" in again.stdout, again.text
     rows = (yaml.parent / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, STEPS + 1))
 
 
 def test_a_rank_that_waits_for_ever_is_named_with_its_step_and_line_and_all_ranks_end(yaml):
-    result = launch([HANGING, "wait", "2", "4", yaml], 3, "mpirun", time_limit=120)
+    result = launch([HANGING, "wait", "2", "4", yaml], 3, "fork", time_limit=120)
     assert result.returncode == HUNG and not result.timed_out, result.text
     (line,) = hang_lines(result.stderr)
     assert line.startswith("hang: rank 2 has been in step 4 for "), line
@@ -87,7 +88,7 @@ def ended(process: psutil.Process) -> bool:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_frozen_process_is_named_all_others_end_and_a_restart_goes_on(yaml, rank):
-    with start([HANGING, "slow", "0", "0", yaml, "train.steps=60"], 3, "mpirun") as running:
+    with start([HANGING, "slow", "0", "0", yaml, f"train.steps={LONG}"], 3, "fork") as running:
         freeze(running, yaml, rank)
         (line,) = hang_lines(running.output()[1])
     silent = "does not answer" if rank == 0 else "has not answered for "
@@ -95,14 +96,14 @@ def test_a_frozen_process_is_named_all_others_end_and_a_restart_goes_on(yaml, ra
     assert "last seen in " in line and "step " in line and "it continues after step " in line, line
     newest = list_checkpoints(yaml.parent / "run/checkpoints")[0]
     assert damage(newest) == ""
-    again = launch([ROOT / "train.py", yaml, "train.steps=60"], 3, "mpirun")
+    again = launch([ROOT / "train.py", yaml, f"train.steps={LONG}"], 3, "fork")
     assert again.returncode == 0 and f"continuing {newest}" in again.stdout, again.text
 
 
 def test_a_job_that_was_suspended_for_longer_than_the_time_out_goes_on(yaml):
     timeout = 2 * TIMEOUT  # the dev scores come into it, and with them imports
     slow = [HANGING, "slow", "0", "0", yaml, f"train.hang_timeout={timeout}"]
-    with start(slow, 2, "mpirun") as running:
+    with start(slow, 2, "fork") as running:
         running.wait_until(lambda: len(list_checkpoints(yaml.parent / "run/checkpoints")) > 0, 120)
         ranks = running.ranks()
         for process in ranks:
@@ -115,7 +116,7 @@ def test_a_job_that_was_suspended_for_longer_than_the_time_out_goes_on(yaml):
 
 
 def test_one_process_alone_says_where_it_hangs(yaml):
-    result = launch([HANGING, "wait", "0", "2", yaml], 1, "python", time_limit=120)
+    result = launch([HANGING, "wait", "0", "2", yaml], 1, "fork", time_limit=120)
     assert result.returncode == HUNG, result.text
     (line,) = hang_lines(result.stderr)
     assert line.startswith("hang: rank 0 has been in step 2 for ") and "wait_for_ever" in line
@@ -132,7 +133,7 @@ def test_one_process_alone_says_where_it_hangs(yaml):
 def test_a_loader_that_fails_or_dies_on_one_rank_ends_all_with_its_message_alone(
     yaml, kind, message
 ):
-    result = launch([HANGING, kind, "1", "4", yaml], 3, "mpirun", time_limit=120)
+    result = launch([HANGING, kind, "1", "4", yaml], 3, "fork", time_limit=120)
     assert result.returncode == 1 and not result.timed_out, result.text
     assert result.stderr.count("Traceback") == 1, result.text
     assert message in result.stderr, result.text

@@ -34,7 +34,7 @@ def start_on(port: int) -> int:
 def test_a_world_of_one_takes_another_port_where_its_own_is_taken():
     with socket.create_server(("", free_port())) as taken:
         port = taken.getsockname()[1]
-        (found,) = run_ranks(start_on, port, ranks=1, launcher="python")
+        (found,) = run_ranks(start_on, port, ranks=1)
     assert found != port
 
 
@@ -50,7 +50,7 @@ def refusal_on(port: int) -> str:
 def test_a_taken_port_is_one_line_where_there_are_several_ranks():
     with socket.create_server(("", free_port())) as taken:
         port = taken.getsockname()[1]
-        (said,) = run_ranks(refusal_on, port, ranks=1, launcher="python")
+        (said,) = run_ranks(refusal_on, port, ranks=1)
     assert said.startswith(f"port {port} is taken") and "--master_port N" in said
     assert "\n" not in said
 

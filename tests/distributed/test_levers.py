@@ -55,7 +55,7 @@ def write(tiny, name, folder):
 
 def train_all(paths):
     each = [ROOT / "tests/support/train_each.py", *paths]
-    ended = launch(each, 1, "python", time_limit=500)
+    ended = launch(each, 1, "fork", time_limit=500)
     assert ended.returncode == 0, ended.text
 
 

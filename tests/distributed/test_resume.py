@@ -43,8 +43,7 @@ def yaml_of(tiny: Path, folder: Path, **sections) -> Path:
 
 
 def train(yaml: Path, *overrides: str, ranks: int = 1):
-    launcher = "python" if ranks == 1 else "mpirun"
-    return launch([ROOT / "train.py", yaml, *overrides], ranks, launcher, time_limit=240)
+    return launch([ROOT / "train.py", yaml, *overrides], ranks, "fork", time_limit=240)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,7 @@ def test_two_ranks_killed_and_then_without_room_on_one_end_bit_for_bit_as_if_the
     assert train(whole, ranks=2).returncode == 0
     assert (tmp_path / "whole/routes.png").exists()  # rank 0's last work, the others gone
     broken = yaml_of(tiny, tmp_path / "broken", **sections)
-    with start([ROOT / "train.py", broken], 2, "mpirun") as running:
+    with start([ROOT / "train.py", broken], 2, "fork") as running:
         metrics = tmp_path / "broken/metrics.jsonl"
         running.wait_until(
             lambda: metrics.exists() and metrics.read_text().count("\n") >= 5, time_limit=120
@@ -88,7 +87,7 @@ def test_two_ranks_killed_and_then_without_room_on_one_end_bit_for_bit_as_if_the
     assert not (tmp_path / "broken/results.json").exists()
     checkpoints = list_checkpoints(tmp_path / "broken/checkpoints")
     smallest = min(f.stat().st_size for f in checkpoints[0].rglob("*.pt"))
-    full = launch([ROOT / "tests/support/limited.py", 1, smallest // 2, broken], 2, "mpirun")
+    full = launch([ROOT / "tests/support/limited.py", 1, smallest // 2, broken], 2, "fork")
     assert full.returncode == 2 and "cannot write a checkpoint" in full.stderr, full.text
     assert "Traceback" not in full.stderr and "hang" not in full.stderr, full.text
     assert list_checkpoints(tmp_path / "broken/checkpoints") == checkpoints
@@ -100,7 +99,7 @@ def test_two_ranks_killed_and_then_without_room_on_one_end_bit_for_bit_as_if_the
 
 def test_sigterm_checkpoints_with_status_75_and_the_next_start_goes_on(tiny, unbroken, tmp_path):
     yaml = yaml_of(tiny, tmp_path / "run")
-    with start([ROOT / "train.py", yaml], 1, "python") as running:
+    with start([ROOT / "train.py", yaml], 1, "fork") as running:
         metrics = tmp_path / "run/metrics.jsonl"
         running.wait_until(lambda: metrics.exists() and '"step": 1,' in metrics.read_text(), 120)
         running.process.send_signal(signal.SIGTERM)
@@ -115,7 +114,7 @@ def test_sigterm_checkpoints_with_status_75_and_the_next_start_goes_on(tiny, unb
 
 def test_ctrl_c_before_the_first_step_is_one_line_and_status_130(tiny, tmp_path):
     yaml = yaml_of(tiny, tmp_path / "run", train={"steps": 100_000})
-    with start([ROOT / "train.py", yaml], 1, "python") as running:
+    with start([ROOT / "train.py", yaml], 1, "fork") as running:
         running.wait_until(lambda: "data: amount" in running.output()[0], 120)
         running.process.send_signal(signal.SIGINT)
         ended = running.wait(120)
@@ -247,7 +246,7 @@ def test_a_checkpoint_of_another_encoder_or_task_map_says_what_differs(copied, t
 def test_a_folder_that_a_live_run_holds_is_refused_and_a_dead_ones_lock_is_not(copied, unbroken):
     yaml = copied.parent / "run.yaml"
     (copied / "lock").write_text("process 1 on nowhere\n")
-    with start([ROOT / "train.py", yaml, "train.log_every=1"], 1, "python") as running:
+    with start([ROOT / "train.py", yaml, "train.log_every=1"], 1, "fork") as running:
         running.wait_until(lambda: "ready in" in running.output()[0], 120)
         running.process.send_signal(signal.SIGSTOP)
         refused = train(yaml)

@@ -55,7 +55,7 @@ def test_a_run_scores_its_test_rows_with_the_model_that_it_keeps(folder):
     steps = {"steps": 4, "eval_every": 2, "select": "dev_score"}
     config = tiny_config(folder, tasks=rows, train=steps)
     (folder / "run.yaml").write_text(dump_config(config))
-    run = launch([ROOT / "train.py", folder / "run.yaml"], ranks=2, launcher="torchrun")
+    run = launch([ROOT / "train.py", folder / "run.yaml"], ranks=2, launcher="fork")
     assert run.returncode == 0, run.text
     assert "(test)" in run.stdout and "its thresholds were chosen on the dev rows" in run.stdout
     results = json.loads((folder / "run" / "results.json").read_text())

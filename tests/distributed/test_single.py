@@ -21,7 +21,7 @@ def test_single_trains_a_model_a_task_and_gathers_one_result(tmp_path):
     )
     (tmp_path / "run.yaml").write_text(dump_config(config))
     command = [ROOT / "train.py", tmp_path / "run.yaml"]
-    first = launch(command, 1, "python", time_limit=240)
+    first = launch(command, 1, "fork", time_limit=240)
     assert first.returncode == 0, first.text
     native = json.loads((tmp_path / "run/colour/deepspeed.json").read_text())
     assert native["wall_clock_breakdown"]  # the steps ran with DeepSpeed's own timers on
@@ -38,7 +38,7 @@ def test_single_trains_a_model_a_task_and_gathers_one_result(tmp_path):
         described = json.loads((tmp_path / "run" / name / "model/config.json").read_text())
         assert described["kind"] == "single" and described["routing"] is None
 
-    again = launch(command, 1, "python", time_limit=240)
+    again = launch(command, 1, "fork", time_limit=240)
     assert again.returncode == 0 and "complete already" in again.stdout, again.text
-    other = launch([*command, "train.lr=0.5"], 1, "python", time_limit=240)
+    other = launch([*command, "train.lr=0.5"], 1, "fork", time_limit=240)
     assert other.returncode == 2 and "different: train.lr" in other.stderr, other.text

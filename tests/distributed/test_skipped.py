@@ -194,7 +194,7 @@ def test_losses_beyond_float32_end_train_py_with_one_line_and_no_step_twice(tmp_
     yaml = tmp_path / "run.yaml"
     yaml.write_text(dump_config(config))
     for count in (1, 2):  # the second start continues after step 2
-        result = launch([ROOT / "train.py", yaml], 2, "mpirun")
+        result = launch([ROOT / "train.py", yaml], 2, "fork")
         assert result.returncode == 2, result.text
         (error,) = result.stderr.strip().splitlines()
         assert error.startswith("error: 3 steps in a row") and "run/skipped.jsonl" in error

@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
     for config in configs(folder):
         files.append(folder / f"{Path(config.run.dir).name}.yaml")
         files[-1].write_text(dump_config(config))
-    trained = launch([ROOT / "tests/support/train_each.py", *files], 1, "python", time_limit=400)
+    trained = launch([ROOT / "tests/support/train_each.py", *files], 1, "fork", time_limit=400)
     assert trained.returncode == 0, trained.text
     return folder
 

@@ -78,9 +78,9 @@ def train_all(folder: Path) -> dict[str, dict]:
     write_gym(folder)
     write_bart(folder / "bart")
     each = [ROOT / "tests/support/train_each.py", *_write(folder, KINDS)]
-    with start(each, 1, "python") as alone:
+    with start(each, 1, "fork") as alone:
         for path in _write(folder, TWO_RANKS):
-            together = launch([ROOT / "train.py", path], 2, "torchrun", time_limit=300)
+            together = launch([ROOT / "train.py", path], 2, "fork", time_limit=300)
             assert together.returncode == 0, together.text
         ended = alone.wait(600)
     assert ended.returncode == 0, ended.text

@@ -32,7 +32,7 @@ def run_commands(commands: Sequence[Sequence[object]], time_limit: float = 900) 
     with tempfile.TemporaryDirectory() as folder:
         asked, told = Path(folder, "asked.json"), Path(folder, "told.json")
         asked.write_text(json.dumps([[str(word) for word in words] for words in commands]))
-        run = launch([__file__, asked, told], 1, "python", time_limit=time_limit)
+        run = launch([__file__, asked, told], 1, "fork", time_limit=time_limit)
         assert run.returncode == 0 and told.exists(), run.text
         return [Answer(**answer) for answer in json.loads(told.read_text())]
 

@@ -6,6 +6,9 @@ Used so:
     results = run_ranks(losses_of_three_steps, "paper", ranks=2)   # a function of a test file
     run = launch([ROOT / "train.py", config], ranks=2, launcher="mpirun")
     assert run.returncode == 0, run.text
+
+The launcher "fork" forks the ranks from one process that has imported everything: on two cores
+imports are most of what a short run costs. It is for tests whose subject is no launcher.
 """
 
 import os
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import psutil
@@ -35,6 +38,10 @@ SLOW_IMPORTS = (
     "ds_moe_mtl.training.train",
     "sklearn.metrics",
     "scipy.stats",
+    "matplotlib.pyplot",
+    "torch.utils.tensorboard",
+    "datasets",
+    "transformers.models.bert.modeling_bert",
 )
 MARK = "DS_MOE_MTL_TEST_LAUNCH"  # in the environment of all that a launch starts
 LIMIT = 180.0  # seconds: a hang on a busy machine, where importing torch alone can take 40
@@ -67,10 +74,13 @@ class Running:
         self._folder = tempfile.TemporaryDirectory()
         self._texts = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
         self._started = time.monotonic()
+        self.process = self._begin(command, {**environ, MARK: self.mark}, cwd)
+
+    def _begin(self, command: Sequence[str], environ: Mapping[str, str], cwd: Path):
         with self._texts[0].open("wb") as out, self._texts[1].open("wb") as err:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 list(command),
-                env={**environ, MARK: self.mark},
+                env=environ,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -126,13 +136,96 @@ class Running:
     def kill(self) -> None:
         """Kill all of it. torchrun puts its workers into sessions of their own: hence the mark."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self._kill_group()
         for left in self.processes():
             try:
                 left.kill()
             except psutil.NoSuchProcess:
                 continue
         self.process.wait()
+
+    def _kill_group(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class ForkedRanks:
+    """The ranks of a forked run, with what tests use of a subprocess.Popen; a signal goes to all.
+
+    together: it ends with the first rank that fails, as under torchrun; otherwise with the last.
+    returncode: the first status other than 0, by rank; -N for one that signal N ended.
+    """
+
+    def __init__(self, processes: Sequence[ForkServerProcess], together: bool):
+        self.processes, self.together = processes, together
+        self.pid = processes[0].pid
+
+    @property
+    def returncode(self) -> int | None:
+        codes = [process.exitcode for process in self.processes]
+        failed = [code for code in codes if code]
+        if None in codes and not (self.together and failed):
+            return None
+        return failed[0] if failed else 0
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float = LIMIT) -> int:
+        until = time.monotonic() + timeout
+        while self.returncode is None:
+            living = [process.sentinel for process in self.processes if process.exitcode is None]
+            if not wait(living, max(until - time.monotonic(), 0)) and time.monotonic() > until:
+                raise subprocess.TimeoutExpired("forked ranks", timeout)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.exitcode is None:
+                os.kill(process.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Forked(Running):
+    """A run whose ranks are forked. `command`: their number, a Python file or -m, arguments."""
+
+    together = False
+
+    def _begin(self, command: Sequence[str], environ: Mapping[str, str], cwd: Path) -> ForkedRanks:
+        size, *words = command
+        texts = [str(path) for path in self._texts]
+        for path in self._texts:
+            path.touch()
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": size}
+        if size == "1":  # as plain `python`: a world of one
+            world = {}
+        processes = []
+        for rank in map(str, range(int(size))):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size} if world else {}
+            arguments = (words, {**environ, **world, **place}, str(cwd), *texts)
+            processes.append(forkserver_context().Process(target=rank_entry.run, args=arguments))
+            processes[-1].start()
+        return ForkedRanks(processes, self.together)
+
+    def processes(self) -> list[psutil.Process]:
+        return [*self.ranks(), *super().processes()]
+
+    def ranks(self) -> list[psutil.Process]:
+        living = [process for process in self.process.processes if process.exitcode is None]
+        return [psutil.Process(process.pid) for process in living]
+
+    def _kill_group(self) -> None:
+        self.process.kill()
+
+
+class ForkedTogether(Forked):
+    """As Forked, ended by the first rank that fails."""
+
+    together = True
 
 
 def _hear_interrupts() -> None:
@@ -149,6 +242,8 @@ def start(
 ) -> Running:
     """Return a run of `script` (a python file and its arguments), started and not waited for."""
     words = [str(word) for word in script]
+    if launcher == "fork":
+        return Forked([str(ranks), *words], rank_environ(env), cwd)
     return Running(launch_line(words, ranks, launcher), rank_environ(env), cwd)
 
 
@@ -160,7 +255,7 @@ def launch(
     cwd: Path = ROOT,
     time_limit: float = LIMIT,
 ) -> Launched:
-    """Return how a run of `script` ended under torchrun | mpirun | deepspeed | python."""
+    """Return how a run of `script` ended under torchrun | mpirun | deepspeed | python | fork."""
     with start(script, ranks, launcher, env, cwd) as running:
         return running.wait(time_limit)
 
@@ -186,53 +281,24 @@ def run_ranks(
         file = Path(function.__code__.co_filename).resolve()
         call.write_bytes(pickle.dumps((str(file), function.__name__, arguments)))
         if launcher is None:
-            status, text = _fork_ranks(call, folder, ranks, rank_environ(env), time_limit)
+            words = [str(ranks), str(ENTRY), str(call), folder]
+            with ForkedTogether(words, rank_environ(env), ROOT) as running:
+                run = running.wait(time_limit)
         else:
             run = launch([ENTRY, call, folder], ranks, launcher, env, time_limit=time_limit)
-            status, text = run.returncode, run.text
         results = [Path(folder, f"rank{rank}.pkl") for rank in range(ranks)]
         missing = [path.stem for path in results if not path.exists()]
-        assert status == 0 and not missing, f"no result from {missing}; {text}"
+        assert run.returncode == 0 and not missing, f"no result from {missing}; {run.text}"
         return [pickle.loads(path.read_bytes()) for path in results]
 
 
-def _fork_ranks(
-    call: Path, folder: str, ranks: int, environ: dict[str, str], time_limit: float
-) -> tuple[int, str]:
-    """Return how the ranks ended (0, or how the first that failed did) and what they said."""
-    until = time.monotonic() + time_limit
-    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    waiting, status = [], 0
-    try:
-        for rank in range(ranks):
-            of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
-            arguments = (str(call), folder, {**environ, **own, **of_rank}, str(ROOT))
-            process = _forkserver().Process(target=rank_entry.forked, args=arguments)
-            process.start()
-            waiting.append(process)
-        while waiting and not status:
-            left = until - time.monotonic()
-            wait([process.sentinel for process in waiting], max(left, 0))
-            ended = [process for process in waiting if process.exitcode is not None]
-            failed = [process.exitcode for process in ended if process.exitcode]
-            status = failed[0] if failed else 0 if left > 0 else -signal.SIGKILL
-            waiting = [process for process in waiting if process not in ended]
-    finally:  # of Ctrl-C, too: a rank left behind would keep the suite from ending
-        for process in waiting:
-            process.kill()
-            process.join()
-    files = [Path(folder, name) for name in ("stdout", "stderr")]
-    said = [path.read_text() for path in files if path.exists()]
-    return status, "\n".join([f"status {status}", *said])
-
-
 @lru_cache(maxsize=1)
-def _forkserver() -> ForkServerContext:
+def forkserver_context() -> ForkServerContext:
     """Return where ranks are forked from: started once, with a launched run's environment."""
     context = get_context("forkserver")
     context.set_forkserver_preload([rank_entry.__name__, *SLOW_IMPORTS])
     before = dict(os.environ)
-    os.environ.update(rank_environ())
+    os.environ.update(rank_environ({"DS_ACCELERATOR": "cpu"}))
     try:
         forkserver.ensure_running()
     finally:

@@ -7,7 +7,10 @@ pickle of (file, function name, arguments) and OUTPUT the folder that receives `
 import importlib.util
 import os
 import pickle
+import runpy
+import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -35,15 +38,45 @@ def main(call: str, output: str) -> None:
     os._exit(0)  # as train.py: gloo's threads abort the interpreter's shutdown now and then
 
 
-def forked(call: str, output: str, environ: dict[str, str], cwd: str) -> None:
-    """Be the rank that `environ` says, in a forked process; what it says goes to OUTPUT."""
+def run(words: list[str], environ: dict[str, str], cwd: str, out: str, err: str) -> None:
+    """Be `python WORDS` in a forked process that has imported much already."""
+    os.setsid()
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
-    for stream, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(Path(output, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, stream)
-    main(call, output)
+    for stream, name in ((1, out), (2, err)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    status = 1
+    try:
+        status = _status_of(words)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _status_of(words: list[str]) -> int:
+    """Return the exit status of a Python file, or of a module after -m, with its arguments."""
+    try:
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).parent))
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    return 0
 
 
 if __name__ == "__main__":

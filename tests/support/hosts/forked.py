@@ -19,7 +19,7 @@ from pathlib import Path
 from ds_moe_mtl.cli.train import main
 from tests.support.hanging import plant
 from tests.support.hosts.host import Host
-from tests.support.launch import ROOT, _forkserver, rank_environ
+from tests.support.launch import ROOT, forkserver_context, rank_environ
 
 KINDS = ("net", "uts", "ipc", "mnt", "pid")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -56,7 +56,7 @@ class Training:
         }
         for rank in range(len(hosts) * each):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank % each)}
-            process = _forkserver().Process(
+            process = forkserver_context().Process(
                 target=_enter,
                 args=(
                     hosts[rank // each].init,

@@ -119,7 +119,9 @@ def test_two_ranks_add_what_one_adds(grown):
             folder / "old",
             folder / "new.yaml",
             f"run.dir={folder / 'two'}",
-        ]
+        ],
+        2,
+        "fork",
     )
     assert run.returncode == 0, run.text
     one, two = (MultiTaskModel.from_pretrained(folder / name, "cpu") for name in ("new", "two"))

@@ -2,10 +2,6 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +13,7 @@ from ds_moe_mtl.evaluation import MultiTaskModel, predict_files
 from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, routing_options, task_specs
-from tests.support.launch import rank_environ
+from tests.support.launch import launch, start
 from tests.support.steps import quiet
 from tests.support.tiny import WORDS, differ_experts, spread_gates, tiny_config, write_tiny
 
@@ -189,27 +185,22 @@ def test_a_bad_row_that_is_skipped_at_the_second_try_needs_no_other_output(
 
 def test_a_killed_prediction_goes_on_and_ends_with_the_same_file(folder, tmp_path):
     source = _write_rows(tmp_path / "rows.csv", 400)
-    program = (
+    program = tmp_path / "small_pieces.py"
+    program.write_text(
         "import sys; from ds_moe_mtl.evaluation import predict_files as p; p.ROWS_AT_ONCE = 40; "
         "from ds_moe_mtl.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    words = ["predict", str(folder / "model"), "--input", str(source), "--output"]
-    command = [sys.executable, "-c", program, *words]
+    command = [program, "predict", folder / "model", "--input", source, "--output"]
     whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
-    done = subprocess.run(
-        [*command, str(whole)], env=rank_environ(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    process = subprocess.Popen([*command, str(cut)], env=rank_environ())
-    while process.poll() is None and len(list(tmp_path.glob("cut.csv.part/0*.csv"))) < 2:
-        pass
-    assert process.poll() is None, "it ended before it was killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    done = launch([*command, whole], 1, "fork")
+    assert done.returncode == 0, done.text
+    with start([*command, cut], 1, "fork") as running:
+        running.wait_until(lambda: len(list(tmp_path.glob("cut.csv.part/0*.csv"))) >= 2)
+        running.kill()
     assert not cut.exists()
     pieces = {p: p.stat().st_mtime_ns for p in tmp_path.glob("cut.csv.part/0*-40.csv")}
-    again = subprocess.run([*command, str(cut)], env=rank_environ(), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    again = launch([*command, cut], 1, "fork")
+    assert again.returncode == 0, again.text
     assert f"{40 * len(pieces)} rows are done already" in again.stderr
     assert cut.read_bytes() == whole.read_bytes()
 

@@ -17,7 +17,7 @@ from tests.support.bart import write_bart
 from tests.support.steps import quiet
 from tests.support.tiny import WORDS, differ_experts, spread_gates, tiny_config, write_tiny
 
-CALLS, THREADS = 2_000, 8
+CALLS, THREADS = 800, 8
 
 
 @pytest.fixture(autouse=True)
