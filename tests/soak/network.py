@@ -169,7 +169,7 @@ Book = dict[tuple[str, str, int], Found]  # by rate, what, size
 def main() -> int:
     options = parse()
     rows = []
-    workload = find_workload(load_config(CONFIG, options.overrides), None, print)
+    workload = find_workload(load_config(CONFIG, options.overrides), None, lambda line: None)
     for hosts in options.hosts:
         count, each = map(int, hosts.split("x"))
         with (

@@ -11,6 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -31,6 +33,9 @@ METERED = (
     "reduce",
 )
 """Functions of torch.distributed whose calls in a step are timed: all that a step makes."""
+
+
+STEPS = 8  # that are had ready, and taken in turn
 
 
 class Meter:
@@ -151,9 +156,8 @@ def main(folder: Path, config: str, overrides: list[str]) -> None:
     ranks, meter = rendezvous(os.environ), Meter()
     start_process_group(ranks)
     workload = find_workload(load_config(config, overrides), None, lambda line: None)
-    loader = workload.plan.super_batches(ranks.rank, ranks.world_size)
-    steps = [next(loader) for _ in range(8)]
-    loader.close()
+    with closing(workload.plan.super_batches(ranks.rank, ranks.world_size)) as loader:
+        steps = list(islice(loader, STEPS))
     rank = Rank(ranks, workload, steps, meter)
     number = 0
     while True:
