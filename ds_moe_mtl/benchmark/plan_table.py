@@ -93,12 +93,11 @@ def _show_exchanges(plan: dict, say: Say) -> None:
         if exchange is None:
             continue
         below = exchange["hierarchical_below"]
-        bound = "at any size" if below is None else f"below {below / KIB:,.1f} KiB"
-        if below == 0:
-            bound = "at no size"
+        pays = "at any size" if below is None else f"below {below / KIB:,.1f}"
         say(
             f"all-to-all, ep_size {ep_size}: {exchange['cheaper']} is cheaper; a rank brings "
-            f"{exchange['bytes'] / KIB:,.1f} KiB, hierarchical is cheaper {bound}"
+            f"{exchange['bytes'] / KIB:,.1f} KiB, hierarchical pays "
+            f"{'at no size' if below == 0 else pays}"
         )
 
 

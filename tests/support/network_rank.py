@@ -35,6 +35,7 @@ METERED = (
 """Functions of torch.distributed whose calls in a step are timed: all that a step makes."""
 
 
+RECEIVES_FIRST = ", receives first"
 STEPS = 8  # that are had ready, and taken in turn
 
 
@@ -55,6 +56,32 @@ class Meter:
             return result
 
         return call
+
+
+Way = Callable[[torch.Tensor, torch.Tensor, object], None]
+
+
+def at_once(taken: torch.Tensor, given: torch.Tensor, group) -> None:
+    """Exchange equal parts by torch's own all-to-all."""
+    distributed.all_to_all_single(taken, given, group=group)
+
+
+def receives_first(taken: torch.Tensor, given: torch.Tensor, group) -> None:
+    """Exchange equal parts by messages, all receives posted before the first is sent.
+
+    gloo's own all-to-all sends first. A rank that comes late then has its peer's permission
+    already and sends all its bytes before its own permission, on the same connection: the peer
+    waits, and the link carries one direction after the other.
+    """
+    peers = distributed.get_process_group_ranks(group or distributed.group.WORLD)
+    me = peers.index(distributed.get_rank())
+    ins, outs = taken.view(len(peers), -1), given.view(len(peers), -1)
+    ins[me].copy_(outs[me])
+    others = [(me + shift) % len(peers) for shift in range(1, len(peers))]
+    waiting = [distributed.irecv(ins[place], peers[place], group=group) for place in others]
+    waiting += [distributed.isend(outs[place], peers[place], group=group) for place in others]
+    for work in waiting:
+        work.wait()
 
 
 class Rank:
@@ -93,25 +120,23 @@ class Rank:
         given = torch.ones(size // 4 // world * world)
         taken = torch.empty_like(given)
         part = given.chunk(world)[self.ranks.rank].clone()
+        way = receives_first if kind.endswith(RECEIVES_FIRST) else at_once
         work = {
             "all-reduce": lambda: distributed.all_reduce(taken),
             "gather": lambda: distributed.all_gather_into_tensor(taken, part),
-            "all-to-all": lambda: distributed.all_to_all_single(taken, given),
-            "all-to-all within": lambda: distributed.all_to_all_single(
-                taken, given, group=self.within
-            ),
-            "hierarchical": lambda: self._hierarchical(given),
-        }[kind]
+            "all-to-all": lambda: way(taken, given, None),
+            "all-to-all within": lambda: way(taken, given, self.within),
+            "hierarchical": lambda: self._hierarchical(given, way),
+        }[kind.removesuffix(RECEIVES_FIRST)]
         seconds = []
-        for number in range(repeats + 1):
+        for _ in range(repeats + (repeats > 1)):
             taken.fill_(1)
             distributed.barrier()
             began = time.perf_counter()
             for _ in range(calls):
                 work()
-            if number:  # the first is not counted
-                seconds.append((time.perf_counter() - began) / calls)
-        return seconds
+            seconds.append((time.perf_counter() - began) / calls)
+        return seconds[-repeats:]  # the first of several is not counted
 
     def ready(self, ep_size: int) -> None:
         """Have an engine that has taken its first step, which allocates."""
@@ -136,7 +161,7 @@ class Rank:
         groups = [distributed.new_group(ranks) for ranks in members]
         return next(g for g, m in zip(groups, members, strict=True) if self.ranks.rank in m)
 
-    def _hierarchical(self, given: torch.Tensor) -> torch.Tensor:
+    def _hierarchical(self, given: torch.Tensor, way: Way) -> torch.Tensor:
         """Return what an all-to-all does, first within the host and then across hosts.
 
         The first brings every rank the parts for the ranks of its own place on all hosts.
@@ -145,10 +170,10 @@ class Rank:
         nodes = self.ranks.world_size // each
         by_place = given.view(nodes, each, -1).transpose(0, 1).contiguous()
         inside = torch.empty_like(by_place)
-        distributed.all_to_all_single(inside, by_place, group=self.within)
+        way(inside, by_place, self.within)
         by_node = inside.transpose(0, 1).contiguous()
         taken = torch.empty_like(by_node)
-        distributed.all_to_all_single(taken, by_node, group=self.across)
+        way(taken, by_node, self.across)
         return taken.view_as(given)
 
 
