@@ -156,6 +156,16 @@ class Rank:
         self.engines[ep_size].take(step)
         return {"seconds": time.perf_counter() - began, "calls": list(self.meter.calls)}
 
+    def check(self) -> None:
+        """Raise AssertionError where an exchange brings other rows than torch's own does."""
+        world = self.ranks.world_size
+        given = torch.arange(2 * world) + 100 * self.ranks.rank
+        meant, taken = torch.empty_like(given), torch.empty_like(given)
+        at_once(meant, given, None)
+        receives_first(taken, given, None)
+        found = [taken, *(self._hierarchical(given, way) for way in (at_once, receives_first))]
+        assert all(torch.equal(meant, each) for each in found), (meant, found)
+
     def _group(self, members: list[list[int]]):
         """Return this rank's group of those."""
         groups = [distributed.new_group(ranks) for ranks in members]
@@ -184,6 +194,7 @@ def main(folder: Path, config: str, overrides: list[str]) -> None:
     with closing(workload.plan.super_batches(ranks.rank, ranks.world_size)) as loader:
         steps = list(islice(loader, STEPS))
     rank = Rank(ranks, workload, steps, meter)
+    rank.check()
     number = 0
     while True:
         path = folder / f"ask{number}.json"
