@@ -99,7 +99,8 @@ def hierarchy_pays_below(ep_size: int, machine: Machine) -> float:
 
     0: it never is; infinite: it always is. Both exchanges are a line in the bytes, so it is where
     the lines meet. Where the network is slower than NVLink, what leaves the node takes as long in
-    both, and they meet at (ep - 1 - (g - 1) - (n - 1)) x latency x NVLink x g / (g - 1).
+    both; (g - 1) (n - 1) messages are saved and (g - 1) / g of the rows pass NVLink once more, so
+    they meet at g (n - 1) x latency x NVLink.
     """
     flat, layered = (
         [exchange_seconds(size, ep_size, machine, kind).total for size in (0.0, 1e9)]
