@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-GIB = 2**30
+GIB, KIB = 2**30, 2**10
 
 Say = Callable[[str], None]
 
@@ -60,25 +60,44 @@ def _show_cost(plan: dict, say: Say) -> None:
     machine = plan["machine"]
     share = machine["share"]
     reached = "sustained" if share else "at the peak, of which products reach what their shape does"
+    nics = machine["nics"]
+    cards = "a GPU" if nics is None else f"a network card, {nics} a node"
     say(
         f"\nCost model for {machine['gpus']} GPUs, {machine['per_node']} a node: "
         f"{machine['flops'] / 1e12:,.4g} TFLOPs/s {reached}, memory "
         f"{machine['memory'] / 1e9:,.4g} GB/s, NVLink {machine['nvlink'] / 1e9:,.4g} GB/s, network "
-        f"{machine['network'] / 1e9:,.4g} GB/s, {1e6 * machine['latency']:.3g} us a message, "
-        f"{1e6 * machine['host_wait']:.3g} us where the host waits in a layer"
+        f"{machine['network'] / 1e9:,.4g} GB/s {cards}, {1e6 * machine['latency']:.3g} us a "
+        f"message, {1e6 * machine['host_wait']:.3g} us where the host waits in a layer"
     )
     say(plan["formula"])
     say(
-        "\nms a step\n   ZeRO  ep   compute  reduction  all-to-all  optimizer     total"
-        "  hierarchical"
+        "\nms a step; network: what crosses nodes of the column before it\n   ZeRO  ep   compute"
+        "  reduction   network  all-to-all   network  optimizer     total  hierarchical"
     )
     for row in plan["memory"]:
         cost = row["cost_flat"]
         say(
             f"{_marks(row)} {row['zero_stage']:>4}{row['ep_size']:>4}"
             f"{1e3 * cost['compute']:>10.2f}{1e3 * cost['reduction']:>11.2f}"
-            f"{1e3 * cost['all_to_all']:>12.2f}{1e3 * cost['optimizer']:>11.2f}"
+            f"{1e3 * cost['reduction_network']:>10.2f}{1e3 * cost['all_to_all']:>12.2f}"
+            f"{1e3 * cost['all_to_all_network']:>10.2f}{1e3 * cost['optimizer']:>11.2f}"
             f"{1e3 * cost['total']:>10.2f}{1e3 * row['cost_hierarchical']:>14.2f}"
+        )
+    _show_exchanges(plan, say)
+
+
+def _show_exchanges(plan: dict, say: Say) -> None:
+    """Say which exchange is cheaper, for every ep_size that has both."""
+    exchanges = {row["ep_size"]: row["exchange"] for row in plan["memory"]}
+    for ep_size, exchange in sorted(exchanges.items()):
+        if exchange is None:
+            continue
+        below = exchange["hierarchical_below"]
+        pays = "at any size" if below is None else f"below {below / KIB:,.1f}"
+        say(
+            f"all-to-all, ep_size {ep_size}: {exchange['cheaper']} is cheaper; a rank brings "
+            f"{exchange['bytes'] / KIB:,.1f} KiB, hierarchical pays "
+            f"{'at no size' if below == 0 else pays}"
         )
 
 

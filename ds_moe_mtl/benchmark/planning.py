@@ -1,6 +1,7 @@
 """The plan of a run before it runs: weights, FLOPs, memory, traffic, step time, and what fits."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 from ds_moe_mtl.benchmark.advice import ROOM, advice, advised, ways_out
 from ds_moe_mtl.benchmark.workload import BatchSizes, Workload, batch_sizes, levers_of
@@ -15,10 +16,11 @@ from ds_moe_mtl.config.deepspeed import (
 from ds_moe_mtl.config.levers import conflict
 from ds_moe_mtl.models.task_fit import head_specs
 from ds_moe_mtl.planner.compute import Batch
-from ds_moe_mtl.planner.cost import FORMULA, Machine, StepCost, Work, sent_bytes, step_cost
+from ds_moe_mtl.planner.cost import FORMULA, StepCost, Work, row_bytes, sent_bytes, step_cost
 from ds_moe_mtl.planner.flops import Flops, Parameters, count_flops, count_parameters
 from ds_moe_mtl.planner.levers import NO_LEVERS, Levers
 from ds_moe_mtl.planner.memory import Peak, activation_bytes, peak_bytes, split_weights
+from ds_moe_mtl.planner.network import Machine, has_hierarchy, hierarchy_pays_below
 
 DEFAULT_BUCKET = 500_000_000
 """DeepSpeed's reduce_bucket_size where its JSON has none."""
@@ -109,10 +111,10 @@ class RunOnPaper:
             ep_size,
         )
 
-    def cost(self, stage: int, ep_size: int, hierarchical: bool = False) -> StepCost:
-        """Return the cost model's step."""
+    def work(self) -> Work:
+        """Return what one rank does in a step, for the cost model."""
         config, sizes = self.workload.config, self.sizes
-        work = Work(
+        return Work(
             self.workload.shape,
             self.flops,
             Batch(
@@ -129,7 +131,25 @@ class RunOnPaper:
             config.model.dropout > 0,
             self.piece,
         )
-        return step_cost(work, self.machine, stage, ep_size, hierarchical)
+
+    def cost(self, stage: int, ep_size: int, hierarchical: bool = False) -> StepCost:
+        """Return the cost model's step."""
+        return step_cost(self.work(), self.machine, stage, ep_size, hierarchical)
+
+    def exchange(self, ep_size: int) -> dict | None:
+        """Return which all-to-all of rows is cheaper by the cost model; None: there is but one.
+
+        bytes: of rows that a rank brings into an exchange; hierarchical_below: how many it may be
+        for the hierarchical one to be cheaper, None: any number.
+        """
+        if not has_hierarchy(ep_size, self.machine):
+            return None
+        size, most = row_bytes(self.work()), hierarchy_pays_below(ep_size, self.machine)
+        return {
+            "cheaper": "hierarchical" if size < most else "flat",
+            "bytes": size,
+            "hierarchical_below": most if isfinite(most) else None,
+        }
 
     def on_one_gpu(self) -> "RunOnPaper":
         """Return the same run on one GPU. Raises UserError where it cannot be had."""
@@ -193,7 +213,8 @@ def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> 
         for ep_size in paper.ep_sizes():
             if stage == 0 and ep_size > 1 and config.train.clip > 0:
                 continue  # refused by train.py: the norm is not exact there
-            peak, flat = paper.peak(stage, ep_size), paper.cost(stage, ep_size)
+            peak = paper.peak(stage, ep_size)
+            flat, layered = (paper.cost(stage, ep_size, kind) for kind in (False, True))
             rows.append(
                 {
                     "zero_stage": stage,
@@ -203,8 +224,9 @@ def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> 
                     "peak": peak.total,
                     "fits": None if memory is None else peak.total <= ROOM * memory,
                     "sent_bytes": paper.sent(ep_size),
-                    "cost_flat": flat._asdict() | {"total": flat.total},
-                    "cost_hierarchical": paper.cost(stage, ep_size, hierarchical=True).total,
+                    "cost_flat": _as_dict(flat),
+                    "cost_hierarchical": layered.total,
+                    "exchange": paper.exchange(ep_size),
                 }
             )
     chosen = advised(rows, paper.stage)
@@ -235,3 +257,7 @@ def report(paper: RunOnPaper, memory: float | None, calibrated: dict | None) -> 
         "formula": FORMULA,
         "calibrated": calibrated,
     }
+
+
+def _as_dict(cost: StepCost) -> dict[str, float]:
+    return cost._asdict() | {"network": cost.network, "total": cost.total}

@@ -31,6 +31,7 @@ class _Plan:
     memory_bandwidth: float | None
     nvlink: float | None
     network: float
+    nics: int | None
     latency: float
     host_wait: float
     calibrate: float
@@ -42,7 +43,7 @@ class _Plan:
     def __post_init__(self) -> None:
         """Raise UserError for a number out of its range, and for a job of random weights."""
         above_zero = ("gpus", "gpus_per_node", "gpu_memory", "tflops", "memory_bandwidth")
-        for name in (*above_zero, "nvlink", "network"):
+        for name in (*above_zero, "nvlink", "network", "nics"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 option = name.replace("_", "-")
@@ -91,7 +92,8 @@ def _add_machine(parser: Parser) -> None:
     add("--tflops", type=float, help="sustained in products (the card's peak, by their shape)")
     add("--memory-bandwidth", type=float, help="GB/s (0.9 of the card's)")
     add("--nvlink", type=float, help="GB/s a GPU, one way (two thirds of the card's)")
-    add("--network", type=float, default=40.0, help="GB/s a GPU, one way (40)")
+    add("--network", type=float, default=40.0, help="GB/s a network card, one way (40)")
+    add("--nics", type=int, help="network cards a node, shared by its GPUs (one for each)")
     add("--latency", type=float, default=10.0, help="us a message (10)")
     add("--host-wait", type=float, default=50.0, help="us, where the host waits in a layer (50)")
 
@@ -149,7 +151,7 @@ def _machine(asked: _Plan, precision: str, say: Say):
     import torch
 
     from ds_moe_mtl.planner.cards import CARDS, card_name
-    from ds_moe_mtl.planner.cost import Machine
+    from ds_moe_mtl.planner.network import Machine
     from ds_moe_mtl.planner.rates import LINK_SHARE, MEMORY_SHARE
 
     local = torch.cuda.device_count()
@@ -175,6 +177,7 @@ def _machine(asked: _Plan, precision: str, say: Say):
         1e-6 * asked.latency,
         1e-6 * asked.host_wait,
         None if asked.tflops is None else 1.0,
+        asked.nics,
     )
     if asked.gpu_memory is not None:
         return machine, asked.gpu_memory * GIB

@@ -1,15 +1,15 @@
-"""What a training step costs on machines that are not at hand: a model in their bandwidths.
+"""What a training step costs on machines that are not at hand.
 
-P ranks (GPUs), g of them in a node, n = P / g nodes, L layers, E experts, W weights.
+P ranks (GPUs), g of them in a node, n = P / g nodes. Links are planner.network's.
 """
 
-from collections import Counter
 from typing import NamedTuple
 
 from ds_moe_mtl.planner.compute import Batch, Speed, compute_seconds
 from ds_moe_mtl.planner.flops import Flops
 from ds_moe_mtl.planner.levers import NO_LEVERS, Levers
 from ds_moe_mtl.planner.memory import ELEMENT_BYTES, Weights
+from ds_moe_mtl.planner.network import Machine, Wire, exchange_seconds, ring_seconds
 from ds_moe_mtl.planner.rates import product_share
 from ds_moe_mtl.planner.shape import Shape
 from ds_moe_mtl.planner.traffic import (
@@ -19,29 +19,6 @@ from ds_moe_mtl.planner.traffic import (
     expected_remote_rows,
 )
 from ds_moe_mtl.planner.update import update_bytes
-
-
-class Machine(NamedTuple):
-    """GPUs and what joins them; bandwidths in bytes a second, one direction, a GPU.
-
-    flops: a second; share: the part of them that products reach, None: by their shape, as
-    planner.rates has it. latency: seconds a message. host_wait: seconds that a GPU stands still
-    where the host waits for it in the middle of a layer.
-    """
-
-    gpus: int
-    per_node: int
-    flops: float
-    memory: float
-    nvlink: float
-    network: float
-    latency: float
-    host_wait: float = 0.0
-    share: float | None = None
-
-    @property
-    def nodes(self) -> int:
-        return -(-self.gpus // self.per_node)
 
 
 class Work(NamedTuple):
@@ -62,16 +39,26 @@ class Work(NamedTuple):
 
 
 class StepCost(NamedTuple):
-    """Seconds of a step, nothing overlapped: an upper bound where communication hides."""
+    """Seconds of a step, nothing overlapped: an upper bound where communication hides.
+
+    reduction_network, all_to_all_network: what of both crosses nodes.
+    """
 
     compute: float
     reduction: float
     all_to_all: float
     optimizer: float
+    reduction_network: float = 0.0
+    all_to_all_network: float = 0.0
+
+    @property
+    def network(self) -> float:
+        """What crosses nodes."""
+        return self.reduction_network + self.all_to_all_network
 
     @property
     def total(self) -> float:
-        return sum(self)
+        return self.compute + self.reduction + self.all_to_all + self.optimizer
 
 
 FORMULA = """\
@@ -82,75 +69,42 @@ compute     = forward and backward: each kind of product FLOPs / rate of its sha
 reduction   = ring all-reduce 2 (r - 1) / r x bytes / bandwidth, of the rest over r = P ranks and of
               a rank's experts over r = P / ep; from ZeRO 1 on + (r - 1) / r for the weights' gather
               a ring's bandwidth = NVLink within a node; across nodes the network cards of its ranks
-              in a node together (at most NVLink)
+              in a node together (at most NVLink), shared where rings or ranks are more than cards
 all-to-all  = a micro-batch and sparse layer 4 x exchange(tokens x hidden x bytes), one exchange of
               the counts and one wait of the host, where
   flat         = max(own node's share / NVLink, other nodes' share / network) + (ep - 1) x latency
   hierarchical = (g - 1) / g / NVLink, then (n - 1) / n / network, + (g + n - 2) x latency
+network     = rings and exchanges whose ranks are on several nodes; of a hierarchical exchange its
+              second half; all other seconds of both columns stay within a node
 optimizer   = the bytes that the update in use moves a weight (planner/update.py), of the weights
               that this rank updates / memory bandwidth
 uniform routes; no overlap; embeddings, launches and the host's other work are not counted"""
 
 
-def exchange_seconds(row_bytes: float, ep_size: int, machine: Machine, hierarchical: bool) -> float:
-    """Return one all-to-all of `row_bytes` bytes a rank over ep_size consecutive ranks.
-
-    hierarchical: first within the node, to the rank whose place is the receiver's, then across
-    nodes between ranks of one place: fewer and larger messages, and the rows cross NVLink first.
-    """
-    inside = min(ep_size, machine.per_node)
-    nodes = -(-ep_size // machine.per_node)
-    if hierarchical and nodes > 1:
-        within = row_bytes * (inside - 1) / inside / machine.nvlink
-        across = row_bytes * (nodes - 1) / nodes / machine.network
-        return within + across + (inside + nodes - 2) * machine.latency
-    within = row_bytes * (inside - 1) / ep_size / machine.nvlink
-    across = row_bytes * (ep_size - inside) / ep_size / machine.network
-    return max(within, across) + (ep_size - 1) * machine.latency
+def row_bytes(work: Work) -> float:
+    """Return the bytes of rows that a rank brings into one exchange, its own share included."""
+    return work.batch.tokens * work.shape.hidden * ELEMENT_BYTES[work.precision]
 
 
-def all_to_all_seconds(work: Work, ep_size: int, machine: Machine, hierarchical: bool) -> float:
+def all_to_all_seconds(work: Work, ep_size: int, machine: Machine, hierarchical: bool) -> Wire:
     """Return a step's exchanges: rows there and back, forward and backward, and their counts.
 
-    The counts of every expert go once a layer and forward pass, and the host waits for them: it
-    must know how many rows come.
+    The counts of every expert go once a layer and forward pass, the way that rows go, and the host
+    waits for them: it must know how many rows come.
     """
     if ep_size == 1:
-        return 0.0
-    batch, shape = work.batch, work.shape
-    row_bytes = batch.tokens * shape.hidden * ELEMENT_BYTES[work.precision]
-    counts = exchange_seconds(COUNT_BYTES * work.num_experts, ep_size, machine, False)
-    rows = exchange_seconds(row_bytes, ep_size, machine, hierarchical)
-    calls = batch.micro_batches * work.levers.sparse(shape)
-    return calls * (ROW_TRANSFERS * rows + counts + machine.host_wait)
+        return Wire()
+    counts = exchange_seconds(COUNT_BYTES * work.num_experts, ep_size, machine, hierarchical)
+    rows = exchange_seconds(row_bytes(work), ep_size, machine, hierarchical)
+    call = rows.times(ROW_TRANSFERS).plus(counts).plus(Wire(within=machine.host_wait))
+    return call.times(work.batch.micro_batches * work.levers.sparse(work.shape))
 
 
-def ring_bandwidth(machine: Machine, stride: int = 1) -> float:
-    """Return the bytes a second of the rings over every stride-th rank, all of them at once.
-
-    Rank r is on node r // g. A ring crosses nodes through the network cards of all its ranks there
-    (a channel each), so a ring over whole nodes has g cards; the node with fewest bounds it. Within
-    a node, and never above it, NVLink does.
-    """
-    slowest = machine.nvlink
-    for place in range(stride):
-        members = Counter(r // machine.per_node for r in range(place, machine.gpus, stride))
-        if len(members) > 1:
-            slowest = min(slowest, min(members.values()) * machine.network)
-    return slowest
-
-
-def ring_seconds(size: float, machine: Machine, rounds: int, stride: int = 1) -> float:
-    """Return a ring's time over every stride-th rank, of `size` bytes on each.
-
-    rounds: 2 for an all-reduce, 1 for a gather or a reduce-scatter.
-    """
-    ranks = machine.gpus // stride
-    if ranks == 1:
-        return 0.0
-    share = (ranks - 1) / ranks
-    passed = share * size / ring_bandwidth(machine, stride)
-    return rounds * (passed + (ranks - 1) * machine.latency)
+def reduction_seconds(weights: Weights, element: int, machine: Machine, rounds: int, ep_size: int):
+    """Return the rings of a step as a Wire: of what all ranks hold, and of a rank's experts."""
+    rest = ring_seconds(element * weights.rest, machine, rounds)
+    own = element * weights.experts / ep_size
+    return rest.plus(ring_seconds(own, machine, rounds, ep_size)) if own else rest
 
 
 def step_cost(
@@ -164,8 +118,8 @@ def step_cost(
     )
     own = weights.experts / ep_size
     rounds = 3 if zero_stage else 2
-    reduction = ring_seconds(element * weights.rest, machine, rounds)
-    reduction += ring_seconds(element * own, machine, rounds, ep_size) if own else 0.0
+    reduction = reduction_seconds(weights, element, machine, rounds, ep_size)
+    exchanges = all_to_all_seconds(work, ep_size, machine, hierarchical)
     share = machine.share
     if share is None:
         share = product_share(work.shape.hidden, work.batch.tokens)
@@ -181,9 +135,11 @@ def step_cost(
             work.dropout,
             Speed(share * machine.flops, machine.memory),
         ),
-        reduction=reduction,
-        all_to_all=all_to_all_seconds(work, ep_size, machine, hierarchical),
+        reduction=reduction.total,
+        all_to_all=exchanges.total,
         optimizer=updated * update_bytes(element, zero_stage, work.piece) / machine.memory,
+        reduction_network=reduction.across,
+        all_to_all_network=exchanges.across,
     )
 
 

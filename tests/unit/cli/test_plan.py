@@ -72,6 +72,29 @@ def test_a_card_gives_its_limits_and_the_command_line_has_the_last_word(tiny, ca
     assert all(row["fits"] for row in given["memory"])  # in the card's 40 GB
 
 
+def test_the_network_is_told_apart_and_which_exchange_is_cheaper_over_it(tiny, capsys):
+    hosts = ["--gpus", "4", "--gpus-per-node", "2", "--network", "0.0125", "--nics", "1"]
+
+    def rows(*more: str) -> dict[int, dict]:
+        found = planned(tiny, capsys, *hosts, *more)["memory"]
+        return {row["ep_size"]: row for row in found if row["zero_stage"] == 1}
+
+    inside, over = rows()[2], rows()[4]
+    assert inside["exchange"] is None  # experts of two ranks stay on their host
+    assert inside["cost_flat"]["all_to_all_network"] == 0 < inside["cost_flat"]["all_to_all"]
+    assert inside["cost_flat"]["reduction_network"] == inside["cost_flat"]["reduction"]
+    assert 0 < over["cost_flat"]["all_to_all_network"] < over["cost_flat"]["all_to_all"]  # the wait
+    assert over["exchange"]["cheaper"] == "hierarchical"  # two messages for three, of few bytes
+    assert over["cost_hierarchical"] < over["cost_flat"]["total"]
+    never = rows("--latency", "0")[4]["exchange"]
+    assert (never["cheaper"], never["hierarchical_below"]) == ("flat", 0)
+    assert rows("--nics", "2")[4]["cost_flat"]["network"] < over["cost_flat"]["network"]
+    assert main(["plan", str(tiny / "run.yaml"), "--calibrate", "0", *hosts]) == 0
+    said = capsys.readouterr().out
+    assert "0.0125 GB/s a network card, 1 a node" in said
+    assert "all-to-all, ep_size 4: hierarchical is cheaper; a rank brings " in said
+
+
 def test_a_tiny_model_is_sent_to_one_gpu(tiny, capsys):
     """Two messages of 10 us to a ring, and more, are longer than all that it computes."""
     plan = planned(tiny, capsys, "--gpus", "4", "--gpu-memory", "24")
@@ -165,6 +188,7 @@ def test_written_files_describe_a_job_that_loads_from_any_folder(
     [
         (["--gpus", "0"], "--gpus = 0"),
         (["--nvlink", "-3"], "--nvlink = -3"),
+        (["--nics", "0"], "--nics = 0"),
         (["--gpus", "9"], "train.batch_size = 6 is smaller than 9 ranks"),
         (["--gpus", "3", "moe.ep_size=2"], "moe.ep_size = 2 does not divide"),
         (["--shape", "minilm", "--write", "job"], "--write with --shape"),

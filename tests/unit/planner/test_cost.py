@@ -3,23 +3,14 @@
 import pytest
 
 from ds_moe_mtl.planner.compute import Batch
-from ds_moe_mtl.planner.cost import (
-    Machine,
-    Work,
-    all_to_all_seconds,
-    exchange_seconds,
-    ring_bandwidth,
-    ring_seconds,
-    sent_bytes,
-    step_cost,
-)
+from ds_moe_mtl.planner.cost import Work, all_to_all_seconds, sent_bytes, step_cost
 from ds_moe_mtl.planner.flops import count_flops
 from ds_moe_mtl.planner.levers import Levers
 from ds_moe_mtl.planner.memory import Weights, count_weights
+from ds_moe_mtl.planner.network import Machine
 from ds_moe_mtl.planner.shape import SIZES
 
 NODE = Machine(8, 8, flops=1e12, memory=1e12, nvlink=100e9, network=10e9, latency=0.0, share=1.0)
-NODES = NODE._replace(gpus=16)
 LARGE = SIZES["bert_large"]
 
 
@@ -29,50 +20,6 @@ def work_of(tokens: float, shape=LARGE, precision: str = "bf16", **more) -> Work
     flops = count_flops(shape, 128, 4, 8)
     work = Work(shape, flops, batch, count_weights(shape, 4, 8), precision, 4, piece=1 << 25)
     return work._replace(**more)
-
-
-def test_an_exchange_within_a_node_sends_all_but_its_own_share():
-    assert exchange_seconds(8e9, 4, NODE, False) == pytest.approx(8e9 * 3 / 4 / 100e9)
-    assert exchange_seconds(8e9, 1, NODE, False) == 0
-
-
-def test_an_exchange_across_nodes_waits_for_the_network():
-    assert exchange_seconds(16e9, 16, NODES, False) == pytest.approx(16e9 * 8 / 16 / 10e9)
-    two_hops = 16e9 * 7 / 8 / 100e9 + 16e9 / 2 / 10e9
-    assert exchange_seconds(16e9, 16, NODES, True) == pytest.approx(two_hops)
-
-
-def test_hierarchy_pays_where_messages_are_many_and_small():
-    slow = Machine(64, 8, 1e12, 1e12, 100e9, 10e9, latency=1e-4)
-    assert exchange_seconds(1e3, 64, slow, True) < exchange_seconds(1e3, 64, slow, False)
-    assert exchange_seconds(1e12, 64, slow, True) > exchange_seconds(1e12, 64, slow, False)
-
-
-def test_a_ring_moves_twice_the_others_shares():
-    assert ring_seconds(8e9, NODE._replace(gpus=4), 2) == pytest.approx(2 * 3 / 4 * 8e9 / 100e9)
-    assert ring_seconds(8e9, NODE._replace(gpus=1), 2) == 0
-
-
-@pytest.mark.parametrize(
-    ("gpus", "stride", "cards"),
-    [
-        (16, 1, 8),  # two whole nodes
-        (16, 2, 4),  # ranks 0, 2, 4, ...: four in each node
-        (16, 4, 2),
-        (32, 16, 1),  # ranks 0 and 16: one in each of two nodes
-        (12, 1, 4),  # the second node has four
-        (12, 4, 1),  # ranks 0, 4 and 8: the second node has one of them
-    ],
-)
-def test_a_ring_across_nodes_uses_the_network_cards_of_all_its_ranks_there(gpus, stride, cards):
-    machine = NODE._replace(gpus=gpus)
-    assert ring_bandwidth(machine, stride) == min(cards * 10e9, 100e9)
-    assert ring_bandwidth(machine._replace(network=90e9), stride) == min(cards * 90e9, 100e9)
-
-
-def test_replicas_within_a_node_never_meet_the_network():
-    assert ring_bandwidth(NODE, 4) == 100e9
-    assert ring_bandwidth(NODES, 16) == 100e9  # one rank each: no ring at all
 
 
 def test_experts_of_bert_large_stay_where_they_are_on_two_nodes():
@@ -108,8 +55,35 @@ def test_every_micro_batch_and_sparse_layer_exchanges_rows_and_counts_and_waits_
     rows = 1000 * 1024 * 2 / 2 / 100e9 + 1e-6
     counts = 4 * 4 / 2 / 100e9 + 1e-6
     expected = 3 * 5 * (4 * rows + counts + 1e-3)
-    assert all_to_all_seconds(work, 2, machine, False) == pytest.approx(expected)
-    assert all_to_all_seconds(work, 1, machine, False) == 0
+    assert all_to_all_seconds(work, 2, machine, False) == pytest.approx((expected, 0))
+    assert all_to_all_seconds(work, 1, machine, False) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ep_size", "hierarchical", "ring_crosses", "exchange_crosses"),
+    [
+        (8, 4, False, False, 0.0),
+        (16, 1, False, True, 0.0),  # no exchange
+        (16, 4, False, True, 0.0),  # experts within a node
+        (16, 16, False, True, 1.0),
+        (16, 16, True, True, None),  # one hop of two
+    ],
+)
+def test_what_crosses_nodes_is_told_apart(
+    gpus, ep_size, hierarchical, ring_crosses, exchange_crosses
+):
+    work = work_of(4096)._replace(num_experts=16)
+    cost = step_cost(work, NODE._replace(gpus=gpus), 1, ep_size, hierarchical)
+    assert cost.reduction_network == (cost.reduction if ring_crosses else 0)
+    assert cost.network == cost.reduction_network + cost.all_to_all_network
+    assert cost.total == cost.compute + cost.reduction + cost.all_to_all + cost.optimizer
+    if exchange_crosses is not None:
+        assert cost.all_to_all_network == exchange_crosses * cost.all_to_all
+        return
+    rows, counts = 4096 * 1024 * 2, 4 * 16  # bytes; all four transfers of rows, and the counts
+    assert cost.all_to_all_network == pytest.approx(24 * (4 * rows + counts) / 2 / 10e9)
+    within = cost.all_to_all - cost.all_to_all_network
+    assert within == pytest.approx(24 * (4 * rows + counts) * 7 / 8 / 100e9)
 
 
 def test_the_optimizer_moves_what_its_update_moves():
