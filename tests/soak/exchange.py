@@ -130,24 +130,25 @@ def of_rows(rows: int, groups: HostGroups, repeats: int) -> dict:
 
 
 def alternated(works: dict[str, Callable[[], None]], repeats: int) -> dict:
-    """Return, by name, the median ms and quartiles of what the slowest rank took."""
+    """Return the median ms of what the slowest rank took, by way, and the ratio of the two.
+
+    The ratio is taken within a round: [first quartile, median, third quartile].
+    """
     took = {name: [] for name in works}
     for repeat in range(-1, repeats):  # the first is not counted
-        turned = list(works) if repeat % 2 else list(works)[::-1]
-        for name in turned:
+        for name in list(works) if repeat % 2 else list(works)[::-1]:
             dist.barrier()
             began = time.perf_counter()
             works[name]()
             took[name].append(time.perf_counter() - began)
-    found = {}
+    found, slowest = {}, {}
     for name, seconds in took.items():
-        slowest = 1e3 * torch.tensor(seconds[1:])
-        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-        low, high = slowest.quantile(torch.tensor([0.25, 0.75])).tolist()
-        found[name] = round(median(slowest.tolist()), 3)
-        found[f"{name}_quartiles"] = [round(low, 3), round(high, 3)]
-    first, second = list(works)
-    return found | {"ratio": round(found[second] / found[first], 3)}
+        slowest[name] = 1e3 * torch.tensor(seconds[1:])
+        dist.all_reduce(slowest[name], op=dist.ReduceOp.MAX)
+        found[name] = round(median(slowest[name].tolist()), 3)
+    ratios = slowest["hierarchical"] / slowest["flat"]
+    quartiles = ratios.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    return found | {"hierarchical / flat": [round(ratio, 3) for ratio in quartiles]}
 
 
 class Trained:
