@@ -101,6 +101,7 @@ class MoeSection(Section):
     gate_scale: Literal["paper", "preserve"] = "preserve"
     dispatch: Literal["dropless", "capacity"] = "dropless"
     ep_size: Count = 1  # ranks that share one set of experts
+    exchange: Literal["flat", "hierarchical"] = "flat"  # of rows between them
     capacity_factor: Positive = 1.25  # read by dispatch: capacity only
     load_balance_loss: NotNegative = 0.0  # weights of the losses; 0: off, as in the paper
     router_z_loss: NotNegative = 0.0
@@ -129,6 +130,12 @@ class MoeSection(Section):
             raise ValueError(
                 f"moe.num_experts = {self.num_experts} is not divisible by "
                 f"moe.ep_size = {self.ep_size}; allowed: an ep_size that divides num_experts"
+            )
+        if self.exchange == "hierarchical" and self.ep_size < 4:
+            raise ValueError(
+                f"moe.exchange = hierarchical with moe.ep_size = {self.ep_size}: rows are gathered "
+                "where several hosts have several ranks each; allowed: flat, or an ep_size from 4 "
+                "on"
             )
         if not isinstance(self.layers, str) and len(set(self.layers)) != len(self.layers):
             raise ValueError("moe.layers names a layer twice; allowed: each layer once")

@@ -136,7 +136,7 @@ def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config:
 
     _import_muon()
     if not _experts_are_frozen(network):
-        to_deepspeed(network, config.moe.ep_size)
+        to_deepspeed(network, config.moe.ep_size, _hosts_of_experts(network, config))
     train = config.train
     groups = parameter_groups(network, train.weight_decay, train.betas, config.moe.gate_momentum)
     with _quiet():
@@ -165,9 +165,26 @@ def _experts_are_frozen(network: MultiTaskNetwork) -> bool:
     """Whether there are experts and none learns. They stay in the plain form: DeepSpeed refuses a
     model with MoE layers of its own and no weights of experts to train.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, MoELayer)]
+    layers = _sparse_layers(network)
     parameters = [parameter for layer in layers for parameter in layer.experts.parameters()]
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _hosts_of_experts(network: MultiTaskNetwork, config: RunConfig):
+    """Return where a rank's experts' rows are gathered (moe.hosts); None: they travel at once.
+
+    A collective call. Raises UserError, on every rank, where the hosts' ranks do not allow it.
+    """
+    from ds_moe_mtl.moe.hosts import host_groups, hosts_of_ranks
+
+    ep_size = config.moe.ep_size
+    if config.moe.exchange == "flat" or ep_size == 1 or not _sparse_layers(network):
+        return None
+    return host_groups(ep_size, hosts_of_ranks())
+
+
+def _sparse_layers(network: MultiTaskNetwork) -> list[MoELayer]:
+    return [layer for layer in network.modules() if isinstance(layer, MoELayer)]
 
 
 def set_learning_rate(engine, rate: float, rates: Mapping[str, float]) -> None:

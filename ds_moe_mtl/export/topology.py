@@ -87,6 +87,7 @@ def _write_start(run: Path, topology: Topology, output: Path) -> None:
             f"run.dir={output}",
             "run.resume=auto",
             f"moe.ep_size={topology.ep_size}",
+            "moe.exchange=flat",  # all ranks are on this machine
             f"deepspeed={output / 'deepspeed_reshaped.json'}",
         ],
     )

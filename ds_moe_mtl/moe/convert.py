@@ -7,22 +7,27 @@ from torch import distributed as dist
 from torch import nn
 
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.moe.hosts import HostGroups
 from ds_moe_mtl.moe.keys import is_expert_key, plain_key
 from ds_moe_mtl.moe.layer import TaskMoE
 
 
-def to_deepspeed(model: nn.Module, ep_size: int = 1) -> nn.Module:
+def to_deepspeed(model: nn.Module, ep_size: int = 1, hosts: HostGroups | None = None) -> nn.Module:
     """Return `model` with every MoELayer replaced by a TaskMoE, in place.
 
     With ep_size > 1 a rank keeps its own experts only: those of its place in its group of ep_size
-    consecutive ranks. Raises ValueError where ep_size divides neither experts nor the world.
+    consecutive ranks. hosts: host_groups(ep_size, hosts_of_ranks()), to gather rows within hosts
+    before they cross them; None: they travel at once. Raises ValueError where ep_size divides
+    neither experts nor the world.
     """
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     if world_size % ep_size:
         raise ValueError(f"ep_size = {ep_size} must divide the number of ranks, {world_size}")
     place = expert_place(ep_size)
     for holder, name, layer in moe_layers(model, MoELayer):
-        setattr(holder, name, _task_moe(layer, ep_size, place))
+        moe = _task_moe(layer, ep_size, place)
+        moe.deepspeed_moe.hosts = hosts
+        setattr(holder, name, moe)
     return model
 
 

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.profiler import record_function
 
 import moe_kernels
 from ds_moe_mtl.models.token_level.experts import run_experts
 from ds_moe_mtl.models.token_level.gating import RoutingOptions
-from ds_moe_mtl.planner.traffic import ALL_TO_ALL
-from moe_kernels.first_order import first_order
+from ds_moe_mtl.moe.exchange import flat_exchange, hierarchical_exchange
+from ds_moe_mtl.moe.hosts import HostGroups
 
 
 def remote_experts(
@@ -24,45 +23,23 @@ def remote_experts(
     experts: Sequence[nn.Module],
     options: RoutingOptions,
     group: dist.ProcessGroup,
+    hosts: HostGroups | None = None,
 ) -> torch.Tensor:
     """Return the scaled expert outputs in token order [T, D]; `experts` are this rank's L.
 
     Exactly the routed rows travel: no capacity, no padding, also with unequal tokens a rank. Every
-    rank of the group must make this call, with 0 tokens if need be.
+    rank of the group must make this call, with 0 tokens if need be. hosts: gather rows within
+    hosts first; None: send them at once.
     """
     scale_T = moe_kernels.gate_scale_of(routing.prob_T, options.gate_scale)
-    sent_PL = routing.counts_E.view(dist.get_world_size(group), len(experts))
-    received_PL = torch.empty_like(sent_PL)
-    with record_function(ALL_TO_ALL):
-        dist.all_to_all_single(received_PL, sent_PL.contiguous(), group=group)
-    send_sizes = sent_PL.sum(1).tolist()
-    receive_sizes = received_PL.sum(1).tolist()
-
-    send_RD = moe_kernels.permute(x_TD, routing, num_rows=sum(send_sizes), impl=options.impl)
-    received_QD = _AllToAll.apply(send_RD, send_sizes, receive_sizes, group)
-    order_Q, counts_L = moe_kernels.received_order(received_PL, sum(receive_sizes))
+    sent_PL = routing.counts_E.view(-1, len(experts))
+    if hosts is None:
+        exchange = flat_exchange(sent_PL, group)
+    else:
+        exchange = hierarchical_exchange(sent_PL, hosts)
+    send_RD = moe_kernels.permute(x_TD, routing, num_rows=exchange.sent, impl=options.impl)
+    received_QD = exchange.there(send_RD)
+    order_Q, counts_L = moe_kernels.received_order(exchange.received_PL, exchange.received)
     answer_QD = run_experts(received_QD, counts_L, order_Q, experts, options.impl)
-    y_RD = _AllToAll.apply(answer_QD, receive_sizes, send_sizes, group)
+    y_RD = exchange.back(answer_QD)
     return moe_kernels.unpermute(y_RD, routing, scale_T, impl=options.impl)
-
-
-class _AllToAll(torch.autograd.Function):
-    """Uneven all-to-all of rows; its gradient is the all-to-all back."""
-
-    @staticmethod
-    def forward(ctx, rows, send_sizes, receive_sizes, group):
-        ctx.sizes, ctx.group = (send_sizes, receive_sizes), group
-        out = rows.new_empty((sum(receive_sizes), rows.shape[1]))
-        with record_function(ALL_TO_ALL):
-            dist.all_to_all_single(out, rows.contiguous(), receive_sizes, send_sizes, group=group)
-        return out
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad):
-        send_sizes, receive_sizes = ctx.sizes
-        out = grad.new_empty((sum(send_sizes), grad.shape[1]))
-        rows, group = grad.contiguous(), ctx.group
-        with record_function(ALL_TO_ALL):
-            dist.all_to_all_single(out, rows, send_sizes, receive_sizes, group=group)
-        return out, None, None, None

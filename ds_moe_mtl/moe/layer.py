@@ -17,6 +17,7 @@ from ds_moe_mtl.models.token_level.shared_slice import add_shared
 from ds_moe_mtl.moe.arguments import StockArguments
 from ds_moe_mtl.moe.dispatch import remote_experts
 from ds_moe_mtl.moe.gate import TaskGate
+from ds_moe_mtl.moe.hosts import HostGroups
 from ds_moe_mtl.moe.version import check_deepspeed_version
 
 
@@ -154,6 +155,8 @@ class TaskMOELayer(MOELayer):
     """
 
     tied = False
+    hosts: HostGroups | None = None
+    """Where rows are gathered within hosts first (to_deepspeed sets it)."""
 
     def forward(
         self,
@@ -188,6 +191,6 @@ class TaskMOELayer(MOELayer):
             )
         routing, aux_loss = self.gate.route(hidden_states, gate_ids, used_token, cu_seqlens)
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1])
-        y_TD = remote_experts(x_TD, routing, experts, options, self.ep_group)
+        y_TD = remote_experts(x_TD, routing, experts, options, self.ep_group, self.hosts)
         route = LayerRoute(routing.expert_T, routing.prob_T.detach())
         return LayerResult(y_TD.reshape(hidden_states.shape), aux_loss, routing.counts_E, route)

@@ -32,6 +32,7 @@ def about_run(network: Network, plan: RunPlan, deepspeed: dict, device: torch.de
         "zero_stage": deepspeed["zero_optimization"]["stage"],
         "update": update + _update_in_words(config, deepspeed, device),
         "ep_size": config.moe.ep_size if sparse else None,
+        "exchange": config.moe.exchange if sparse and config.moe.ep_size > 1 else None,
         "dispatch": config.moe.dispatch if sparse else None,
         "kernels": _kernels_in_words(network, config, device) if sparse else None,
         "gate_scale": config.moe.gate_scale if sparse else None,

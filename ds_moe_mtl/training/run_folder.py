@@ -26,6 +26,7 @@ _FREE_KEYS = (
     "train.threads",
     "train.accumulation",
     "moe.ep_size",
+    "moe.exchange",
     "deepspeed",
     "track",
 )

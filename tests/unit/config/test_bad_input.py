@@ -107,6 +107,9 @@ BAD_OVERRIDES = {
     "train.accumulation = 200; allowed: at least one example each",
     "moe.ep_size=3": "run.yaml:4: moe.num_experts = 4 is not divisible by moe.ep_size = 3; "
     "allowed: an ep_size that divides num_experts",
+    "moe.exchange=hierarchical": "run.yaml:4: moe.exchange = hierarchical with moe.ep_size = 1: "
+    "rows are gathered where several hosts have several ranks each; allowed: flat, or an ep_size "
+    "from 4 on",
     "deepspeed=no.json": LINE + "deepspeed = 'no.json': no such file or folder; "
     "allowed: a file, DeepSpeed's JSON",
     "data.root=run.yaml": LINE + "data.root = 'run.yaml': not a folder; "
