@@ -148,8 +148,8 @@ def test_the_report_has_gains_spread_and_negative_transfer(tmp_path):
         run = layout.run("vanilla", seed)
         (run / "model").mkdir(parents=True)
         (run / "results.json").write_text(json.dumps({"all_tasks": dev}))
-        description = {"format": 1, "kind": "mt_dense", "encoder": encoder}
-        description |= {"tasks": [], "about": {}}
+        description = {"format": 1, "kind": "mt_dense", "encoder": encoder, "about": {}}
+        description |= {"encoder_class": "BertModel", "pooler": False, "tasks": []}
         (run / "model/config.json").write_text(json.dumps(description))
         for system, values in (("direct", (base, 40.0, 0.5)), ("vanilla", (score, 30.0, 9.0))):
             rows = [{"task": t, "value": v} for t, v in zip("abc", values, strict=True)]
