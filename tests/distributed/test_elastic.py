@@ -203,10 +203,9 @@ def test_slurm_requeues_a_job_that_lost_a_node_and_starts_it_on_what_is_left(tmp
         yaml, run = written(tiny, "slurm", LONG)
         (tiny / "train.py").write_text(SLOW)
         cluster = HostCluster(hosts)
-        script = ROOT / "launchers/slurm/multi_node.sbatch"
-        small = ["--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0", "--nodes=1-2"]
-        train = f"--export=ALL,TRAIN=python {tiny / 'train.py'}"
-        job = cluster.ask("sbatch", "--parsable", *small, train, script, yaml, cwd=tiny)
+        script = ROOT / "launchers/slurm/elastic.sbatch"
+        ours = ["--gpus-per-node=0", f"--export=ALL,RANKS=2,TRAIN=python {tiny / 'train.py'}"]
+        job = cluster.ask("sbatch", "--parsable", *ours, script, yaml, cwd=tiny)
         cluster.wait_until(job, past(run, SAVED))
         hosts[1].kill()
         stood, at = step_of(run), time.monotonic()
