@@ -17,7 +17,7 @@ from ds_moe_mtl.ranks.rendezvous import Ranks
 TOLD_AFTER = 60.0
 """Seconds after which rank 0 tells who has not come, and a host that it does not reach rank 0."""
 
-_SETTLED = TOLD_AFTER / 6  # what a usual start takes less than: nothing is sent before
+SETTLED_AFTER = 10.0  # seconds that a usual start takes less than: nothing is sent before
 _CONNECT = timedelta(seconds=5)
 
 
@@ -34,13 +34,13 @@ def absentees_told(ranks: Ranks) -> Iterator[None]:
 
 
 def _tell(ranks: Ranks, met: threading.Event) -> None:
-    if met.wait(_SETTLED):
+    if met.wait(SETTLED_AFTER):
         return
     if ranks.rank and _reaches(ranks):
         with contextlib.suppress(RuntimeError):  # rank 0 has gone, and this rank hears of it
             _store(ranks).set(f"waits {ranks.rank}", "1")
             return
-    if met.wait(TOLD_AFTER - _SETTLED):
+    if met.wait(TOLD_AFTER - SETTLED_AFTER):
         return
     here = f"rank {ranks.rank} on {socket.gethostname()}"
     place = f"{ranks.master_addr}:{ranks.master_port}"

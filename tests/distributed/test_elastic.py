@@ -26,7 +26,7 @@ from tests.support.hosts.slurm import SLURM_PROGRAMS, HostCluster
 from tests.support.launch import ROOT, run_ranks
 from tests.support.tiny import tiny_config, write_tiny
 
-STEPS, LONG, SAVED = 12, 60, 2  # steps, those of a launcher's run, those between checkpoints
+STEPS, LONG, SAVED = 10, 60, 2  # steps, those of a launcher's run, those between checkpoints
 TIMEOUT = 20.0  # seconds without progress
 PORT = 29500
 SMALLER = "run.elastic: moe.ep_size = 4 does not divide the number of ranks, 2: 2 on these, where "
