@@ -18,8 +18,8 @@ case "${NODES:-1}" in *:*)
     /*) meeting=(--rdzv-endpoint "$MASTER" --rdzv-conf "store_type=file,last_call_timeout=${LAST_CALL:-30}") ;;
     *) meeting=(--rdzv-endpoint "$MASTER:${MASTER_PORT:-29400}" --rdzv-conf "last_call_timeout=${LAST_CALL:-30}") ;;
     esac
-    # Ranks meet at a store of their own: the one that torchrun would have them share is not told
-    # of machines that come and go, and still knows the ranks of before.
+    # Ranks meet at a store of their own: of the one that torchrun would have them share a machine
+    # keeps the first address, that of a lost machine too.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     exec torchrun --nproc-per-node "${RANKS:-4}" --nnodes "$NODES" \
         --max-restarts "${MOST_RESTARTS:-20}" --rdzv-backend c10d --rdzv-id "${RUN_ID:-1}" \
