@@ -13,8 +13,10 @@ def run() -> NoReturn:
     """Train what the command line says and end the process with the status."""
     try:
         from ds_moe_mtl.cli.train import main
+        from ds_moe_mtl.ranks.torchrun import prevent_restart
 
         status = main(sys.argv[1:])
+        prevent_restart(status, os.environ)
     except KeyboardInterrupt:  # while this very file and what it imports are read
         status = 130
     sys.stdout.flush()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config import RankError, UserError
 
 FAULT = 1
 """Exit status where something is wrong with the ranks."""
@@ -33,7 +33,7 @@ def distributed_doctor(as_json: bool) -> int:
         check_devices(ranks)
         device = start_process_group(ranks, PATIENCE)
     except UserError as error:
-        return _fault(ranks.rank, str(error))
+        return _fault(0 if isinstance(error, RankError) else ranks.rank, str(error))
     except RuntimeError as error:  # torch's: some rank has not come, or its name is unknown
         reason = str(error).strip().splitlines()[0]
         return _fault(

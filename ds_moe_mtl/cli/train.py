@@ -9,7 +9,14 @@ from pathlib import Path
 
 from ds_moe_mtl.cli import version_line
 from ds_moe_mtl.cli.arguments import BAD_INPUT, INTERRUPTED, repeated_key
-from ds_moe_mtl.config import DEFAULT_EXPERIMENT, RankError, RunConfig, UserError, load_config
+from ds_moe_mtl.config import (
+    DEFAULT_EXPERIMENT,
+    RankError,
+    RunConfig,
+    Unmet,
+    UserError,
+    load_config,
+)
 from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
 from ds_moe_mtl.ranks.failures import kept_by_rank
 from ds_moe_mtl.ranks.rendezvous import Ranks, rendezvous
@@ -69,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         if ranks is None or ranks.rank == 0 or isinstance(error, RankError):
             for line in error.lines:
                 print(f"error: {line}", file=sys.stderr, flush=True)
-        return BAD_INPUT
+        return _status(error)
     except OSError as error:
         where = error.filename or (config.run.dir if config and error.errno in FULL else None)
         if where is None:
@@ -81,6 +88,16 @@ def main(arguments: Sequence[str]) -> int:
         if ranks is None or ranks.rank == 0:
             print(_INTERRUPTED, file=sys.stderr, flush=True)
         return INTERRUPTED
+
+
+def _status(error: UserError) -> int:
+    """Return the status of a run that has ended so: there is a mistake to mend, or ranks to wait
+    for, which another start may do."""
+    if not isinstance(error, Unmet):
+        return BAD_INPUT
+    from ds_moe_mtl.ranks.watchdog import HUNG
+
+    return HUNG
 
 
 def _settle_accelerator() -> None:

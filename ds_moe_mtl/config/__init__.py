@@ -1,7 +1,7 @@
 """What a run is: typed, validated once at the edge."""
 
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
-from ds_moe_mtl.config.errors import Diverged, RankError, SeveralErrors, UserError
+from ds_moe_mtl.config.errors import Diverged, RankError, SeveralErrors, Unmet, UserError
 from ds_moe_mtl.config.load import (
     DEFAULT_EXPERIMENT,
     EXPERIMENTS,
@@ -22,6 +22,7 @@ __all__ = [
     "RankError",
     "RunConfig",
     "SeveralErrors",
+    "Unmet",
     "UserError",
     "differing_keys",
     "dump_config",

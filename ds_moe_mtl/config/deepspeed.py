@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from ds_moe_mtl.config.elastic import check_elastic
 from ds_moe_mtl.config.errors import UserError
 from ds_moe_mtl.config.files import displayed, read_text
 from ds_moe_mtl.config.schema import RunConfig
@@ -53,6 +54,7 @@ def resolve_deepspeed(
     resolved = read_deepspeed(file)
     try:
         _check_names(resolved)
+        check_elastic(resolved, config)
         _fill_batch(resolved, config, world_size)
         _check_zero(resolved, config)
         _check_order(resolved, config, world_size)
@@ -123,7 +125,7 @@ def _check_ranks(config: RunConfig, world_size: int, device: str) -> None:
     if config.model.kind in SPARSE_KINDS and world_size % ep_size:
         raise UserError(
             f"moe.ep_size = {ep_size} does not divide the number of ranks, {world_size}; "
-            "allowed: an ep_size that divides it and moe.num_experts"
+            "allowed: an ep_size that divides it and moe.num_experts, or run.elastic=true"
         )
     if train.precision == "fp16" and device == "cpu":
         raise UserError("train.precision = fp16 does not run on a CPU; allowed there: bf16, fp32")

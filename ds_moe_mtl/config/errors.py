@@ -31,6 +31,10 @@ class RankError(UserError):
     """A mistake that one rank alone has met (its disk is full, say): that rank tells it."""
 
 
+class Unmet(RankError):
+    """The ranks have not met; nothing need be mended, and another start may do."""
+
+
 class Diverged(UserError):
     """A training whose numbers are no longer finite; its configuration is right in form."""
 

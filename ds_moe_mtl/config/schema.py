@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic import model_validator as _model_validator
 
+from ds_moe_mtl.config.elastic import elastic_conflict
 from ds_moe_mtl.config.levers import check_levers
 from ds_moe_mtl.config.recorded import graphs_conflict
 from ds_moe_mtl.config.section import (
@@ -36,6 +37,7 @@ class RunSection(Section):
     seed: Seed = 0
     resume: Text = "auto"  # auto | never | the folder of a checkpoint
     extend: bool = False  # true: a complete run goes on to more steps, at another rate perhaps
+    elastic: bool = False  # true: it goes on with the ranks that there are, at an ep_size that fits
 
 
 class DataSection(Section):
@@ -320,6 +322,13 @@ class RunConfig(Section):
                 f"train.select = {self.train.select} without train.eval_every; allowed: a number "
                 "of steps or epoch"
             )
+        return self
+
+    @_model_validator(mode="after")
+    def _other_ranks_train_the_same(self) -> "RunConfig":
+        conflict = elastic_conflict(self)
+        if conflict is not None:
+            raise ValueError(conflict)
         return self
 
     @_model_validator(mode="after")

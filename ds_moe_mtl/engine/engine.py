@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from datetime import timedelta
 
 import torch
 
-from ds_moe_mtl.config import RunConfig, UserError
+from ds_moe_mtl.config import RunConfig, Unmet, UserError
 from ds_moe_mtl.config.deepspeed import updates_in_one_pass
 from ds_moe_mtl.engine.clipping import clip_apart
 from ds_moe_mtl.engine.contract import check_contract
@@ -20,6 +21,7 @@ from ds_moe_mtl.engine.shapes import set_shapes
 from ds_moe_mtl.engine.zero_update import update_in_one_pass
 from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
+from ds_moe_mtl.ranks.absentees import absentees_told
 from ds_moe_mtl.ranks.rendezvous import Ranks, apply, free_port
 from moe_kernels.verified import choose
 
@@ -80,7 +82,7 @@ def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.devi
     """Join the process group of all ranks, or stay in it, and return this rank's device.
 
     timeout: of its collectives. Raises UserError where rank 0's port is taken, and for a DeepSpeed
-    whose insides are not known.
+    whose insides are not known; Unmet where the ranks do not meet in time.
     """
     apply(ranks, os.environ)
     kind = device_type()
@@ -102,16 +104,17 @@ def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.devi
         torch.cuda.set_device(device)
     for last in (False, False, True):
         try:
-            deepspeed.init_distributed(
-                dist_backend="nccl" if kind == "cuda" else "gloo",
-                auto_mpi_discovery=False,
-                verbose=False,
-                timeout=timeout,
-            )
+            with absentees_told(ranks):
+                deepspeed.init_distributed(
+                    dist_backend="nccl" if kind == "cuda" else "gloo",
+                    auto_mpi_discovery=False,
+                    verbose=False,
+                    timeout=timeout,
+                )
             break
-        except torch.distributed.DistNetworkError as error:
+        except torch.distributed.DistError as error:
             if "EADDRINUSE" not in str(error):
-                raise
+                raise _unmet(ranks, error) from error
             # A port that was free when it was drawn; a world of one may take another.
             if last or ranks.launcher != "python":
                 raise UserError(
@@ -121,6 +124,13 @@ def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.devi
                 ) from None
             os.environ["MASTER_PORT"] = str(free_port())
     return device
+
+
+def _unmet(ranks: Ranks, error: Exception) -> Unmet:
+    return Unmet(
+        f"rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()} has not met the others "
+        f"at {ranks.master_addr}:{ranks.master_port}: {str(error).strip().splitlines()[0]}"
+    )
 
 
 def start_engine(network: MultiTaskNetwork, config: RunConfig, deepspeed_config: dict):

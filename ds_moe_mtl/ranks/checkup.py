@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 
+from ds_moe_mtl.ranks.clocks import clock_faults, clock_skews
 from ds_moe_mtl.ranks.machine import device_name
 from ds_moe_mtl.ranks.rendezvous import Ranks
 
@@ -20,11 +21,6 @@ MESSAGE_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 ROUNDS = 5
 """Timed calls; the fastest counts. One more goes before them."""
-
-MOST_SKEW = 1.0
-"""Seconds that clocks may differ: beyond it logs and the ages of files mislead (our choice)."""
-
-PINGS = 5
 
 
 @dataclass(frozen=True)
@@ -45,13 +41,13 @@ def check_up(ranks: Ranks, device: torch.device, versions: Mapping[str, str]) ->
 
     versions: of this rank's packages, by name.
     """
-    clock = _skew(ranks)
+    clocks = {0: 0.0} | clock_skews(range(1, ranks.world_size))
     card = (
         str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
         if (device.type == "cuda")
         else ""
     )
-    mine = (socket.gethostname(), ranks.local_rank, device_name(device), card, clock, versions)
+    mine = (socket.gethostname(), ranks.local_rank, device_name(device), card, versions)
     everyones: list = [None] * ranks.world_size
     dist.all_gather_object(everyones, mine)
     reduced, exchanged, wrong = _collectives(ranks, device)
@@ -61,47 +57,14 @@ def check_up(ranks: Ranks, device: torch.device, versions: Mapping[str, str]) ->
             "host": host,
             "local": str(local),
             "device": name,
-            "clock": f"{1000 * skew:+.1f} ms",
+            "clock": f"{1000 * clocks[rank]:+.1f} ms",
             **versions,
         }
-        for rank, (host, local, name, _, skew, versions) in enumerate(everyones)
+        for rank, (host, local, name, _, versions) in enumerate(everyones)
     ]
     faults = [*wrong, *_differences(everyones), *_shared_cards(everyones)]
-    faults += [
-        f"rank {rank} on {each[0]}: its clock is {each[4]:+.1f} s from rank 0's; allowed: "
-        f"{MOST_SKEW:g} s"
-        for rank, each in enumerate(everyones)
-        if abs(each[4]) > MOST_SKEW
-    ]
+    faults += clock_faults(clocks, [host for host, *_ in everyones])
     return Checkup(rows, reduced, exchanged, faults)
-
-
-def _skew(ranks: Ranks) -> float:
-    """Return the seconds that this rank's clock is ahead of rank 0's.
-
-    Rank 0 asks each in turn for its time; of several answers that of the shortest way counts.
-    """
-    group = dist.new_group(backend="gloo")  # of times, in the host's memory
-    skews = torch.zeros(ranks.world_size, dtype=torch.float64)
-    for other in range(1, ranks.world_size):
-        answers = []
-        for _ in range(PINGS):
-            word = torch.zeros(1, dtype=torch.float64)
-            if ranks.rank == 0:
-                sent = time.time()
-                dist.send(word, other, group)
-                dist.recv(word, other, group)
-                back = time.time()
-                answers.append((back - sent, word.item() - (sent + back) / 2))
-            elif ranks.rank == other:
-                dist.recv(word, 0, group)
-                word[0] = time.time()
-                dist.send(word, 0, group)
-        if answers:
-            skews[other] = min(answers)[1]
-    dist.broadcast(skews, 0, group)
-    dist.destroy_process_group(group)
-    return float(skews[ranks.rank])
 
 
 def _collectives(ranks: Ranks, device: torch.device) -> tuple[float, float, list[str]]:
@@ -152,8 +115,8 @@ def _fastest(call, device: torch.device) -> float:
 def _differences(everyones: Sequence[tuple]) -> list[str]:
     """Return a line for each package of which ranks have different versions."""
     lines = []
-    for name in everyones[0][5]:
-        versions = [each[5].get(name, "not installed") for each in everyones]
+    for name in everyones[0][4]:
+        versions = [each[4].get(name, "not installed") for each in everyones]
         most = Counter(versions).most_common(1)[0][0]
         odd = [
             f"rank {rank} on {everyones[rank][0]} has {version}"
@@ -168,7 +131,7 @@ def _differences(everyones: Sequence[tuple]) -> list[str]:
 def _shared_cards(everyones: Sequence[tuple]) -> list[str]:
     """Return a line for each GPU that several ranks have taken."""
     taken: dict[tuple, list[int]] = {}
-    for rank, (host, _, _, card, _, _) in enumerate(everyones):
+    for rank, (host, _, _, card, _) in enumerate(everyones):
         if card:
             taken.setdefault((host, card), []).append(rank)
     return [

@@ -7,6 +7,7 @@ strings; they are exchanged once and compared.
     local = fingerprints(configuration=config_hash, data={"rte": ..., "cola": ...})
     check_agreement(local, gather)
     check_shared(folder, rank, gather)
+    tell_clocks(gather, say)
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.ranks.clocks import clock_faults, clock_skews
 
 PACKAGES = ("ds_moe_mtl", "moe_kernels", "encoder_kernels", "update_kernels")
 LIBRARIES = ("torch", "deepspeed", "transformers")
@@ -120,6 +122,18 @@ def check_shared(folder: Path, rank: int, gather: Callable[[object], Sequence]) 
             f"run.dir: rank {blind[0]} on {found[blind[0]][0]} does not see in {folder} what rank 0"
             f" on {found[0][0]} writes there{more}; allowed: a folder that all hosts share"
         )
+
+
+def tell_clocks(gather: Callable[[object], Sequence], say: Callable[[str], None]) -> None:
+    """Say which host's clock is too far from that of rank 0's host; every rank calls it.
+
+    It is no reason to refuse a run, none of whose numbers depends on a clock: what misleads are
+    the times in the hosts' logs and of files, and what breaks are launchers (docs/launching.md).
+    """
+    hosts = gather(socket.gethostname())
+    others = sorted({hosts.index(host) for host in hosts} - {0})  # one rank of each host
+    for line in clock_faults(clock_skews(others), hosts) if others else ():
+        say(f"note: {line}")
 
 
 def _appears(path: Path) -> bool:

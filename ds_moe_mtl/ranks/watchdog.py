@@ -24,6 +24,7 @@ from torch import distributed as dist
 
 from ds_moe_mtl.config import RankError, UserError
 from ds_moe_mtl.ranks.rendezvous import Ranks
+from ds_moe_mtl.ranks.torchrun import prevent_restart
 
 HUNG = 70
 """Exit status of every rank of a run that hung, or that lost a rank (EX_SOFTWARE)."""
@@ -285,6 +286,7 @@ class Watchdog:
             else:
                 _wait_for(lambda: self._store.check([_SAID]))
         self._leave(self._living())
+        prevent_restart(end["status"], os.environ)
         os._exit(end["status"])
 
     def _living(self) -> list[int]:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ _FREE_KEYS = (
     "run.dir",
     "run.resume",
     "run.extend",
+    "run.elastic",
     "data.cache",
     "train.log_every",
     "train.save_every",
@@ -32,6 +34,10 @@ _FREE_KEYS = (
 )
 _EXTENDED_KEYS = ("train.steps", "train.epochs", "train.lr", "train.warmup", "train.patience")
 """What else may differ where run.extend says so: the schedule from here on."""
+
+LOST_HOLDER = 120.0
+"""Seconds that run.elastic waits for a folder: a file server lets go of what a lost host held when
+its lease ends (NFS 4: 90 s)."""
 
 _ASIDE = re.compile(r"previous-[0-9]+")
 _TAKEN = re.compile(
@@ -90,15 +96,17 @@ class RunFolder:
         except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
             reason = getattr(error, "strerror", error)
             raise UserError(f"run.dir: {str(self.path)!r:.80}: {reason}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise UserError(
-                f"run.dir: {self.path} is in use by {holder}; wait for it or set another run.dir"
-            ) from None
+        until = time.monotonic() + (LOST_HOLDER if self.config.run.elastic else 0.0)
+        while not self._hold():
+            if time.monotonic() >= until:
+                self._lock.seek(0)
+                holder = self._lock.read().strip() or "another process"
+                self._lock.close()
+                raise UserError(
+                    f"run.dir: {self.path} is in use by {holder}; wait for it or set another "
+                    "run.dir"
+                )
+            time.sleep(0.5)
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
@@ -108,6 +116,13 @@ class RunFolder:
             elif self.finished() is None and (self.path / "results.json").exists():
                 self._extend()
         self._check_checkpoint()
+
+    def _hold(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     def release(self) -> None:
         """Let another process have the folder."""

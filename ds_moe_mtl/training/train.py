@@ -10,6 +10,7 @@ from torch import distributed as dist
 
 from ds_moe_mtl.config import RunConfig, UserError, dump_config
 from ds_moe_mtl.config.deepspeed import resolve_deepspeed
+from ds_moe_mtl.config.elastic import fit_to_ranks
 from ds_moe_mtl.config.named import named_class
 from ds_moe_mtl.engine.engine import (
     check_devices,
@@ -22,7 +23,7 @@ from ds_moe_mtl.engine.native import check_native
 from ds_moe_mtl.evaluation.table import print_results
 from ds_moe_mtl.models.kernels import check_kernels
 from ds_moe_mtl.ranks.machine import EMULATED, emulates_bf16, take_cores
-from ds_moe_mtl.ranks.preflight import check_agreement, check_shared, fingerprints
+from ds_moe_mtl.ranks.preflight import check_agreement, check_shared, fingerprints, tell_clocks
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
@@ -59,6 +60,9 @@ def train(
             say(note)
         print_results(done, say)
         return 0
+    config, fitted = fit_to_ranks(config, ranks.world_size)  # the folder keeps what was asked for
+    if fitted:
+        say(fitted)
     deepspeed = resolve_deepspeed(config, ranks.world_size, device_type())
     check_native(deepspeed, config)
     check_kernels(config, device_type())
@@ -69,6 +73,7 @@ def train(
     group.build_first(deepspeed, ranks)
     device = _meet(group.folders, ranks, collective_timeout(config))
     try:
+        tell_clocks(_gather, say)
         check_agreement(_fingerprints(plan), _gather)
         for each in group.folders:
             check_shared(each.path, ranks.rank, _gather)

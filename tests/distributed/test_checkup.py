@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from ds_moe_mtl.ranks.checkup import MOST_SKEW, check_up
+from ds_moe_mtl.ranks.checkup import check_up
+from ds_moe_mtl.ranks.clocks import MOST_SKEW
 from ds_moe_mtl.ranks.rendezvous import rendezvous
 from tests.support.launch import launch, run_ranks
 

@@ -220,7 +220,12 @@ def test_the_checkup_names_the_host_whose_clock_and_whose_package_are_others(hos
     assert clock.startswith(f"rank 1 on node1: its clock is +{AHEAD}.0 s from rank 0's")
 
 
-def test_the_preflight_names_the_host_whose_data_are_others(hosts, tiny, each_its_own):
+def test_the_preflight_names_the_host_whose_clock_and_whose_data_are_others(
+    hosts, tiny, each_its_own
+):
+    require_or_skip({"faketime": "faketime"}, "a clock that is ahead")
+    faked = f"FAKETIME_DONT_FAKE_MONOTONIC=1 exec faketime -f +{AHEAD}s python"
+    write_program(hosts[1].kept / "rank", faked)
     for number, host in enumerate(hosts):
         write_data(host.kept / "data", rows=60 + number)
     yaml, _ = written(tiny, "other_data")
@@ -232,6 +237,8 @@ def test_the_preflight_names_the_host_whose_data_are_others(hosts, tiny, each_it
     assert len(errors) == 1 and "Traceback" not in ended.stderr, ended.text
     assert errors[0].startswith("error: data of colour differs between the ranks: rank 1 on node1")
     assert "; rank 0 on node0 has " in errors[0]
+    clock = f"note: rank 1 on node1: its clock is +{AHEAD}.0 s from rank 0's; allowed: 1 s\n"
+    assert ended.stdout.count("its clock is") == 1 and clock in ended.stdout, ended.text
 
 
 def test_an_unknown_name_of_rank_0s_host_is_one_line_that_names_both(hosts):

@@ -297,7 +297,7 @@ def test_a_contradiction_names_both_sides_in_one_line(resolve, native, overrides
         (
             ["moe.num_experts=12", "moe.ep_size=3"],
             "moe.ep_size = 3 does not divide the number of ranks, 4; "
-            "allowed: an ep_size that divides it and moe.num_experts",
+            "allowed: an ep_size that divides it and moe.num_experts, or run.elastic=true",
         ),
         (
             ["train.precision=fp16"],

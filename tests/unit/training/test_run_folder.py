@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.engine.engine import check_devices
 from ds_moe_mtl.ranks.rendezvous import Ranks
+from ds_moe_mtl.training import run_folder
 from ds_moe_mtl.training.run_folder import RunFolder
 from tests.support.steps import quiet
 from tests.support.tiny import tiny_config, write_tiny
@@ -40,6 +43,22 @@ def test_resume_never_puts_the_earlier_run_aside_whole(config):
     assert (aside / "config.yaml").exists() and str(aside) in said[0]
     assert not (folder.path / "results.json").exists()
     folder.release()
+
+
+def test_an_elastic_run_waits_for_the_lock_of_a_lost_host_and_another_does_not(config, monkeypatch):
+    monkeypatch.setattr(run_folder, "LOST_HOLDER", 10.0)
+    elastic = config.model_copy(update={"run": config.run.model_copy(update={"elastic": True})})
+    holder, other, next_start = (RunFolder(each, quiet) for each in (config, config, elastic))
+    holder.claim()
+    with pytest.raises(UserError, match="is in use by process"):
+        other.claim()
+    lease = threading.Timer(0.7, holder.release)
+    lease.start()
+    began = time.monotonic()
+    next_start.claim()
+    assert 0.6 < time.monotonic() - began < 10
+    lease.join()
+    next_start.release()
 
 
 def test_another_configuration_is_refused_by_the_keys_that_differ(config):
