@@ -12,6 +12,7 @@ from ds_moe_mtl.config.deepspeed import read_deepspeed
 from ds_moe_mtl.config.files import REPOSITORY
 from ds_moe_mtl.config.load import find_experiment
 from ds_moe_mtl.planner.memory import split_weights
+from ds_moe_mtl.planner.network import has_hierarchy
 
 GIB = 2**30
 LAUNCHERS = REPOSITORY / "launchers" / "slurm"
@@ -72,11 +73,17 @@ def write_job(
         "stage": row["zero_stage"],
     }
     files[0].write_text(json.dumps(native, indent=2) + "\n")
-    kept = [text for text in overrides if text.split("=")[0] not in ("deepspeed", "moe.ep_size")]
+    settled = ["deepspeed", "moe.ep_size"]
+    exchange = []
+    if not has_hierarchy(row["ep_size"], machine):  # moe.exchange=hierarchical would be refused
+        settled.append("moe.exchange")
+        exchange = ["moe.exchange=flat"]
+    kept = [text for text in overrides if text.split("=")[0] not in settled]
     arguments = [
         str(find_experiment(Path(config_name))),
         *_from_anywhere(kept, paper.workload.config),
         f"moe.ep_size={row['ep_size']}",
+        *exchange,
         f"deepspeed={files[0].resolve()}",
     ]
     files[1].write_text(_script(machine.gpus, machine.per_node, row, paper, arguments))

@@ -70,6 +70,11 @@ def elastic_conflict(config) -> str | None:
                 "what is dropped depends on each rank's own tokens",
                 "dropless",
             ),
+            "moe.exchange": (
+                moe.exchange != "flat",
+                "the ranks that are left may lie on hosts that have nothing to gather",
+                "flat",
+            ),
             "moe.load_balance_loss": (moe.load_balance_loss > 0, of_rank, "0"),
             "moe.router_z_loss": (moe.router_z_loss > 0, of_rank, "0"),
         }

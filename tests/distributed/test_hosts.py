@@ -19,12 +19,13 @@ import pytest
 from ds_moe_mtl.config import RunConfig, dump_config
 from tests.support.ends import differences
 from tests.support.hosts.fixture import hosts_or_skip, require_or_skip
+from tests.support.hosts.forked import Training
 from tests.support.hosts.host import OnHost
 from tests.support.hosts.hosts import Hosts
 from tests.support.hosts.openmpi import open_mpi_environ
 from tests.support.hosts.packages import Unavailable
 from tests.support.hosts.slurm import SLURM_PROGRAMS, HostCluster
-from tests.support.launch import ROOT, run_ranks
+from tests.support.launch import LIMIT, ROOT, run_ranks
 from tests.support.tiny import tiny_config, write_data, write_tiny
 
 HANGING = ROOT / "tests" / "support" / "hanging.py"
@@ -34,6 +35,7 @@ TORCHRUN = ("torchrun", "--nnodes", "2", "--nproc-per-node", "2", *RENDEZVOUS)
 EXPORTED = "OMP_NUM_THREADS=1\nHF_HUB_OFFLINE=1\nDS_ACCELERATOR=cpu\n"  # by deepspeed, to ranks
 PDSH = {"pdsh": "pdsh", "pkill": "procps"}
 AHEAD = 5  # seconds
+PORT = 29511
 needs_all = pytest.mark.skipif(
     os.environ.get("DS_MOE_MTL_HOSTS") != "all",
     reason="up to half a minute: DS_MOE_MTL_HOSTS=all runs it",
@@ -99,10 +101,9 @@ def started(light: Path) -> list[dict]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def test_a_rank_that_fails_on_node1_ends_torchrun_on_both_hosts_and_slurm_goes_on_to_the_same_bits(
-    hosts, tiny
+def test_a_rank_that_fails_on_node1_ends_both_torchruns_and_a_start_goes_on_to_the_same_bits(
+    hosts, tiny, tmp_path
 ):
-    require_or_skip(SLURM_PROGRAMS, "Slurm")
     yaml, run = written(tiny, "passed_on")
     failing = [*TORCHRUN, HANGING, "raise", "2", "4", yaml]
     hosts.names(debian=True)
@@ -112,13 +113,22 @@ def test_a_rank_that_fails_on_node1_ends_torchrun_on_both_hosts_and_slurm_goes_o
     assert "rank 2 on node1 failed in step 4; all ranks end\n" in ended[1].stderr, ended[1].text
     log = (run / "logs/rank2.log").read_text()
     assert " rank 2 on node1: " in log and "OSError: no batch for step 4" in log
+    again = Training(list(hosts), tmp_path, [yaml], PORT, each=2)
+    assert again.wait(LIMIT) and again.statuses == [0] * RANKS, again.text
+    assert f"continuing {run}/checkpoints/step_00000002" in again.said(0)
+    assert differences(run, tiny / "whole") == []
+
+
+@needs_all
+def test_slurm_over_two_hosts_trains_to_the_bits_of_one(hosts, tiny):
+    require_or_skip(SLURM_PROGRAMS, "Slurm")
+    yaml, run = written(tiny, "slurm")
     cluster = HostCluster(hosts)
     options = ["--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0"]
     script = ROOT / "launchers/slurm/multi_node.sbatch"
     train = f"--export=ALL,TRAIN=python {ROOT / 'train.py'}"
     job = cluster.ask("sbatch", "--parsable", *options, train, script, yaml, cwd=tiny)
     cluster.wait_for_state(job, "COMPLETED")
-    assert f"continuing {run}/checkpoints/step_00000002" in (tiny / f"logs/{job}-0.log").read_text()
     assert sorted(path.name for path in (tiny / "logs").iterdir()) == [
         f"{job}-{rank}.log" for rank in range(RANKS)
     ]

@@ -109,14 +109,14 @@ def test_cancelled_job_checkpoints_stays_cancelled_and_is_resumed_by_the_next(cl
 
 
 def test_training_preempted_and_on_a_failing_node_equals_the_run_that_never_was(cluster, tmp_path):
-    steps = 200
+    steps = 140
     plain, interrupted = tmp_path / "plain", tmp_path / "interrupted"
     config = tiny_config(
         write_tiny(tmp_path), train={"steps": steps, "keep_checkpoints": 1}, moe={"ep_size": 2}
     ).model_dump(mode="json")
     yaml_file = tmp_path / "tiny.yaml"
     yaml_file.write_text(yaml.safe_dump(config))
-    run = launch([ROOT / "train.py", yaml_file, f"run.dir={plain}"], 2, "mpirun")
+    run = launch([ROOT / "train.py", yaml_file, f"run.dir={plain}"], 2, "fork")
     assert run.returncode == 0, run.text
 
     job = cluster.submit(MULTI, yaml_file, f"run.dir={interrupted}", cwd=tmp_path)

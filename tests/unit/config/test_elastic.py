@@ -60,13 +60,14 @@ def test_a_dense_model_has_nothing_to_fit():
         ("train.save_every=0", "a number of steps"),
         ("train.average_from=0.5", "null"),
         ("moe.dispatch=capacity", "dropless"),
+        ("moe.exchange=hierarchical", "flat"),
         ("moe.load_balance_loss=0.01", "0"),
         ("moe.router_z_loss=0.001", "0"),
     ],
 )
 def test_what_other_ranks_would_train_otherwise_is_refused_with_the_reason(override, allowed):
     with pytest.raises(UserError) as refused:
-        load_config(None, [*ELASTIC, override])
+        load_config(None, [*ELASTIC, "moe.ep_size=4", override])
     text, (key, _, value) = str(refused.value), override.partition("=")
     assert f"run.elastic = true with {key} = {value}: " in text and "\n" not in text
     assert text.endswith(f"; allowed: {allowed}")
