@@ -193,13 +193,18 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--hosts", nargs="+", default=["2x2", "4x1"], help="so many, with so many ranks on each")
-    add("--rates", nargs="+", choices=RATES, default=list(RATES))
-    add("--rounds", type=int, default=3)
-    add("--ep", nargs="*", type=int, default=[1, 4], help="of steps; nothing: no steps")
-    add("--out", type=Path, help="JSON")
-    add("--overrides", nargs="*", default=["train.batch_size=128"], help="section.key=value")
+    parser.add_argument(
+        "--hosts", nargs="+", default=["2x2", "4x1"], help="so many, with so many ranks on each"
+    )
+    parser.add_argument("--rates", nargs="+", choices=RATES, default=list(RATES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--ep", nargs="*", type=int, default=[1, 4], help="of steps; nothing: no steps"
+    )
+    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument(
+        "--overrides", nargs="*", default=["train.batch_size=128"], help="section.key=value"
+    )
     return parser.parse_args()
 
 

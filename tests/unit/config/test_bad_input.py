@@ -31,8 +31,10 @@ BAD_OVERRIDES = {
     ),
     "trian.lr=1": LINE + "unknown key trian; nearest known key: train",
     "zzz.a=1": LINE + f"unknown key zzz; the sections are {SECTIONS}",
-    "run.own=1": LINE + "unknown key run.own; the keys of run are dir, seed, resume, extend",
-    "run.qqq=1": LINE + "unknown key run.qqq; the keys of run are dir, seed, resume, extend",
+    "run.own=1": LINE
+    + "unknown key run.own; the keys of run are dir, seed, resume, extend, elastic",
+    "run.qqq=1": LINE
+    + "unknown key run.qqq; the keys of run are dir, seed, resume, extend, elastic",
     "train.lr=fast": LINE + "train.lr = 'fast'; allowed: a number above 0",
     "train.lr=0": LINE + "train.lr = 0; allowed: a number above 0",
     "train.lr=.inf": LINE + "train.lr = inf; allowed: a number above 0",
@@ -144,10 +146,12 @@ BAD_FILES = {
     GOOD + "model: &a {kind: *a}\n": "run.yaml:8: nested too deeply or too large for a run",
     GOOD + "---\n": "run.yaml:8: not valid YAML: but found another document",
     "tasks: [rte]\ntrain: {steps: 1}\n": (
-        "run.yaml: run is missing; allowed: a section with the keys dir, seed, resume, extend"
+        "run.yaml: run is missing; allowed: a section with the keys dir, seed, resume, extend, "
+        "elastic"
     ),
     "run:\ntasks: [rte]\ntrain: {steps: 1}\n": (
-        "run.yaml:1: run = None; allowed: a section with the keys dir, seed, resume, extend"
+        "run.yaml:1: run = None; allowed: a section with the keys dir, seed, resume, extend, "
+        "elastic"
     ),
 }
 
