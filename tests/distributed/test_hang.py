@@ -101,14 +101,13 @@ def test_a_frozen_process_is_named_all_others_end_and_a_restart_goes_on(yaml, ra
 
 
 def test_a_job_that_was_suspended_for_longer_than_the_time_out_goes_on(yaml):
-    timeout = 2 * TIMEOUT  # the dev scores come into it, and with them imports
-    slow = [HANGING, "slow", "0", "0", yaml, f"train.hang_timeout={timeout}"]
+    slow = [HANGING, "slow", "0", "0", yaml]
     with start(slow, 2, "fork") as running:
         running.wait_until(lambda: len(list_checkpoints(yaml.parent / "run/checkpoints")) > 0, 120)
         ranks = running.ranks()
         for process in ranks:
             process.send_signal(signal.SIGSTOP)
-        psutil.wait_procs(ranks, timeout=timeout + 5)  # nobody ends: a suspended job is no hang
+        psutil.wait_procs(ranks, timeout=TIMEOUT + 5)  # nobody ends: a suspended job is no hang
         for process in ranks:
             process.send_signal(signal.SIGCONT)
         ended = running.wait(120)

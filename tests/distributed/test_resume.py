@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from ds_moe_mtl.cli.train import main as train_here
 from ds_moe_mtl.config import dump_config
 from ds_moe_mtl.training.checkpoint import damage, list_checkpoints
 from tests.support.ends import differences, rows_of
-from tests.support.launch import ROOT, launch, rank_environ, start
+from tests.support.launch import ROOT, launch, start
 from tests.support.tiny import tiny_config, write_tiny
 
 STEPS, SAVE_EVERY = 8, 2
@@ -253,17 +251,9 @@ def test_a_folder_that_a_live_run_holds_is_refused_and_a_dead_ones_lock_is_not(c
 def test_no_room_while_saving_leaves_the_checkpoints_before_whole(copied, unbroken):
     before = {path.name for path in (copied / "checkpoints").iterdir()}
     largest = max(f.stat().st_size for f in (copied / "checkpoints").rglob("*.pt"))
-    blocks = largest // 1024 // 2  # ulimit -f counts 1,024 bytes: the write fails half-way
-    limited = f'ulimit -f {blocks}; exec "$@"'
-    result = subprocess.run(
-        ["bash", "-c", limited, "-", sys.executable, ROOT / "train.py", copied.parent / "run.yaml"],
-        env=rank_environ(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 2, result.stderr
+    limited = [ROOT / "tests/support/limited.py", 0, largest // 2]  # the write fails half-way
+    result = launch([*limited, copied.parent / "run.yaml"], 1, "fork")
+    assert result.returncode == 2, result.text
     errors = result.stderr.strip().splitlines()
     assert len(errors) == 1 and "cannot write a checkpoint" in errors[0], errors
     assert "the checkpoints before it are whole" in errors[0]

@@ -1,4 +1,4 @@
-"""ds-moe-mtl reproduce: the smoke budget of every table, from stage one to the comparison."""
+"""ds-moe-mtl reproduce: tables at the smoke budget, from stage one to the comparison."""
 
 import json
 import shutil
@@ -13,7 +13,8 @@ from tests.support.paper_data import write_paper_data
 from tests.support.pictures import share_of_ink
 from tests.support.tiny import write_encoder
 
-TABLES = [f"table{n}" for n in range(1, 9)]
+TABLES = ["table1", "table2", "table4", "table6"]
+"""Of every kind of table: one mixture, unseen tasks, larger encoders, chosen gates."""
 LOST = "finetune/glue_mttag_minilm/imdb-0.1-random"
 
 

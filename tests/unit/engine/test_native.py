@@ -10,7 +10,6 @@ from tests.support.paths import ROOT
 from tests.support.tiny import tiny_config, write_tiny
 
 REFUSED = {
-    "elasticity": ({"elasticity": {"enabled": True}}, "Elastic training has been removed"),
     "sparse_gradients": ({"sparse_gradients": True}, "'sparse_gradients' flag would be ignored"),
     "graph_harvesting": ({"graph_harvesting": True}, "Graph harvesting has been removed"),
     "zero": ({"zero_optimization": {"stage": 1, "mics_shard_size": 2}}, "MiCS ZeRO-3 sharding"),
