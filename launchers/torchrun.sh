@@ -14,7 +14,14 @@ set -eu
 home="$(cd "$(dirname "$0")/.." && pwd)"
 if [ -f "$home/train.py" ]; then set -- "$home/train.py" "$@"; else set -- -m ds_moe_mtl.train "$@"; fi
 case "${NODES:-1}" in *:*)
-    case "${MASTER:?where the machines meet}" in
+    if ! [[ "$NODES" =~ ^([1-9][0-9]*):([1-9][0-9]*)$ ]] || [ "${BASH_REMATCH[1]}" -gt "${BASH_REMATCH[2]}" ]; then
+        echo "error: NODES = $NODES; allowed: a number, or MIN:MAX such as 1:4" >&2
+        exit 2
+    elif [ -z "${MASTER:-}" ]; then
+        echo "error: NODES = $NODES without MASTER; allowed: MASTER=/SHARED/NEW_FILE or MASTER=HOST" >&2
+        exit 2
+    fi
+    case "$MASTER" in
     /*) meeting=(--rdzv-endpoint "$MASTER" --rdzv-conf "store_type=file,last_call_timeout=${LAST_CALL:-30}") ;;
     *) meeting=(--rdzv-endpoint "$MASTER:${MASTER_PORT:-29400}" --rdzv-conf "last_call_timeout=${LAST_CALL:-30}") ;;
     esac

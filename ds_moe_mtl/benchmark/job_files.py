@@ -112,16 +112,13 @@ def _at(values: dict, key: str) -> str | None:
 
 def _script(gpus: int, per_node: int, row: dict, paper: RunOnPaper, arguments: list[str]) -> str:
     """Return the shipped script of one or many nodes, its directives and command replaced."""
-    nodes = -(-gpus // per_node)
-    tasks = gpus // nodes
-    if tasks * nodes != gpus:
-        raise UserError(f"--gpus {gpus} is not the same number on each of {nodes} nodes")
+    nodes = gpus // per_node
     name = "single_node.sbatch" if nodes == 1 else "multi_node.sbatch"
     host = _host_gib(paper)
     directives = {
         "--nodes": str(nodes),
-        "--ntasks-per-node": str(tasks),
-        "--gpus-per-node": str(tasks),
+        "--ntasks-per-node": str(per_node),
+        "--gpus-per-node": str(per_node),
     }
     lines = []
     for line in (LAUNCHERS / name).read_text().splitlines():
@@ -130,7 +127,7 @@ def _script(gpus: int, per_node: int, row: dict, paper: RunOnPaper, arguments: l
             line = f"#SBATCH {key}={directives[key]}"
         lines.append(line)
         if key == "--nodes":
-            lines.append(f"#SBATCH --mem={round(host * tasks + 0.5)}G")
+            lines.append(f"#SBATCH --mem={round(host * per_node + 0.5)}G")
     command = " ".join(shlex.quote(argument) for argument in arguments)
     text = "\n".join(lines).replace('$TRAIN "$@"', f"$TRAIN {command}")
     planned = f"{row['peak'] / GIB:.2f} GiB a GPU, ZeRO {row['zero_stage']}"

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
@@ -45,11 +46,13 @@ class _Plan:
         above_zero = ("gpus", "gpus_per_node", "gpu_memory", "tflops", "memory_bandwidth")
         for name in (*above_zero, "nvlink", "network", "nics"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < inf:
                 option = name.replace("_", "-")
-                raise UserError(f"--{option} = {value:g}; allowed: above 0")
-        if self.calibrate < 0 or self.latency < 0 or self.host_wait < 0:
-            raise UserError("--calibrate, --latency and --host-wait: allowed: 0 or more")
+                raise UserError(f"--{option} = {value:g}; allowed: a number above 0")
+        if not all(
+            0 <= seconds < inf for seconds in (self.calibrate, self.latency, self.host_wait)
+        ):
+            raise UserError("--calibrate, --latency and --host-wait: allowed: a number from 0 on")
         if self.write is not None and self.shape is not None:
             raise UserError(
                 "--write with --shape: a job trains an encoder; allowed: model.encoder=..."
@@ -114,13 +117,14 @@ def _plan(asked: _Plan) -> int:
 
         new_files(asked.write)  # before the work
     machine, memory = _machine(asked, config.train.precision, say)
+    _check_exchange(config.moe, machine, say)
     workload = find_workload(config, asked.shape, say)
     # Planned for GPUs where there are any, or their memory is given; else for this CPU.
     paper = on_paper(workload, machine, gpu=memory is not None)
     plan = report(paper, memory, _calibrated(asked, config, machine.gpus, say))
     show(plan, say)
     if asked.write is not None:
-        _say_what_differs(config.moe.ep_size, choose(plan)["ep_size"], say)
+        _say_what_differs(config.moe, choose(plan)["ep_size"], machine, say)
         name = asked.config or str(DEFAULT_EXPERIMENT)
         for path in write_job(asked.write, paper, plan, name, asked.overrides):
             say(f"written: {path}")
@@ -138,9 +142,25 @@ def _check_plannable(config: RunConfig) -> None:
         )
 
 
-def _say_what_differs(given: int, advised: int, say: Say) -> None:
-    if given != advised:
-        say(f"note: the job has moe.ep_size={advised}, as advised, not the run's {given}")
+def _say_what_differs(moe, advised: int, machine, say: Say) -> None:
+    """Tell what the written job has of experts that the run has not."""
+    from ds_moe_mtl.planner.network import has_hierarchy
+
+    if moe.ep_size != advised:
+        say(f"note: the job has moe.ep_size={advised}, as advised, not the run's {moe.ep_size}")
+    if moe.exchange != "flat" and not has_hierarchy(advised, machine):
+        say("note: the job has moe.exchange=flat: its experts' ranks have no hosts to gather on")
+
+
+def _check_exchange(moe, machine, say: Say) -> None:
+    """Tell of an exchange that the run would refuse on these nodes."""
+    from ds_moe_mtl.planner.network import has_hierarchy
+
+    if moe.exchange != "flat" and not has_hierarchy(moe.ep_size, machine):
+        say(
+            f"note: a run with moe.exchange = {moe.exchange} and moe.ep_size = {moe.ep_size} ends "
+            f"at its start on {machine.gpus} GPUs, {machine.per_node} a node: allowed there: flat"
+        )
 
 
 def _machine(asked: _Plan, precision: str, say: Say):
@@ -167,9 +187,16 @@ def _machine(asked: _Plan, precision: str, say: Say):
         )
     bandwidth = asked.memory_bandwidth or MEMORY_SHARE * card.bandwidth / 1e9
     gpus = asked.gpus or max(1, local)
+    nodes = -(-gpus // asked.gpus_per_node)
+    if gpus % nodes:
+        raise UserError(
+            f"--gpus {gpus} with --gpus-per-node {asked.gpus_per_node}: not as many on each of "
+            f"{nodes} nodes; allowed: a multiple of the nodes, {gpus // nodes * nodes} or "
+            f"{(gpus // nodes + 1) * nodes}"
+        )
     machine = Machine(
         gpus,
-        min(gpus, asked.gpus_per_node),
+        gpus // nodes,
         peak if asked.tflops is None else 1e12 * asked.tflops,
         1e9 * bandwidth,
         1e9 * asked.nvlink if asked.nvlink else LINK_SHARE * card.link,

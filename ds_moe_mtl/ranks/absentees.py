@@ -4,6 +4,7 @@ torch waits in silence, and tells at the end how many have come but not who has 
 """
 
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -38,7 +39,7 @@ def _tell(ranks: Ranks, met: threading.Event) -> None:
         return
     if ranks.rank and _reaches(ranks):
         with contextlib.suppress(RuntimeError):  # rank 0 has gone, and this rank hears of it
-            _store(ranks).set(f"waits {ranks.rank}", "1")
+            _store(ranks).set(_key(ranks.rank), "1")
             return
     if met.wait(TOLD_AFTER - SETTLED_AFTER):
         return
@@ -48,13 +49,18 @@ def _tell(ranks: Ranks, met: threading.Event) -> None:
         with contextlib.suppress(RuntimeError):
             store = _store(ranks)
             others = range(1, ranks.world_size)
-            absent = [str(rank) for rank in others if not store.check([f"waits {rank}"])]
+            absent = [str(rank) for rank in others if not store.check([_key(rank)])]
             named = f"{', '.join(absent[:8])}{' ...' if len(absent) > 8 else ''}"
             if absent:
                 of = f"{len(absent)} of {ranks.world_size} ranks"
                 _say(f"{here} waits at {place} for {of}: {named}")
     elif ranks.local_rank == 0 and not _reaches(ranks):
         _say(f"{here} does not reach rank 0 at {place}: it has not come, or a firewall is between")
+
+
+def _key(rank: int) -> str:
+    """Return the store's key of a rank that waits: torchrun's store outlives a start of ranks."""
+    return f"waits {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} {rank}"
 
 
 def _reaches(ranks: Ranks) -> bool:

@@ -298,6 +298,7 @@ def _agree_on_room(engine, folder: Path) -> None:
             )
     dist.broadcast_object_list(answer, src=0)
     if answer[0]:
+        shutil.rmtree(folder / SAVING, ignore_errors=True)
         raise UserError(answer[0])
 
 

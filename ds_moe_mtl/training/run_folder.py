@@ -97,10 +97,16 @@ class RunFolder:
             reason = getattr(error, "strerror", error)
             raise UserError(f"run.dir: {str(self.path)!r:.80}: {reason}") from error
         until = time.monotonic() + (LOST_HOLDER if self.config.run.elastic else 0.0)
+        told = not self.config.run.elastic
         while not self._hold():
+            if not told:
+                told = True
+                self._say(
+                    f"run.dir: {self.path} is in use by {self._holder()}: waiting for up to "
+                    f"{LOST_HOLDER:.0f} s, in case that was a host that is lost"
+                )
             if time.monotonic() >= until:
-                self._lock.seek(0)
-                holder = self._lock.read().strip() or "another process"
+                holder = self._holder()
                 self._lock.close()
                 raise UserError(
                     f"run.dir: {self.path} is in use by {holder}; wait for it or set another "
@@ -116,6 +122,10 @@ class RunFolder:
             elif self.finished() is None and (self.path / "results.json").exists():
                 self._extend()
         self._check_checkpoint()
+
+    def _holder(self) -> str:
+        self._lock.seek(0)
+        return self._lock.read().strip() or "another process"
 
     def _hold(self) -> bool:
         try:
