@@ -19,7 +19,7 @@ from ds_moe_mtl.benchmark.steps import EngineSteps, Step
 from ds_moe_mtl.benchmark.stopwatch import Split, Stopwatch
 from ds_moe_mtl.benchmark.workload import Workload, batch_sizes, find_workload, tokens_of
 from ds_moe_mtl.config import RunConfig
-from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
+from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.engine.engine import rank_zero_says
 from ds_moe_mtl.models.token_level.sparse_layers import sparse_layers
 from ds_moe_mtl.ranks.rendezvous import Ranks

@@ -73,18 +73,14 @@ def write_job(
         "stage": row["zero_stage"],
     }
     files[0].write_text(json.dumps(native, indent=2) + "\n")
-    settled = ["deepspeed", "moe.ep_size"]
-    exchange = []
-    if not has_hierarchy(row["ep_size"], machine):  # moe.exchange=hierarchical would be refused
-        settled.append("moe.exchange")
-        exchange = ["moe.exchange=flat"]
+    settled = {"moe.ep_size": str(row["ep_size"]), "deepspeed": str(files[0].resolve())}
+    if paper.workload.config.moe.exchange != "flat" and not has_hierarchy(row["ep_size"], machine):
+        settled["moe.exchange"] = "flat"  # hierarchical would be refused
     kept = [text for text in overrides if text.split("=")[0] not in settled]
     arguments = [
         str(find_experiment(Path(config_name))),
         *_from_anywhere(kept, paper.workload.config),
-        f"moe.ep_size={row['ep_size']}",
-        *exchange,
-        f"deepspeed={files[0].resolve()}",
+        *(f"{key}={value}" for key, value in settled.items()),
     ]
     files[1].write_text(_script(machine.gpus, machine.per_node, row, paper, arguments))
     return list(files)

@@ -17,7 +17,7 @@ from ds_moe_mtl.config import (
     UserError,
     load_config,
 )
-from ds_moe_mtl.config.deepspeed import SPARSE_KINDS
+from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.ranks.failures import kept_by_rank
 from ds_moe_mtl.ranks.rendezvous import Ranks, rendezvous
 

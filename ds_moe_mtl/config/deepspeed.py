@@ -19,10 +19,10 @@ from typing import Any, Literal
 from ds_moe_mtl.config.elastic import check_elastic
 from ds_moe_mtl.config.errors import UserError
 from ds_moe_mtl.config.files import displayed, read_text
+from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.config.schema import RunConfig
 
 AUTO = "auto"
-SPARSE_KINDS = ("mt_switch", "mt_tag")
 STAGES = (0, 1, 2)
 PRECISIONS = ("bf16", "fp16")
 ADAM_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")

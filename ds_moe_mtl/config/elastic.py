@@ -7,9 +7,9 @@ has to follow the ranks is moe.ep_size. What would train otherwise on other rank
 from typing import Any
 
 from ds_moe_mtl.config.errors import UserError
+from ds_moe_mtl.config.levers import SPARSE_KINDS
 
 AUTO = "auto"
-_SPARSE = ("mt_switch", "mt_tag")
 
 
 def fitting_ep_size(ep_size: int, num_experts: int, world_size: int) -> int:
@@ -28,7 +28,7 @@ def fit_to_ranks(config, world_size: int) -> tuple[Any, str]:
     is.
     """
     moe = config.moe
-    if not config.run.elastic or config.model.kind not in _SPARSE:
+    if not config.run.elastic or config.model.kind not in SPARSE_KINDS:
         return config, ""
     size = fitting_ep_size(moe.ep_size, moe.num_experts, world_size)
     if size == moe.ep_size:
@@ -62,7 +62,7 @@ def elastic_conflict(config) -> str | None:
             "null",
         ),
     }
-    if config.model.kind in _SPARSE:
+    if config.model.kind in SPARSE_KINDS:
         of_rank = "it is taken over each rank's own tokens, and other ranks would train another"
         why |= {
             "moe.dispatch": (

@@ -7,6 +7,9 @@ would be silently without effect, or wrong.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+SPARSE_KINDS = ("mt_switch", "mt_tag")
+"""The kinds of model that have experts in their FFNs."""
+
 
 class _Lever(NamedTuple):
     """An option that, where it is on, wants other options at the values given."""
@@ -97,7 +100,7 @@ def tell_idle(config: Any, steps: int, say: Callable[[str], None]) -> None:
     Options of experts and router in a kind of model that has none; experts that never part.
     """
     kind = config.model.kind
-    for section, kinds in (("moe", ("mt_switch", "mt_tag")), ("router", ("task_moe",))):
+    for section, kinds in (("moe", SPARSE_KINDS), ("router", ("task_moe",))):
         options = getattr(config, section)
         idle = [
             f"{section}.{name}"
@@ -107,6 +110,6 @@ def tell_idle(config: Any, steps: int, say: Callable[[str], None]) -> None:
         if idle:
             have = "has" if len(idle) == 1 else "have"
             say(f"note: {', '.join(idle)} {have} no effect for model.kind {kind}")
-    tied = config.moe.tied_steps if kind in ("mt_switch", "mt_tag") else 0
+    tied = config.moe.tied_steps if kind in SPARSE_KINDS else 0
     if tied >= steps:
         say(f"note: moe.tied_steps = {tied} of {steps} steps: the experts never part in this run")

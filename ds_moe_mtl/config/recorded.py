@@ -1,5 +1,7 @@
 """What train.cuda_graphs goes with: a recorded pass takes no decision and waits for nothing."""
 
+from ds_moe_mtl.config.levers import SPARSE_KINDS
+
 
 def graphs_conflict(config) -> str | None:
     """Return the line that refuses a run's train.cuda_graphs; None where it may be recorded.
@@ -28,7 +30,7 @@ def graphs_conflict(config) -> str | None:
         ),
         "model.kind": (config.model.kind == "task_moe", "routes are the batch's", "other kinds"),
     }
-    if config.model.kind in ("mt_switch", "mt_tag"):
+    if config.model.kind in SPARSE_KINDS:
         why |= {
             "moe.ep_size": (moe.ep_size > 1, "the host waits for the sizes of an exchange", "1"),
             "moe.dispatch": (moe.dispatch != "dropless", "the host reads the counts", "dropless"),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from ds_moe_mtl.cli.export import main as export
 from ds_moe_mtl.cli.train import main as train_here
 from ds_moe_mtl.config import dump_config
+from ds_moe_mtl.export.topology import Topology, reshape
 from ds_moe_mtl.training.checkpoint import damage, list_checkpoints
 from tests.support.ends import differences, rows_of
 from tests.support.launch import ROOT, launch, start
@@ -131,6 +132,12 @@ def test_a_checkpoint_exported_for_other_ranks_is_continued_by_them(unbroken, tm
     topology = "ranks=2,ep_size=2,zero_stage=2"
     arguments = ["--checkpoint", "step_00000006", "--to-topology", topology]
     assert export([str(unbroken), *arguments, "--output", str(tmp_path / "two")]) == 0
+    checkpoint = shutil.copytree(tmp_path / "two", tmp_path / "cut") / "checkpoints/step_00000006"
+    (part,) = checkpoint.glob("*zero_pp_rank_1_*")
+    part.write_bytes(part.read_bytes()[:1000])
+    with pytest.raises(RuntimeError, match="rank 0 ended with status 1"):
+        reshape(checkpoint, Topology(1, 1, 1), tmp_path / "none", print)
+    assert not (tmp_path / "none").exists()
     again = train(tmp_path / "two/config.yaml", ranks=2)
     assert again.returncode == 0 and "step_00000006 after step 6" in again.stdout, again.text
     assert "reshaping" not in again.stdout

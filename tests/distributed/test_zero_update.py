@@ -19,7 +19,7 @@ CASES = [
 ]
 """Where not given: ep_size and accumulation 1, AdamW. ep_size is at most the ranks."""
 
-RUNS = [(ranks, case) for ranks in (1, 2) for case in CASES if case.get("ep_size", ranks) <= ranks]
+RUNS = [(ranks, case) for ranks in (1, 2) for case in CASES if case.get("ep_size", 1) <= ranks]
 
 
 def run_name(run: tuple[int, dict]) -> str:
