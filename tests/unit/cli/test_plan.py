@@ -183,6 +183,18 @@ def test_written_files_describe_a_job_that_loads_from_any_folder(
     assert not (job / "deepspeed.json").exists()
 
 
+def test_an_exchange_that_the_nodes_refuse_is_noted_and_not_written(tiny, capsys, tmp_path):
+    asked = ["moe.num_experts=4", "moe.ep_size=4", "moe.exchange=hierarchical"]
+    machine = ["--gpus", "4", "--gpus-per-node", "4", "--gpu-memory", "80", "--calibrate", "0"]
+    job = tmp_path / "job"
+    assert main(["plan", str(tiny / "run.yaml"), *asked, *machine, "--write", str(job)]) == 0
+    said = capsys.readouterr().out
+    assert "moe.exchange = hierarchical and moe.ep_size = 4 ends at its start on 4 GPUs" in said
+    assert "note: the job has moe.exchange=flat" in said
+    script = (job / "run.sbatch").read_text()
+    assert "moe.exchange=flat" in script and "hierarchical" not in script
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
