@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ds_moe_mtl.config.files import whole_file
+
 
 @dataclass(frozen=True)
 class Course:
@@ -130,7 +132,8 @@ def draw_report(course: Course, path: Path, numbers: Sequence[int] | None = None
         if layer == 0:
             axis.legend(fontsize=6, loc="upper right", ncols=2)
     figure.suptitle(course.title, fontsize=11)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110)
     pyplot.close(figure)
 
 

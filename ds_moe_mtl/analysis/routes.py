@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ds_moe_mtl.config.files import whole_file
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.models import RoutingOptions
@@ -137,5 +138,6 @@ def draw_routes(routes: Routes, path: Path) -> None:
         label = "% of the task's tokens"
     figure.suptitle(title, fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.02, label=label)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=130)
     pyplot.close(figure)

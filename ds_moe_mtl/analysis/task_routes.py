@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import whole_file
 from ds_moe_mtl.evaluation import MultiTaskModel
 
 COLLAPSED = 0.05
@@ -106,7 +107,8 @@ def draw_task_routes(routes: TaskRoutes, groups: Sequence[str], path: Path) -> N
     bar = figure.colorbar(image, ax=axes, fraction=0.03)
     bar.set_label("weight of the expert", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=130)
     pyplot.close(figure)
 
 

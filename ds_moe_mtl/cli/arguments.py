@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from ds_moe_mtl.config import RunConfig, UserError, load_config
 from ds_moe_mtl.planner.shape import KNOWN_ENCODERS, SIZES
+from ds_moe_mtl.ranks.failures import file_error_line
 
 BAD_INPUT = 2
 """Exit status of a user's mistake."""
@@ -116,9 +117,10 @@ def answer(work: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if error.filename is None:
+        line = file_error_line(error, None)
+        if line is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer
 from ds_moe_mtl.config import UserError, load_config
+from ds_moe_mtl.config.files import write_text
 
 BENCHMARK = "throughput"
 """The one benchmark; its name may be left out."""
@@ -81,7 +82,7 @@ def _bench(asked: _Bench) -> int:
         show(contests[-1], say)
         say("")
     if asked.output is not None:
-        asked.output.write_text(json.dumps(contests, indent=2) + "\n")
+        write_text(asked.output, json.dumps(contests, indent=2) + "\n")
     if asked.plot is not None:
         draw(contests, asked.plot)
         say(f"picture: {asked.plot}")

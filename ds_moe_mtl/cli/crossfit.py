@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import PROGRAM, Parser, answer, run_config
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import write_json
 
 USAGE = """usage: ds-moe-mtl crossfit vectors | tune | routes | study ... (each has --help)
 
@@ -226,7 +227,7 @@ def write_task_routes(folder: Path, output: Path) -> dict:
     routes = model_routes(MultiTaskModel.from_pretrained(folder, "cpu"))
     draw_task_routes(routes, [category(task) for task in routes.tasks], output / "task_routes.png")
     numbers = routes.to_json()
-    (output / "task_routes.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    write_json(output / "task_routes.json", numbers)
     return numbers
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer, count
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import write_text
 
 PAGE = "report.html"
 SUFFIX = ".html"
@@ -74,7 +75,7 @@ def _report(asked: _Report) -> int:
     options = Options(asked.features, asked.experts, asked.rows, not asked.no_data, _progress)
     made = make_page(runs, board, options)
     page = asked.output or asked.folders[0] / PAGE
-    page.write_bytes(made.html.encode("utf-8", "replace"))
+    write_text(page, made.html)
     first = made.numbers["runs"][0]
     picture = _draw(runs[0], page.with_suffix(".png"))
     if asked.json:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import PROGRAM, Parser, answer
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import write_text
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _compare(name: str, table, budget, plan, folder: Path, asked: _Reproduction)
     }
     if scores:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.md").write_text(text)
+        write_text(folder / f"{name}.md", text)
         write_json(folder / f"{name}.json", facts)
         draw_comparison(table, scores, folder / f"{name}.png")
     if asked.json:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.cli.arguments import Parser, answer, count, data_root
+from ds_moe_mtl.config.files import write_json
 
 PICTURE = "routes.png"
 NUMBERS = "routes.json"
@@ -55,5 +56,5 @@ def write_routes(
     routes = collect_routes(MultiTaskModel.from_pretrained(folder), root, cache, limit)
     draw_routes(routes, folder / PICTURE)
     numbers = routes.to_json()
-    (folder / NUMBERS).write_text(json.dumps(numbers, indent=2) + "\n")
+    write_json(folder / NUMBERS, numbers)
     return numbers

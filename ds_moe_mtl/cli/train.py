@@ -1,6 +1,5 @@
 """ds-moe-mtl train, and train.py: one YAML, then section.key=value overrides; seeds and grids."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,13 +17,10 @@ from ds_moe_mtl.config import (
     load_config,
 )
 from ds_moe_mtl.config.levers import SPARSE_KINDS
-from ds_moe_mtl.ranks.failures import kept_by_rank
+from ds_moe_mtl.ranks.failures import file_error_line, kept_by_rank
 from ds_moe_mtl.ranks.rendezvous import Ranks, rendezvous
 
 _INTERRUPTED = "interrupted; started again it continues after its newest checkpoint, if it has one"
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A write that finds no room names no file."""
 
 USAGE = """usage: deepspeed --num_gpus N train.py [CONFIG.yaml] [section.key=value ...]
        torchrun --nproc_per_node N train.py ..., mpirun -n N python train.py ...,
@@ -78,10 +74,10 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"error: {line}", file=sys.stderr, flush=True)
         return _status(error)
     except OSError as error:
-        where = error.filename or (config.run.dir if config and error.errno in FULL else None)
-        if where is None:
+        line = file_error_line(error, Path(config.run.dir) if config else None)
+        if line is None:
             raise
-        print(f"error: {where}: {error.strerror}", file=sys.stderr, flush=True)
+        print(f"error: {line}", file=sys.stderr, flush=True)
         return BAD_INPUT
     except KeyboardInterrupt:
         # Before the first step, or a second Ctrl-C that does not wait for the checkpoint.

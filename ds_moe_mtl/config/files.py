@@ -1,8 +1,12 @@
-"""Where files lie, how they are named in messages, and JSON files that are whole or not there."""
+"""Where files lie, how they are named in messages, and files that are whole or not there."""
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ds_moe_mtl.config.errors import UserError
@@ -12,6 +16,11 @@ _SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 
 REPOSITORY = (_SHIPPED / "ds_configs").resolve().parent
 """The folder that holds ds_configs/ and launchers/: a checkout's root, or the installed files."""
+
+DISK_ERRORS = tuple(
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE")
+)
+"""What a write into an open file meets, whose error names no file: no room, or no disk."""
 
 
 def displayed(file: Path) -> str:
@@ -52,9 +61,72 @@ def read_json(path: Path) -> dict | None:
 
 def write_json(path: Path, value: dict) -> None:
     """Write a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) whole or not at all; what UTF-8 cannot say becomes "?"."""
+    with whole_file(path) as part:
+        part.write_bytes(text.encode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which becomes `path` when it is whole.
+
+    Where the block fails, `path` is as it was. The file that is written has the same suffix. What
+    is no file (a pipe, a device) is written itself.
+    """
+    if path.exists() and not path.is_file():
+        with disk_errors_named(path):
+            yield path
+        return
+    target = path.resolve()  # a link stays one
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    try:
+        with disk_errors_named(path):
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:  # Ctrl-C, too
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(output: Path, what: str = "--output: ") -> Iterator[Path]:
+    """Give a new folder to fill; it is gone again where the block fails.
+
+    what: how the line of a refusal begins. Raises UserError where there is something already.
+    """
+    if output.is_symlink() or output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{what}{output} is not empty; allowed: a new folder")
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors_named(output):
+            yield output
+    except BaseException:  # Ctrl-C, too
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Make what is said of a disk that takes no more an OSError that names `path`.
+
+    Python's own error of a write names no file, and safetensors and tokenizers, which are written
+    in Rust, have errors of their own classes.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _rust_error_number(error)
+        if number not in DISK_ERRORS or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _rust_error_number(error: Exception) -> int | None:
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

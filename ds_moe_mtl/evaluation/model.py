@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import new_folder, write_text
 from ds_moe_mtl.data import (
     EncodedSplit,
     encode_columns,
@@ -80,16 +81,14 @@ class MultiTaskModel:
         for one that the model alone can tell. Raises UserError for a folder with files in it and
         for a model that transformers cannot be given.
         """
-        folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} is not empty; allowed: a new folder")
-        try:
-            config = portable_config(self.network, self.description, task)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        with _TOKENIZER:
-            save_portable(folder, self.network, config, self.tokenizer)
-        (folder / "README.md").write_text(card or model_card(self.description))
+        with new_folder(Path(folder), what="") as output:
+            try:
+                config = portable_config(self.network, self.description, task)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            with _TOKENIZER:
+                save_portable(output, self.network, config, self.tokenizer)
+            write_text(output / "README.md", card or model_card(self.description))
 
     def push_to_hub(
         self,

@@ -8,7 +8,6 @@ N sequences of a task's dev split, C outputs of its head.
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import whole_file
 from ds_moe_mtl.data import EncodedSplit
 from ds_moe_mtl.evaluation.outputs import answers, decoded
 from ds_moe_mtl.evaluation.shapes import found_answers, gold_answers, gold_tags, tag_lists
@@ -88,12 +88,8 @@ def write_predictions(folder: Path, predictions: Mapping[str, TaskPredictions]) 
         for array in _ARRAYS
     }
     head = json.dumps({"format": FORMAT, "tasks": about})
-    temporary = folder / f"{FILE}.tmp"
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, about=np.array(head), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / FILE)
+    with whole_file(folder / FILE) as part:
+        np.savez_compressed(part, about=np.array(head), **arrays)
 
 
 def read_predictions(run: Path) -> dict[str, TaskPredictions]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.config.files import read_json
+from ds_moe_mtl.config.files import read_json, whole_file
 
 FORMATS = (".jsonl", ".csv", ".tsv", ".parquet")
 
@@ -108,12 +108,8 @@ def _as_text(value: object) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with whole_file(path) as part:
+        part.write_bytes(content)
 
 
 def _lines(shards: Shards, rows: Sequence[Mapping]) -> bytes:

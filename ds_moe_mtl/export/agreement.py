@@ -3,10 +3,7 @@
 N sequences of a task's dev rows, B of a batch, S tokens of the longest, C outputs.
 """
 
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import write_json
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch, evaluation_batches
 from ds_moe_mtl.evaluation.outputs import assemble, task_result
 from ds_moe_mtl.evaluation.shapes import best_part
@@ -168,25 +166,9 @@ def tell(
     return found.to_dict()
 
 
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Give a new folder to fill; it is gone again where the block fails.
-
-    Raises UserError where there is something already.
-    """
-    if output.is_symlink() or output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output: {output} is not empty; allowed: a new folder")
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        yield output
-    except BaseException:  # Ctrl-C, too
-        shutil.rmtree(output, ignore_errors=True)
-        raise
-
-
 def write_about(output: Path, about: Mapping) -> None:
     """Write export.json: what was made of what, and how far it agrees."""
-    (output / FILE).write_text(json.dumps(dict(about), indent=2) + "\n")
+    write_json(output / FILE, dict(about))
 
 
 def _class_probabilities(logits_NC: np.ndarray) -> np.ndarray:

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import new_folder
 from ds_moe_mtl.data import EncodedSplit, evaluation_batches
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.export.agreement import (
     Run,
     compare,
-    new_folder,
     outputs_of,
     padded,
     tell,

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import new_folder
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch, read_split
 from ds_moe_mtl.export.agreement import (
     Run,
     compare,
-    new_folder,
     outputs_of,
     padded,
     tell,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError, load_config
+from ds_moe_mtl.config.files import new_folder
 from ds_moe_mtl.engine.reshape import StoredTraining
 from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.models.folder import described_network
@@ -33,17 +34,16 @@ def export_model(checkpoint: Path, output: Path) -> None:
     Needs the checkpoint alone; an older one, which does not describe its model, needs the run's
     encoder and data too. Raises UserError where `output` is taken, or where these are missing.
     """
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output: {output} is not empty; allowed: a new folder")
-    files = read_model_files(checkpoint)
-    if files is None:
-        network, files = _from_run(checkpoint.parent.parent)
-    else:
-        network = described_network(files.description, str(checkpoint))
-    StoredTraining(checkpoint, read_manifest(checkpoint)).fill(network)
-    about = {"checkpoint": checkpoint.name, **files.description["about"]}
-    description = {**files.description, "about": about}
-    save_folder(output, description, network.state_dict(), files.tokenizer)
+    with new_folder(output) as folder:
+        files = read_model_files(checkpoint)
+        if files is None:
+            network, files = _from_run(checkpoint.parent.parent)
+        else:
+            network = described_network(files.description, str(checkpoint))
+        StoredTraining(checkpoint, read_manifest(checkpoint)).fill(network)
+        about = {"checkpoint": checkpoint.name, **files.description["about"]}
+        description = {**files.description, "about": about}
+        save_folder(folder, description, network.state_dict(), files.tokenizer)
 
 
 def _from_run(run: Path) -> tuple[object, ModelFiles]:

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import new_folder
 from ds_moe_mtl.data import EncodedSplit, MultiTaskBatch, evaluation_batches
 from ds_moe_mtl.export.agreement import (
     TOKENS_PER_BATCH,
     Run,
     compare,
-    new_folder,
     outputs_of,
     padded,
     tell,

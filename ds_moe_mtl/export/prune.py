@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import new_folder
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.evaluation import MultiTaskModel
 from ds_moe_mtl.models.description import head_specs_of, save_folder
@@ -34,10 +35,9 @@ def prune(model: MultiTaskModel, names: Collection[str], output: Path) -> None:
         raise UserError(
             "a model that routes whole tasks has one router for all; it keeps its tasks"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output: {output} is not empty; allowed: a new folder")
-    description, state = without_tasks(model.description, model.network.state_dict(), names)
-    save_folder(output, description, state, model.tokenizer)
+    with new_folder(output) as folder:
+        description, state = without_tasks(model.description, model.network.state_dict(), names)
+        save_folder(folder, description, state, model.tokenizer)
 
 
 def without_tasks(

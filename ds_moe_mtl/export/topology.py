@@ -3,7 +3,6 @@
 This module starts the ranks, and is one of them.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from ds_moe_mtl.config import UserError, dump_config, load_config
 from ds_moe_mtl.config.deepspeed import STAGES, read_deepspeed, resolve_deepspeed
+from ds_moe_mtl.config.files import new_folder, write_json
 from ds_moe_mtl.engine.engine import start_engine, start_process_group, stop_process_group
 from ds_moe_mtl.ranks.local import on_ranks, serve
 from ds_moe_mtl.ranks.rendezvous import Ranks
@@ -62,17 +62,11 @@ def reshape(checkpoint: Path, topology: Topology, output: Path, say: Say) -> Non
     optimizer. Raises UserError where `output` is taken and what ranks.local.on_ranks raises where
     a process fails: `output` is gone then, so that the same command can be given again.
     """
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"--output: {output} is not empty; allowed: a new folder")
-    output.mkdir(parents=True, exist_ok=True)
-    try:
+    with new_folder(output):
         _write_start(checkpoint.parent.parent, topology, output)
         request = {"checkpoint": str(checkpoint), "output": str(output)}
         for line in on_ranks(__name__, request, topology.ranks):
             say(line)
-    except BaseException:  # Ctrl-C, too
-        shutil.rmtree(output, ignore_errors=True)
-        raise
 
 
 def _write_start(run: Path, topology: Topology, output: Path) -> None:
@@ -80,7 +74,7 @@ def _write_start(run: Path, topology: Topology, output: Path) -> None:
     before = load_config(run / "config.yaml", check_files=False)
     deepspeed = read_deepspeed(Path(before.deepspeed))
     deepspeed.setdefault("zero_optimization", {})["stage"] = topology.zero_stage
-    (output / "deepspeed_reshaped.json").write_text(json.dumps(deepspeed, indent=2) + "\n")
+    write_json(output / "deepspeed_reshaped.json", deepspeed)
     config = load_config(
         run / "config.yaml",
         [

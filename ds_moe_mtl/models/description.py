@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ds_moe_mtl.config.files import disk_errors_named, write_json
 from ds_moe_mtl.models.encoder_files import POINTER
 from ds_moe_mtl.models.heads import HeadSpec, to_disk
 
@@ -30,9 +31,10 @@ def save_folder(
     Heads get their tasks' names there. Every file has the permissions that a new file gets.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder, to_disk(state, head_specs_of(description)))
-    tokenizer.save_pretrained(folder)
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    with disk_errors_named(folder):
+        save_weights(folder, to_disk(state, head_specs_of(description)))
+        tokenizer.save_pretrained(folder)
+    write_json(folder / CONFIG, description)
 
 
 def save_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:

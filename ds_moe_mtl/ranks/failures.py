@@ -9,9 +9,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ds_moe_mtl.config import RankError, UserError
+from ds_moe_mtl.config.files import DISK_ERRORS
 
 LOGS = "logs"
 """The folder in a run's own that holds the ranks' failures."""
+
+
+def file_error_line(error: OSError, run: Path | None) -> str | None:
+    """Return where a file or a disk failed and how, or None where the error is none of theirs.
+
+    run: the run's folder, into which a run writes all that it writes; None where there is none.
+    """
+    where = error.filename
+    if where is None and error.errno in DISK_ERRORS:
+        where = run or "a file that is written"
+    return None if where is None else f"{where}: {error.strerror}"
+
+
+@contextlib.contextmanager
+def file_errors_told(run: Path) -> Iterator[None]:
+    """Turn an error of a file or a disk, which one rank alone meets, into a RankError."""
+    try:
+        yield
+    except OSError as error:
+        line = file_error_line(error, run)
+        if line is None:
+            raise
+        raise RankError(line) from error
 
 
 @contextlib.contextmanager

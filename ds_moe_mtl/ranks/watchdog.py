@@ -104,8 +104,7 @@ class Watchdog:
         if alone and self.world_size > 1:
             if reason := broken(error):
                 self._end_by_loss(reason)
-            told = isinstance(error, RankError) or getattr(error, "filename", None)
-            status = 2 if told else 1  # as the command tells it in one line, or as a traceback
+            status = 2 if isinstance(error, RankError) else 1  # one line, or a traceback
             if " on " in self._names[self.rank]:  # a launcher may not tell the host
                 _, step, phase, _ = self._now
                 _print(f"{self._names[self.rank]} failed {_doing(step, phase)}; all ranks end")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ds_moe_mtl.config.files import whole_file
 from ds_moe_mtl.evaluation.bootstrap import Interval
 from ds_moe_mtl.studies.compare import Comparison
 
@@ -61,7 +62,8 @@ def draw_forest(
         if zero:
             axis.axvline(0, color="0.3", linewidth=1)
     axes[-1, 0].set_xlabel(axis_title)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120)
     pyplot.close(figure)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ds_moe_mtl.config.files import write_text
 from ds_moe_mtl.tracking.route_image import route_image
 from ds_moe_mtl.tracking.tracker import Trackers
 
@@ -20,9 +21,7 @@ class StepLines:
         kept = [row for row in read_metrics(path) if row["step"] <= first_step]
         self.count = len(kept)
         if kept or path.exists():
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            temporary.replace(path)
+            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = None
 
     def write(self, row: dict) -> None:

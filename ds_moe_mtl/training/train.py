@@ -22,6 +22,7 @@ from ds_moe_mtl.engine.engine import (
 from ds_moe_mtl.engine.native import check_native
 from ds_moe_mtl.evaluation.table import print_results
 from ds_moe_mtl.models.kernels import check_kernels
+from ds_moe_mtl.ranks.failures import file_errors_told
 from ds_moe_mtl.ranks.machine import EMULATED, emulates_bf16, take_cores
 from ds_moe_mtl.ranks.preflight import check_agreement, check_shared, fingerprints, tell_clocks
 from ds_moe_mtl.ranks.rendezvous import Ranks
@@ -78,7 +79,8 @@ def train(
         for each in group.folders:
             check_shared(each.path, ranks.rank, _gather)
         stop = StopRequest(say)
-        with Watchdog(ranks, config.train.hang_timeout) as watchdog:
+        told = file_errors_told(folder.path)
+        with Watchdog(ranks, config.train.hang_timeout) as watchdog, told:
             shared = Shared(deepspeed, device, ranks, stop, watchdog, say)
             results = group.train(shared, hooks)
     finally:

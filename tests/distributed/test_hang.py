@@ -138,3 +138,12 @@ def test_a_loader_that_fails_or_dies_on_one_rank_ends_all_with_its_message_alone
     assert message in result.stderr, result.text
     assert not hang_lines(result.stderr), result.text
     assert_whole(yaml, SAVED)
+
+
+def test_a_disk_that_is_full_on_one_rank_is_told_by_it_and_ends_all_with_status_2(yaml):
+    result = launch([HANGING, "full", "1", "4", yaml], 2, "fork", time_limit=120)
+    assert result.returncode == 2 and not result.timed_out, result.text  # rank 0's own status
+    assert result.stderr.count("No space left on device") == 1, result.text
+    assert f"error: {yaml.parent / 'run'}: No space left on device" in result.stderr
+    assert "Traceback" not in result.text
+    assert_whole(yaml, SAVED)

@@ -2,7 +2,8 @@
 
     hanging.py KIND RANK STEP CONFIG [section.key=value ...]
 
-KIND: wait (RANK waits for ever before STEP, in Python), raise (it fails there), die (its thread
+KIND: wait (RANK waits for ever before STEP, in Python), raise (it fails there), full (a write of it
+finds no room there), die (its thread
 that builds batches ends there without a word), slow (every rank takes half a second a step, so that
 a test can stop a process in the midst of it).
 """
@@ -46,6 +47,9 @@ class Faulty:
     def fault(self) -> None:
         if self.kind == "raise":
             raise OSError(f"no batch for step {self.step}")
+        if self.kind == "full":
+            with open("/dev/full", "w") as file:
+                file.write("a row")
         wait_for_ever()
 
 

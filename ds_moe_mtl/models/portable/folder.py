@@ -8,7 +8,6 @@ The heads stand in the weights by their place, because a task's name may be any 
 """
 
 import copy
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ds_moe_mtl.config.files import write_json
 from ds_moe_mtl.models.description import CONFIG, save_weights
 from ds_moe_mtl.models.folder import described_transformer
 from ds_moe_mtl.models.multitask import MultiTaskNetwork
@@ -136,7 +136,7 @@ def save_portable(folder: Path, network: Network, config: dict, tokenizer) -> No
     tokenizer.save_pretrained(folder)
     for name in CODE:
         shutil.copyfile(Path(__file__).parent / name, folder / name)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / CONFIG, config)
 
 
 def cutting_tokenizer(tokenizer, length: int):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from ds_moe_mtl.config.files import whole_file, write_json
 from ds_moe_mtl.models.description import CONFIG
 from ds_moe_mtl.models.token_level.direct_calls import DirectCalls, routed_ffns
 from ds_moe_mtl.models.token_level.experts import FeedForward
@@ -63,9 +64,9 @@ def save_upcycled(model: nn.Module, folder: str | Path) -> None:
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, folder / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
-    (folder / f"{WEIGHTS}.tmp").replace(folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    with whole_file(folder / WEIGHTS) as part:
+        save_model(model, part, metadata={"format": "pt"})
+    write_json(folder / CONFIG, description)
 
 
 def load_upcycled(folder: str | Path) -> nn.Module:

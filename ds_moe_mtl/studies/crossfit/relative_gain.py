@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from ds_moe_mtl.config.files import whole_file
+
 LEAST_BASE = 1.0
 """Percent; a base below it makes any gain look huge, so its task is left out and counted."""
 
@@ -87,5 +89,6 @@ def draw_gains(gains: Mapping[str, RelativeGains], path: Path) -> None:
         )
         axis.tick_params(axis="x", labelsize=8)
     figure.supxlabel("gain over direct fine-tuning, percent of its score", fontsize=9)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=130)
     pyplot.close(figure)

@@ -8,6 +8,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
+from ds_moe_mtl.config.files import write_json, write_text
 from ds_moe_mtl.models.description import read_description
 from ds_moe_mtl.models.families import family_of
 from ds_moe_mtl.models.folder import described_transformer
@@ -50,10 +51,8 @@ def write_report(layout, draw_routes: Callable[[Path, Path], dict]) -> str:
     gains = {system: row["gains"] for system, row in systems.items()}
     draw_gains(gains, layout.folder / "gains.png")
     text = _text(systems, base, routes, layout.seeds)
-    (layout.folder / "report.md").write_text(text + "\n")
-    (layout.folder / "report.json").write_text(
-        json.dumps(_plain(systems, mean_scores(base), routes), indent=1) + "\n"
-    )
+    write_text(layout.folder / "report.md", text + "\n")
+    write_json(layout.folder / "report.json", _plain(systems, mean_scores(base), routes))
     return text
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ds_moe_mtl.config.files import whole_file
 from ds_moe_mtl.data import EncodedSplit
 from ds_moe_mtl.data.batch import collate
 from ds_moe_mtl.models import HeadSpec, build_network
@@ -96,7 +97,7 @@ def save_vectors(path: Path, specs: Sequence[TaskSpec], vectors_KV: np.ndarray) 
     """Write an .npz with arrays names [K] and vectors [K, V]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = np.array([spec.name for spec in specs])
-    with path.open("wb") as file:
+    with whole_file(path) as part, part.open("wb") as file:  # a path would get .npz
         np.savez(file, names=names, vectors=vectors_KV.astype(np.float32))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import write_text
 from ds_moe_mtl.data import encode_task
 from ds_moe_mtl.engine.engine import device_type
 from ds_moe_mtl.models import build_network
@@ -116,7 +117,7 @@ def read_rows(path: Path, settings: dict | None = None) -> list[dict]:
         except json.JSONDecodeError:
             if number + 1 < len(lines):
                 raise UserError(f"{path}:{number + 1}: not a line of results") from None
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     for row in rows:
         different = [
             key for key, value in (settings or {}).items() if row["settings"][key] != value

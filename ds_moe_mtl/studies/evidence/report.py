@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import write_text
 from ds_moe_mtl.evaluation.bootstrap import Interval
 from ds_moe_mtl.studies.compare import Comparison, compare_runs, mean_interval, runs_of_lines
 from ds_moe_mtl.studies.forest import Mark, draw_forest
@@ -59,7 +60,7 @@ def write_report(path: Path) -> list[Path]:
         text += _difference_table(systems, baseline)
     for key in grids:
         text += [f"## {key[0]}, {key[1]}: the grid", "", *_grid_table(groups[key]), ""]
-    page.write_text("\n".join(text).rstrip() + "\n")
+    write_text(page, "\n".join(text).rstrip() + "\n")
     return [page, *pictures]
 
 

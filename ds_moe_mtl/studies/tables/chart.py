@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ds_moe_mtl.config.files import whole_file
 from ds_moe_mtl.studies.tables.compare import TITLES, Scores, compare, standard_errors
 from ds_moe_mtl.studies.tables.schema import Table
 
@@ -52,5 +53,6 @@ def draw_comparison(table: Table, scores: Scores, path: Path) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.suptitle(table.title)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(rows)))
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120)
     pyplot.close(figure)

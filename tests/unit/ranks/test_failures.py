@@ -1,9 +1,11 @@
 """A rank's failure has a file of its own; a mistake that all tell has none."""
 
+import errno
+
 import pytest
 
 from ds_moe_mtl.config import RankError, UserError
-from ds_moe_mtl.ranks.failures import kept_by_rank
+from ds_moe_mtl.ranks.failures import file_errors_told, kept_by_rank
 from ds_moe_mtl.ranks.machine import emulates_bf16
 
 
@@ -28,3 +30,27 @@ def test_a_processor_without_bf16_is_known_by_its_flags():
     assert emulates_bf16("fpu sse2 avx2 avx512f")
     assert not emulates_bf16("avx512f avx512_bf16") and not emulates_bf16("asimd bf16")
     assert not emulates_bf16("")  # nothing is said
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "RUN: No space left on device"),
+        (OSError(errno.EIO, "Input/output error"), "RUN: Input/output error"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a/file"),
+            "/a/file: Permission denied",
+        ),
+    ],
+)
+def test_an_error_of_a_file_becomes_one_line_that_names_it_or_the_runs_folder(
+    tmp_path, error, line
+):
+    with pytest.raises(RankError) as told, file_errors_told(tmp_path):
+        raise error
+    assert told.value.lines == (line.replace("RUN", str(tmp_path)),)
+
+
+def test_an_error_of_no_file_goes_on_as_it_is(tmp_path):
+    with pytest.raises(ConnectionResetError), file_errors_told(tmp_path):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
