@@ -19,6 +19,7 @@ from ds_moe_mtl.config import (
 from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.ranks.failures import file_error_line, kept_by_rank
 from ds_moe_mtl.ranks.rendezvous import Ranks, rendezvous
+from ds_moe_mtl.ranks.statuses import HUNG
 
 _INTERRUPTED = "interrupted; started again it continues after its newest checkpoint, if it has one"
 
@@ -89,11 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 def _status(error: UserError) -> int:
     """Return the status of a run that has ended so: there is a mistake to mend, or ranks to wait
     for, which another start may do."""
-    if not isinstance(error, Unmet):
-        return BAD_INPUT
-    from ds_moe_mtl.ranks.watchdog import HUNG
-
-    return HUNG
+    return HUNG if isinstance(error, Unmet) else BAD_INPUT
 
 
 def _settle_accelerator() -> None:

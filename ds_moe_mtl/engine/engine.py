@@ -23,6 +23,7 @@ from ds_moe_mtl.models import MultiTaskNetwork
 from ds_moe_mtl.models.token_level.moe_layer import MoELayer
 from ds_moe_mtl.ranks.absentees import absentees_told
 from ds_moe_mtl.ranks.rendezvous import Ranks, apply, free_port
+from ds_moe_mtl.ranks.siblings import siblings_watched
 from moe_kernels.verified import choose
 
 MARGIN = timedelta(minutes=10)
@@ -104,7 +105,7 @@ def start_process_group(ranks: Ranks, timeout: timedelta = MARGIN) -> torch.devi
         torch.cuda.set_device(device)
     for last in (False, False, True):
         try:
-            with absentees_told(ranks):
+            with absentees_told(ranks), siblings_watched(os.environ):
                 deepspeed.init_distributed(
                     dist_backend="nccl" if kind == "cuda" else "gloo",
                     auto_mpi_discovery=False,

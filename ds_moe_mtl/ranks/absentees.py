@@ -16,7 +16,7 @@ from torch import distributed as dist
 from ds_moe_mtl.ranks.rendezvous import Ranks
 
 TOLD_AFTER = 60.0
-"""Seconds after which rank 0 tells who has not come, and a host that it does not reach rank 0."""
+"""Seconds after which rank 0 tells who has not come, and one rank a host that it has not."""
 
 SETTLED_AFTER = 10.0  # seconds that a usual start takes less than: nothing is sent before
 _CONNECT = timedelta(seconds=5)
@@ -54,7 +54,7 @@ def _tell(ranks: Ranks, met: threading.Event) -> None:
             if absent:
                 of = f"{len(absent)} of {ranks.world_size} ranks"
                 _say(f"{here} waits at {place} for {of}: {named}")
-    elif ranks.local_rank == 0 and not _reaches(ranks):
+    elif ranks.local_rank == int(ranks.rank == ranks.local_rank) and not _reaches(ranks):
         _say(f"{here} does not reach rank 0 at {place}: it has not come, or a firewall is between")
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
+from ds_moe_mtl.ranks.statuses import STOPPED
+from ds_moe_mtl.ranks.stop import StopRequest
 
 # What a launcher has left in our environment is about us, not about the processes we start.
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

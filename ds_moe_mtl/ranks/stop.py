@@ -6,9 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import distributed as dist
 
-STOPPED = 75
-"""Exit status of a run that was asked to stop and has checkpointed (EX_TEMPFAIL: try again)."""
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

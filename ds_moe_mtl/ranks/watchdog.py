@@ -24,10 +24,8 @@ from torch import distributed as dist
 
 from ds_moe_mtl.config import RankError, UserError
 from ds_moe_mtl.ranks.rendezvous import Ranks
+from ds_moe_mtl.ranks.statuses import HUNG
 from ds_moe_mtl.ranks.torchrun import prevent_restart
-
-HUNG = 70
-"""Exit status of every rank of a run that hung, or that lost a rank (EX_SOFTWARE)."""
 
 SILENT = 5.0  # seconds without a post after which a process counts as frozen
 PATIENCE = 3.0  # seconds that ranks wait for one another while they end

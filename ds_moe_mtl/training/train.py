@@ -26,7 +26,8 @@ from ds_moe_mtl.ranks.failures import file_errors_told
 from ds_moe_mtl.ranks.machine import EMULATED, emulates_bf16, take_cores
 from ds_moe_mtl.ranks.preflight import check_agreement, check_shared, fingerprints, tell_clocks
 from ds_moe_mtl.ranks.rendezvous import Ranks
-from ds_moe_mtl.ranks.stop import STOPPED, StopRequest
+from ds_moe_mtl.ranks.statuses import STOPPED
+from ds_moe_mtl.ranks.stop import StopRequest
 from ds_moe_mtl.ranks.watchdog import Watchdog
 from ds_moe_mtl.tracking.tracker import check_trackers
 from ds_moe_mtl.training.contents import compare_finished

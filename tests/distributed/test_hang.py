@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from ds_moe_mtl.config import dump_config
-from ds_moe_mtl.ranks.watchdog import HUNG
+from ds_moe_mtl.ranks.statuses import HUNG
 from ds_moe_mtl.training.checkpoint import damage, list_checkpoints
 from tests.support.launch import ROOT, Running, launch, start
 from tests.support.tiny import tiny_config, write_tiny
