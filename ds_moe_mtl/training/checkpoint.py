@@ -97,10 +97,7 @@ def save_checkpoint(
     name = f"step_{step:08d}"
     saving, final = folder / SAVING, folder / name
     first = dist.get_rank() == 0
-    with _told_as_ours(folder, step):
-        if first:
-            shutil.rmtree(saving, ignore_errors=True)
-            saving.mkdir(parents=True)
+    _make_saving(folder, step)
     _agree_on_room(engine, folder)
     with _told_as_ours(folder, step):
         engine.save_checkpoint(str(saving), tag=name, save_latest=False)
@@ -120,6 +117,24 @@ def save_checkpoint(
             shutil.rmtree(old)
     dist.barrier()
     return final
+
+
+def check_can_save(engine, folder: Path, step: int) -> None:
+    """Raise what `save_checkpoint` would for a folder that takes none; a collective call.
+
+    Called before training goes on after `step` steps, so that none of them is done in vain.
+    """
+    _make_saving(folder, step)
+    _agree_on_room(engine, folder)
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder / SAVING)
+
+
+def _make_saving(folder: Path, step: int) -> None:
+    with _told_as_ours(folder, step):
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder / SAVING, ignore_errors=True)
+            (folder / SAVING).mkdir(parents=True)
 
 
 @contextlib.contextmanager

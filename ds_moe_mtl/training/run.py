@@ -28,6 +28,7 @@ from ds_moe_mtl.tracking.metrics_log import MetricsLog, StepLines, read_metrics
 from ds_moe_mtl.tracking.tracker import Followed, Trackers
 from ds_moe_mtl.training.about import about_run, banner
 from ds_moe_mtl.training.checkpoint import (
+    check_can_save,
     choose_whole,
     find_resume,
     identity_of,
@@ -117,6 +118,7 @@ class Run:
             shared.say(f"continuing {chosen} after step {self.first_step}")
             shared.watchdog.saved(self.first_step)
             self.owed = rank_zero_says(self._owed_row())
+        check_can_save(self.engine, self.folder.checkpoints, self.first_step)
         if train.select != "last":
             self.selection = Selection(
                 self.folder.path, self.first_step, train.patience, self._write_best, train.select

@@ -269,3 +269,14 @@ def test_no_room_while_saving_leaves_the_checkpoints_before_whole(copied, unbrok
     again = train(copied.parent / "run.yaml")
     assert again.returncode == 0 and "after step 6" in again.stdout, again.text
     assert differences(copied, unbroken) == []
+
+
+def test_a_folder_that_takes_no_checkpoint_is_told_before_the_first_step(tiny, tmp_path):
+    yaml = yaml_of(tiny, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").touch()  # as good as a folder that cannot be written
+    result = train(yaml)
+    assert result.returncode == 2, result.text
+    errors = result.stderr.strip().splitlines()
+    assert len(errors) == 1 and "cannot write a checkpoint" in errors[0], errors
+    assert "ready in" not in result.stdout
