@@ -5,6 +5,7 @@ what is allowed. What is allowed is read from the schema, so that it is written 
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,10 +14,14 @@ from pydantic import BaseModel, ValidationError
 from ds_moe_mtl.config.document import dotted
 
 _SHOWN = 60  # characters of a bad value
+_KEY = re.compile(r"\b[a-z]+(?:\.[a-z0-9_]+)+\b")
 
 
-def complaint(error: ValidationError, model: type[BaseModel], where: Callable[[str], str]) -> str:
-    """Return one line about the first thing wrong; `where` tells the place of a dotted key."""
+def complaint(error: ValidationError, model: type[BaseModel], where: Callable[..., str]) -> str:
+    """Return one line about the first thing wrong.
+
+    where(*keys): the place that tells most about dotted keys that contradict each other.
+    """
     # A key that is not known explains a missing one beside it, so it is told first.
     details = sorted(_innermost(error), key=lambda detail: detail["type"] != "extra_forbidden")
     detail = details[0]
@@ -24,8 +29,10 @@ def complaint(error: ValidationError, model: type[BaseModel], where: Callable[[s
     paths = [_as_written(detail["loc"], schema) for detail in details]
     path = paths[0]
     name = dotted(path)
+    named: list[str] = []
     if detail["type"] == "value_error":
         line = str(detail["ctx"]["error"])
+        named = _KEY.findall(line)
     elif detail["type"] == "extra_forbidden":
         line = f"unknown key {name}; {_nearest(path, schema)}"
     elif detail["type"] == "missing":
@@ -34,7 +41,7 @@ def complaint(error: ValidationError, model: type[BaseModel], where: Callable[[s
         value = shown(detail["input"])
         line = f"{name} = {value}; allowed: {describe(_node(path, schema), schema)}"
     more = len(set(paths)) - 1
-    return f"{where(name)}: {line}" + (f" (and {more} more)" if more else "")
+    return f"{where(*named, name)}: {line}" + (f" (and {more} more)" if more else "")
 
 
 def _innermost(error: ValidationError) -> list[Any]:

@@ -18,7 +18,7 @@ from ds_moe_mtl.config.task_rows import OwnTask
 EXPERIMENTS = REPOSITORY / "ds_configs" / "experiments"
 DEFAULT_EXPERIMENT = EXPERIMENTS / "embedded_mttag_minilm.yaml"
 COMMAND_LINE = "command line"
-Where = Callable[[str], str]  # from a dotted key to the place where it was written
+Where = Callable[..., str]  # from dotted keys to the place where the most telling was written
 _SECTIONS = tuple(
     name
     for name, field in RunConfig.model_fields.items()
@@ -50,10 +50,14 @@ def load_config(
         key = _apply(document.values, override)
         places = {k: v for k, v in places.items() if not k.startswith(f"{key}.")}
         places[key] = COMMAND_LINE
-    config = _validate(document.values, lambda key: _place(key, places, source))
+
+    def where(*keys: str) -> str:
+        return _place(keys, places, source)
+
+    config = _validate(document.values, where)
     if not check_files:
         return config
-    return _with_files(config, file.parent, lambda key: _place(key, places, source))
+    return _with_files(config, file.parent, where)
 
 
 def _settle_length(values: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -70,7 +74,7 @@ def _settle_length(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _validate(values: Mapping[str, Any], where: Where) -> RunConfig:
-    """Return plain values as a RunConfig; `where` tells the place of a dotted key."""
+    """Return plain values as a RunConfig; `where` tells the place of dotted keys."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -126,8 +130,15 @@ def find_experiment(path: Path) -> Path:
     raise UserError(f"{path}: {what}{hint or '; allowed: the YAML of a run'}")
 
 
-def _place(key: str, places: Mapping[str, str], source: str) -> str:
-    """Return where a key, something below it, or the nearest section around it was written."""
+def _place(keys: Sequence[str], places: Mapping[str, str], source: str) -> str:
+    """Return where one of `keys` was written: on the command line, or else the first in the YAML.
+
+    Where none was: what is written below the last, or the nearest section around it.
+    """
+    given = [places[key] for key in keys if key in places]
+    if given:
+        return COMMAND_LINE if COMMAND_LINE in given else given[0]
+    key = keys[-1]
     while key:
         if key in places:
             return places[key]

@@ -102,8 +102,8 @@ def load_study(name: str) -> tuple[str, Study]:
     except ValidationError as error:
         line = document.lines
 
-        def place(key: str) -> str:
-            return f"{source}:{line[key]}" if key in line else source
+        def place(*keys: str) -> str:
+            return next((f"{source}:{line[key]}" for key in keys if key in line), source)
 
         raise UserError(complaint(error, Study, place)) from None
 
