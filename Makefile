@@ -1,7 +1,7 @@
 # Set-up, the main job and the checks: `make run` and `make test` need nothing else first.
 #   PYTHON=...   the Python (3.10 to 3.13) that makes the environment
 #   N=...        processes of `make run`; default: every GPU, or 2 without one
-#   JOBS=...     test files run side by side (2); many tests wait for other processes
+#   JOBS=...     test files run side by side (3); many tests wait for other processes
 #   ARGS=...     of `make run`: a YAML and section.key=value; of `make test`: pytest's
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 
 # Nothing here compiles DeepSpeed's operators or asks a hub during the tests.
 export DS_BUILD_OPS = 0

@@ -99,8 +99,8 @@ def _study(asked: _Study) -> int:
         from ds_moe_mtl.ranks.orphan import end_with_parent
         from ds_moe_mtl.ranks.rendezvous import rendezvous
 
-        if asked.parent is not None:
-            end_with_parent(asked.parent)
+        if asked.parent is not None and not end_with_parent(asked.parent):
+            raise UserError(f"process {asked.parent}, which started this run, has ended")
         _settle_accelerator()
         return run_one(place, StudyRun.from_json(asked.run), rendezvous(os.environ), _say)
 

@@ -1,8 +1,10 @@
 """Rank 0's address on every rank of an mpirun; run by rendezvous.py in a process of its own.
 
-    python mpi_address.py HOST PORT RANKS     prints {"address": [host, port]} or {"fault": text}
+    python mpi_address.py HOST PORT RANKS PARENT
+prints {"address": [host, port]} or {"fault": text}.
 
-Imports nothing of this package: MPI's library stays out of the rank that asks.
+MPI's library stays out of the rank that asks, process PARENT, and the package out of this process,
+which ends with its rank: else mpirun would wait for it where a rank is killed in these moments.
 """
 
 import json
@@ -29,5 +31,8 @@ def main(host: str, port: str, world_size: str) -> dict:
 
 
 if __name__ == "__main__":
+    from orphan import end_with_parent  # beside this file, which is started by its path
+
     del sys.path[0]  # this folder: its modules are no top-level names
-    print(json.dumps(main(*sys.argv[1:])))
+    if end_with_parent(int(sys.argv[4])):
+        print(json.dumps(main(*sys.argv[1:4])))

