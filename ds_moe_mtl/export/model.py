@@ -4,10 +4,10 @@ from pathlib import Path
 
 from ds_moe_mtl.config import UserError, load_config
 from ds_moe_mtl.config.files import new_folder
+from ds_moe_mtl.engine.checkpoints import damage, list_checkpoints, read_manifest
 from ds_moe_mtl.engine.reshape import StoredTraining
 from ds_moe_mtl.models.description import save_folder
 from ds_moe_mtl.models.folder import described_network
-from ds_moe_mtl.training.checkpoint import damage, list_checkpoints, read_manifest
 from ds_moe_mtl.training.model_files import ModelFiles, model_files, read_model_files
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, task_specs

@@ -11,15 +11,11 @@ from pathlib import Path
 from ds_moe_mtl.config import UserError, dump_config, load_config
 from ds_moe_mtl.config.deepspeed import STAGES, read_deepspeed, resolve_deepspeed
 from ds_moe_mtl.config.files import new_folder, write_json
+from ds_moe_mtl.engine.checkpoints import read_manifest
 from ds_moe_mtl.engine.engine import start_engine, start_process_group, stop_process_group
 from ds_moe_mtl.ranks.local import on_ranks, serve
 from ds_moe_mtl.ranks.rendezvous import Ranks
-from ds_moe_mtl.training.checkpoint import (
-    identity_of,
-    load_checkpoint,
-    read_manifest,
-    save_checkpoint,
-)
+from ds_moe_mtl.training.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from ds_moe_mtl.training.model_files import model_files
 from ds_moe_mtl.training.network import new_network
 from ds_moe_mtl.training.plan import make_plan, task_specs

@@ -1,13 +1,9 @@
-"""Checkpoints that are whole or not there: written aside, checksummed, renamed.
+"""A run's checkpoints: what one belongs to, saving, and continuing from the newest whole one.
 
 checkpoints/step_00000100/    DeepSpeed's own files, model_files.py's and manifest.json
-checkpoints/.saving/          one that is being written; never read
 """
 
 import contextlib
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,15 +12,21 @@ from pathlib import Path
 from torch import distributed as dist
 
 from ds_moe_mtl.config import RankError, UserError
-from ds_moe_mtl.config.files import read_json, write_json
+from ds_moe_mtl.engine.checkpoints import (
+    MANIFEST,
+    SAVING,
+    damage,
+    finish,
+    list_checkpoints,
+    read_manifest,
+    remove,
+)
 from ds_moe_mtl.engine.reshape import TOPOLOGY, load_reshaped, optimizer_order
 from ds_moe_mtl.engine.unpickle import restrict_loading
 from ds_moe_mtl.training.contents import WHAT_TO_DO, data_changes
 from ds_moe_mtl.training.model_files import ModelFiles
 from ds_moe_mtl.training.plan import RunPlan
 
-MANIFEST = "manifest.json"
-SAVING = ".saving"
 BYTES_PER_WEIGHT = 22
 """At most: fp32 weights, an fp32 copy, Adam's two fp32 moments, an fp32 average, and some."""
 
@@ -110,11 +112,11 @@ def save_checkpoint(
             manifest = {"step": step, "identity": asdict(identity), "loader": loader_state}
             if not identity.zero_stage:
                 manifest["optimizer_order"] = optimizer_order(engine)
-            _finish(saving / name, final, manifest)
+            finish(saving / name, final, manifest)
     if first:
         shutil.rmtree(saving, ignore_errors=True)
         for old in list_checkpoints(folder)[keep:]:
-            shutil.rmtree(old)
+            remove(old)
     dist.barrier()
     return final
 
@@ -148,23 +150,6 @@ def _told_as_ours(folder: Path, step: int) -> Iterator[None]:
             f"run.dir: cannot write a checkpoint into {folder} at step {step}: "
             f"{_reason(error)}{_before(folder)}"
         ) from error
-
-
-def _finish(written: Path, final: Path, manifest: dict) -> None:
-    """Give a checkpoint its manifest, and then its name in one move: it is whole or not there."""
-    paths = sorted(path for path in written.rglob("*") if path.is_file())
-    files = {str(path.relative_to(written)): _checksum(path, sync=True) for path in paths}
-    write_json(written / MANIFEST, manifest | {"files": files})
-    if final.exists():
-        shutil.rmtree(final)
-    written.rename(final)
-    _sync_folder(final.parent)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the finished checkpoints of a folder, newest first."""
-    found = [path.parent for path in folder.glob(f"step_*/{MANIFEST}")]
-    return sorted(found, reverse=True)
 
 
 def find_resume(resume: str, folder: Path, identity: Identity) -> list[Path]:
@@ -250,48 +235,6 @@ def load_checkpoint(
     if loaded is None:
         raise UserError(f"run.resume: DeepSpeed finds nothing to load in {path}")
     return manifest["step"], manifest["loader"]
-
-
-def read_manifest(path: Path) -> dict | None:
-    """Return a checkpoint's manifest, or None where it is missing or cut off."""
-    try:
-        return read_json(path / MANIFEST)
-    except json.JSONDecodeError:
-        return None
-
-
-def damage(path: Path) -> str:
-    """Return what is wrong with a checkpoint's files, "" if they match their checksums."""
-    manifest = read_manifest(path)
-    if manifest is None:
-        return f"{MANIFEST} is missing or cut off"
-    for name, stored in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != stored["bytes"]:
-            return f"{name} has {file.stat().st_size:,} of {stored['bytes']:,} bytes"
-        if _checksum(file)["sha256"] != stored["sha256"]:
-            return f"{name} does not match its checksum"
-    return ""
-
-
-def _checksum(path: Path, sync: bool = False) -> dict:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        if sync:
-            os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _agree_on_room(engine, folder: Path) -> None:

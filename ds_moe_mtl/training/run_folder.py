@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, differing_keys, dump_config, load_config
 from ds_moe_mtl.config.files import read_json, write_json
+from ds_moe_mtl.engine.checkpoints import settle_removal
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 
 # What may differ between the start of a run and its continuation: none of it changes a number
@@ -116,6 +117,7 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._lock.flush()
+        settle_removal(self.checkpoints)
         if (self.path / "config.yaml").exists():
             if self.config.run.resume == "never":
                 self._put_aside()

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from ds_moe_mtl.config import RunConfig, dump_config, load_config
+from ds_moe_mtl.engine.checkpoints import list_checkpoints
 from ds_moe_mtl.ranks.statuses import HUNG
-from ds_moe_mtl.training.checkpoint import list_checkpoints
 from tests.support.hosts.fixture import hosts_or_skip
 from tests.support.hosts.forked import Training
 from tests.support.hosts.hosts import Hosts

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from ds_moe_mtl.config import dump_config
+from ds_moe_mtl.engine.checkpoints import damage, list_checkpoints
 from ds_moe_mtl.ranks.statuses import HUNG
-from ds_moe_mtl.training.checkpoint import damage, list_checkpoints
 from tests.support.launch import ROOT, Running, launch, start
 from tests.support.tiny import tiny_config, write_tiny
 

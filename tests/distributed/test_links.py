@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ds_moe_mtl.config import dump_config
+from ds_moe_mtl.engine.checkpoints import damage, list_checkpoints
 from ds_moe_mtl.ranks.statuses import HUNG
-from ds_moe_mtl.training.checkpoint import damage, list_checkpoints
 from tests.support.ends import differences
 from tests.support.hosts.fixture import hosts_or_skip
 from tests.support.hosts.forked import KILLED, Training

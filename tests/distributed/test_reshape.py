@@ -6,13 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ds_moe_mtl.engine.checkpoints import read_manifest
 from ds_moe_mtl.engine.reshape import StoredTraining
-from ds_moe_mtl.training.checkpoint import (
-    Identity,
-    load_checkpoint,
-    read_manifest,
-    save_checkpoint,
-)
+from ds_moe_mtl.training.checkpoint import Identity, load_checkpoint, save_checkpoint
 from tests.support.launch import ROOT, run_ranks
 from tests.support.steps import start_tiny
 from tests.support.tiny import write_tiny

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from ds_moe_mtl.cli.export import main as export
 from ds_moe_mtl.cli.train import main as train_here
 from ds_moe_mtl.config import dump_config
+from ds_moe_mtl.engine.checkpoints import damage, list_checkpoints
 from ds_moe_mtl.export.topology import Topology, reshape
-from ds_moe_mtl.training.checkpoint import damage, list_checkpoints
 from tests.support.ends import differences, rows_of
 from tests.support.launch import ROOT, launch, start
 from tests.support.tiny import tiny_config, write_tiny

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import distributed as dist
 
-from ds_moe_mtl.training.checkpoint import list_checkpoints
+from ds_moe_mtl.engine.checkpoints import list_checkpoints
 from ds_moe_mtl.training.hooks import Hook
 from tests.support.ends import differences, rows_of
 from tests.support.launch import ROOT, run_ranks

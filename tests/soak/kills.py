@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from ds_moe_mtl.config import dump_config  # noqa: E402  (the paths above come first)
-from ds_moe_mtl.training.checkpoint import SAVING, damage, list_checkpoints  # noqa: E402
+from ds_moe_mtl.engine.checkpoints import SAVING, damage, list_checkpoints  # noqa: E402
 from tests.support.ends import differences  # noqa: E402
 from tests.support.launch import ROOT as SOURCES  # noqa: E402
 from tests.support.launch import Running, launch, start  # noqa: E402

@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 from ds_moe_mtl.config import dump_config  # noqa: E402  (the paths above come first)
+from ds_moe_mtl.engine.checkpoints import damage, list_checkpoints  # noqa: E402
 from ds_moe_mtl.ranks.statuses import HUNG  # noqa: E402
-from ds_moe_mtl.training.checkpoint import damage, list_checkpoints  # noqa: E402
 from tests.support.ends import differences  # noqa: E402
 from tests.support.hosts.forked import KILLED, Training  # noqa: E402
 from tests.support.hosts.host import Host  # noqa: E402

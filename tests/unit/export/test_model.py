@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import dump_config
+from ds_moe_mtl.engine.checkpoints import MANIFEST, damage
 from ds_moe_mtl.evaluation import MultiTaskModel
-from ds_moe_mtl.training.checkpoint import MANIFEST, damage
 from ds_moe_mtl.training.model_files import DESCRIPTION, TOKENIZER
 from tests.support.commands import run_commands
 from tests.support.launch import ROOT
