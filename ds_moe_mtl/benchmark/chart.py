@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from ds_moe_mtl.config.files import whole_file
+
 MIB = 2**20
 COLOURS = {
     "data": "#8c8c8c",
@@ -98,5 +100,6 @@ def draw(contests: list[dict], path: Path) -> None:
             axis.spines[side].set_visible(False)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=150)
     pyplot.close(figure)

@@ -33,9 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(version_line())
         return 0
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: ds-moe-mtl COMMAND ... (each has --help), ds-moe-mtl --version\n")
-        for name, purpose in COMMANDS.items():
-            print(f"  {name:<11}{purpose}")
+        lines = [f"  {name:<11}{purpose}" for name, purpose in COMMANDS.items()]
+        usage = "usage: ds-moe-mtl COMMAND ... (each has --help), ds-moe-mtl --version"
+        print("\n".join([usage, "", *lines]))
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:

@@ -99,6 +99,16 @@ class Parser(argparse.ArgumentParser):
         sys.exit(BAD_INPUT)
 
 
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def picture(text: str) -> Path:
+    """Return the path of a picture to draw, for an option's `type`; its suffix is the format."""
+    if Path(text).suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed: a name with {', '.join(PICTURES)}")
+    return Path(text)
+
+
 def answer(work: Callable[[], int]) -> int:
     """Return `work`'s exit status; a user's mistake becomes one line on stderr and status 2.
 
@@ -117,11 +127,20 @@ def answer(work: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        line = file_error_line(error, None)
+        line = file_error_line(error, None if _prints() else Path("standard output"))
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
+
+
+def _prints() -> bool:
+    """Return whether standard output takes what is printed."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def run_config(folder: Path) -> RunConfig | None:

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer
+from ds_moe_mtl.cli.arguments import Parser, answer, picture
 from ds_moe_mtl.config import UserError, load_config
 from ds_moe_mtl.config.files import write_text
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         "--only", help="contestants, as in mt_tag,trainer; mt_dense is always there (all)"
     )
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--plot", type=Path, help="draw the whole steps into this picture")
+    parser.add_argument("--plot", type=picture, help="draw the whole steps into this picture")
     parser.add_argument("--json", action="store_true", help="print JSON")
     if arguments and arguments[0] == BENCHMARK:
         arguments = arguments[1:]

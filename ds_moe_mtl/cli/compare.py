@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_moe_mtl.cli.arguments import Parser, answer
+from ds_moe_mtl.cli.arguments import Parser, answer, picture
 from ds_moe_mtl.config import UserError
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         "names, as docs/evidence/small.jsonl:final/all/mt_tag",
     )
     parser.add_argument("--names", help="of the two sides, with a comma: MT-TaG,MT-Dense")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw a forest plot")
+    parser.add_argument("--plot", type=picture, metavar="PNG", help="also draw a forest plot")
     parser.add_argument("--json", action="store_true", help="print JSON")
     # argparse takes "--" for the end of the options and drops it: the sides are parted before.
     words = list(arguments)

@@ -41,7 +41,7 @@ def complaint(error: ValidationError, model: type[BaseModel], where: Callable[..
         value = shown(detail["input"])
         line = f"{name} = {value}; allowed: {describe(_node(path, schema), schema)}"
     more = len(set(paths)) - 1
-    return f"{where(*named, name)}: {line}" + (f" (and {more} more)" if more else "")
+    return f"{where(*(named or [name]))}: {line}" + (f" (and {more} more)" if more else "")
 
 
 def _innermost(error: ValidationError) -> list[Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -82,7 +83,10 @@ def whole_file(path: Path) -> Iterator[Path]:
             yield path
         return
     target = path.resolve()  # a link stays one
-    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    if not target.parent.is_dir():
+        raise UserError(f"{path}: no such folder as {path.parent}; allowed: one that is there")
+    # As long as a name may be, whatever `path` is called.
+    part = target.with_name(f".{zlib.crc32(target.name.encode()):08x}.part{target.suffix}")
     try:
         with disk_errors_named(path):
             yield part
@@ -100,15 +104,29 @@ def new_folder(output: Path, what: str = "--output: ") -> Iterator[Path]:
 
     what: how the line of a refusal begins. Raises UserError where there is something already.
     """
-    if output.is_symlink() or output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.is_symlink():
+        raise UserError(f"{what}{output} is a link; allowed: a new folder")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{what}{output} is not empty; allowed: a new folder")
+    missing = [folder for folder in (output, *output.parents) if not folder.exists()]
     output.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors_named(output):
             yield output
     except BaseException:  # Ctrl-C, too
-        shutil.rmtree(output, ignore_errors=True)
+        if missing:
+            shutil.rmtree(missing[-1], ignore_errors=True)  # with the folders above that it made
+        else:
+            _empty(output)
         raise
+
+
+def _empty(folder: Path) -> None:
+    for item in folder.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item, ignore_errors=True)
+        else:
+            item.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

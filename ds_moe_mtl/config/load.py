@@ -131,13 +131,14 @@ def find_experiment(path: Path) -> Path:
 
 
 def _place(keys: Sequence[str], places: Mapping[str, str], source: str) -> str:
-    """Return where one of `keys` was written: on the command line, or else the first in the YAML.
+    """Return where `keys` were written: the command line and the first other place, or that alone.
 
     Where none was: what is written below the last, or the nearest section around it.
     """
     given = [places[key] for key in keys if key in places]
     if given:
-        return COMMAND_LINE if COMMAND_LINE in given else given[0]
+        others = [place for place in given if place != COMMAND_LINE]
+        return " and ".join([COMMAND_LINE] * (COMMAND_LINE in given) + others[:1])
     key = keys[-1]
     while key:
         if key in places:

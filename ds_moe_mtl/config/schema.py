@@ -363,6 +363,8 @@ class RunConfig(Section):
             raise ValueError(
                 "train.activation_checkpointing = true with model.kind = task_moe; allowed: false"
             )
+        if self.run.extend and self.run.resume == "never":
+            raise ValueError("run.extend = true with run.resume = never; allowed: auto")
         if self.run.extend and (self.model.kind == "single" or self.train.average_from is not None):
             key = "model.kind = single" if self.model.kind == "single" else "train.average_from"
             raise ValueError(f"run.extend = true with {key}; allowed: false")

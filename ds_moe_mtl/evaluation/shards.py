@@ -89,7 +89,7 @@ class Shards:
         """Put the pieces together as the output, and remove them."""
         whole = self.folder / f"whole{self.suffix}"
         _JOINERS[self.suffix](self, whole)
-        os.replace(whole, self.output)
+        os.replace(whole, self.output.resolve())  # a link stays one
         for piece in reversed(self._pieces()):  # what is left by a kill here is a beginning
             piece.unlink()
         shutil.rmtree(self.folder)

@@ -2,12 +2,19 @@
 
 torchrun, deepspeed and Open MPI end the ranks that are left, and srun does after --wait. hydra lets
 them wait for the one that has gone, for hours; once they have met, the watchdog notices.
+
+    watch_killed(environ)               # at the start: a rank that a signal ends ends the others
+    with siblings_watched(environ):     # where all have to come: so does any end of a rank
+        ...
 """
 
 import contextlib
 import os
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import psutil
 
@@ -19,6 +26,12 @@ PROXY = "hydra_pmi_proxy"
 SPEAKING = 3.0
 """Seconds in which a rank that has gone, and mpirun, say what they have to say."""
 
+LINE = (
+    "lost: a rank of this machine ended before the ranks had met; its others end too; "
+    "start the run again\n"
+)
+_ENDS = threading.Lock()  # held by the thread that ends this process
+
 
 @contextlib.contextmanager
 def siblings_watched(environ: Mapping[str, str]) -> Iterator[None]:
@@ -27,36 +40,77 @@ def siblings_watched(environ: Mapping[str, str]) -> Iterator[None]:
     What this process has started ends too. Does nothing under another launcher.
     """
     met = threading.Event()
-    number = environ.get("MPI_LOCALNRANKS", "")
-    proxy = psutil.Process().parent()
-    if number.isdigit() and proxy is not None and proxy.name() == PROXY:
-        threading.Thread(target=_watch, args=(proxy, int(number), met), daemon=True).start()
+    proxy, number = _proxy(environ)
+    if proxy is not None:
+        _start(proxy, lambda: len(_living(proxy)) < number, met.wait)
     try:
         yield
     finally:
         met.set()
 
 
-def _watch(proxy: psutil.Process, number: int, met: threading.Event) -> None:
-    while _living(proxy) == number:
-        if met.wait(1.0):
+def watch_killed(environ: Mapping[str, str]) -> None:
+    """End this process where a signal ends a rank of this machine, until the ranks have met.
+
+    A rank that ends by itself may have met a mistake that all ranks are about to meet.
+    """
+    proxy, _ = _proxy(environ)
+    if proxy is not None:
+        _start(proxy, lambda: _killed(proxy), _wait_for_meeting)
+
+
+def _proxy(environ: Mapping[str, str]) -> tuple[psutil.Process | None, int]:
+    """Return hydra's process of this machine and how many ranks it has started; or None, 0."""
+    number = environ.get("MPI_LOCALNRANKS", "")
+    parent = psutil.Process().parent()
+    if number.isdigit() and parent is not None and parent.name() == PROXY:
+        return parent, int(number)
+    return None, 0
+
+
+def _wait_for_meeting(seconds: float) -> bool:
+    """Wait, and return whether torch's process group is there."""
+    time.sleep(seconds)
+    torch = sys.modules.get("torch.distributed")
+    return torch is not None and getattr(torch, "is_initialized", bool)()
+
+
+def _start(proxy: psutil.Process, lost: Callable[[], bool], met: Callable[[float], bool]) -> None:
+    threading.Thread(target=_watch, args=(proxy, lost, met), daemon=True).start()
+
+
+def _watch(proxy: psutil.Process, lost: Callable[[], bool], met: Callable[[float], bool]) -> None:
+    """End this process once `lost()`; met(seconds) waits and tells whether nothing can be lost."""
+    while not lost():
+        if met(1.0):
             return
-    if met.wait(SPEAKING):
+    if met(SPEAKING) or not _ENDS.acquire(blocking=False):
         return
-    gone = f"{number - _living(proxy)} of {number} ranks of this machine"
-    line = f"lost: {gone} ended before the ranks had met; this one ends too; start the run again\n"
-    os.write(2, line.encode())
+    if os.getpid() == min(_living(proxy), default=os.getpid()):  # one of this machine speaks
+        os.write(2, LINE.encode())
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     os._exit(HUNG)
 
 
-def _living(proxy: psutil.Process) -> int:
-    """Return how many processes a proxy has that have not ended; 0 where it has gone itself."""
-    found = 0
+def _killed(proxy: psutil.Process) -> bool:
+    """Return whether a signal has ended a process that the proxy has not taken leave of."""
+    with contextlib.suppress(psutil.NoSuchProcess, OSError, ValueError):
+        for child in proxy.children():
+            if child.status() == psutil.STATUS_ZOMBIE:
+                words = Path(f"/proc/{child.pid}/stat").read_text().split()
+                if os.WIFSIGNALED(int(words[-1])):  # exit_code, man 5 proc
+                    return True
+    return False
+
+
+def _living(proxy: psutil.Process) -> list[int]:
+    """Return a proxy's processes that have not ended; none where it has gone itself."""
+    found = []
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in proxy.children():
             with contextlib.suppress(psutil.NoSuchProcess):
-                found += child.status() != psutil.STATUS_ZOMBIE
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child.pid)
     return found

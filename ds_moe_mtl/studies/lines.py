@@ -7,6 +7,7 @@ Only whole lines count. What a killed process left of one is no line, and the ne
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ds_moe_mtl.config import UserError
+from ds_moe_mtl.config.files import disk_errors_named
 from ds_moe_mtl.evaluation.units import DevUnits, packed, unpacked
 
 
@@ -105,13 +107,19 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _append(path: Path, lines: Sequence[Mapping]) -> None:
-    with path.open("rb+") as file:
+    with path.open("rb+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         torn = False
         if size:
             file.seek(-1, os.SEEK_END)
             torn = file.read(1) != b"\n"
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        file.write((b"\n" if torn else b"") + text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+        content = (b"\n" if torn else b"") + text.encode()
+        try:
+            with disk_errors_named(path):
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise

@@ -270,4 +270,6 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
+    if "inline_container" in str(error):  # torch's own writer tells no reason of the system's
+        return "a file could not be written whole: no room, a quota, or a limit of files' sizes"
     return str(error).strip().splitlines()[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, differing_keys, dump_config, load_config
-from ds_moe_mtl.config.files import read_json, write_json
+from ds_moe_mtl.config.files import read_json, write_json, write_text
 from ds_moe_mtl.engine.checkpoints import settle_removal
 from ds_moe_mtl.models.multitask import SPARSE_KINDS
 
@@ -114,10 +114,13 @@ class RunFolder:
                     "run.dir"
                 )
             time.sleep(0.5)
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
-        settle_removal(self.checkpoints)
+        try:
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._lock.flush()
+            settle_removal(self.checkpoints)
+        except OSError as error:
+            raise UserError(f"run.dir: {self.path}: {error.strerror}") from error
         if (self.path / "config.yaml").exists():
             if self.config.run.resume == "never":
                 self._put_aside()
@@ -144,7 +147,7 @@ class RunFolder:
 
     def write_start(self, deepspeed_config: dict, environment: dict) -> None:
         """Write config.yaml, deepspeed.json and environment.json."""
-        (self.path / "config.yaml").write_text(dump_config(self.config))
+        write_text(self.path / "config.yaml", dump_config(self.config))
         write_json(self.path / "deepspeed.json", deepspeed_config)
         write_json(self.path / "environment.json", environment)
 

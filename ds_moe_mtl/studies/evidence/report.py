@@ -3,7 +3,7 @@ a page, a picture of the differences and one of the scores, beside the lines.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from ds_moe_mtl.studies.compare import Comparison, compare_runs, mean_interval, 
 from ds_moe_mtl.studies.forest import Mark, draw_forest
 from ds_moe_mtl.studies.lines import Evidence, read_evidence
 from ds_moe_mtl.studies.points import point_name
+
+CLAIMED = 1.0
+"""Points: a smaller mean difference is no claim, and a task that loses more speaks against one."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def write_report(path: Path) -> list[Path]:
     for (stage, data), systems in scored.items():
         text += [f"## {stage}, {data}", "", *_score_table(systems), ""]
         text += _difference_table(systems, baseline)
+        text += _seed_table(systems)
     for key in grids:
         text += [f"## {key[0]}, {key[1]}: the grid", "", *_grid_table(groups[key]), ""]
     write_text(page, "\n".join(text).rstrip() + "\n")
@@ -176,25 +180,52 @@ def _difference_table(systems: Sequence[System], baseline: str) -> list[str]:
     if not compared:
         return []
     tasks = [row.name for row in compared[0].comparison.tasks]
+    sizes = [f"{row.examples:,} dev rows" for row in compared[0].comparison.tasks]
     lines = [
-        f"Less {baseline}:",
+        f"Less {baseline}, the intervals of single tasks for each by itself:",
         "",
         "| system | seeds | mean | what it shows | " + " | ".join(tasks) + " |",
         "|---|---:|---|---|" + "---|" * len(tasks),
+        "| | | | | " + " | ".join(sizes) + " |",
     ]
     notes = {}
     for one in compared:
         rows = {row.name: row.difference for row in one.comparison.tasks}
         mean = one.comparison.mean.difference
-        shows = ("better" if mean.value > 0 else "worse") if mean.excludes_zero else None
         lines.append(
             f"| {one.name} | {len(one.comparison.seeds)} | {_shown(mean)} | "
-            f"{shows or 'no difference shown'} | "
+            f"{_verdict(mean, rows.values())} | "
             + " | ".join(_shown(rows[task]) for task in tasks)
             + " |"
         )
         notes |= dict.fromkeys(f"{one.name}: {note}" for note in one.comparison.notes)
     return [*lines, "", *(f"- {note}" for note in notes), *([""] if notes else [])]
+
+
+def _verdict(mean: Interval, tasks: Iterable[Interval]) -> str:
+    """Return what differences show, by point 7 of docs/evidence/README.md."""
+    if not mean.excludes_zero:
+        return "no difference shown"
+    if mean.value < 0:
+        return "worse"
+    if mean.value < CLAIMED:
+        return f"above 0, but by less than {CLAIMED:.1f}"
+    lost = any(task.excludes_zero and task.value < -CLAIMED for task in tasks)
+    return "above 0, but a task is worse" if lost else "better"
+
+
+def _seed_table(systems: Sequence[System]) -> list[str]:
+    """Return every run's mean over tasks, seed by seed."""
+    means = {one.name: {line["seed"]: line["mean"] for line in one.lines} for one in systems}
+    seeds = sorted({seed for of in means.values() for seed in of})
+    if len(seeds) < 2:
+        return []
+    lines = ["| mean of seed | " + " | ".join(map(str, seeds)) + " |"]
+    lines.append("|---|" + "---:|" * len(seeds))
+    for name, of in means.items():
+        cells = (f"{of[seed]:.1f}" if seed in of else "-" for seed in seeds)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _grid_table(lines: Sequence[Mapping]) -> list[str]:

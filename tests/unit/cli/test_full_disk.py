@@ -35,9 +35,19 @@ def test_a_folder_that_finds_no_room_is_told_in_one_line_and_gone(model, tmp_pat
     assert not out.exists()
 
 
-def test_what_is_printed_finds_no_room():
+@pytest.mark.parametrize("word", ["tasks", "--help", "--version"])
+def test_what_is_printed_finds_no_room(word):
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "ds_moe_mtl", "tasks"]
+        command = [sys.executable, "-m", "ds_moe_mtl", word]
         run = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
-    assert run.stderr == "error: a file that is written: No space left on device\n"
+    assert run.stderr == "error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("name", ["difference", "difference.xyz"])
+def test_a_picture_of_no_known_format_is_refused_before_the_work(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "a", "--plot", name, "--", "b"])
+    assert (
+        ended.value.code == 2 and "allowed: a name with .png, .pdf, .svg" in capsys.readouterr().err
+    )

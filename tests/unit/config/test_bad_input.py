@@ -102,12 +102,13 @@ BAD_OVERRIDES = {
     "run.dir=~nobody_at_all/x": (LINE + "run.dir = '~nobody_at_all/x': no such home"),
     "train.steps=null": LINE + "train.steps and train.epochs are both unset; "
     "set exactly one of them",
-    "train.warmup=11": LINE + "train.warmup = 11 is longer than train.steps = 10",
+    "train.warmup=11": "command line and run.yaml:7: train.warmup = 11 is longer than "
+    "train.steps = 10",
     "train.warmup=1.5": LINE + "train.warmup = 1.5; allowed: a share of the steps below 1, "
     "or a whole number of steps",
     "train.accumulation=200": LINE + "train.batch_size = 128 is smaller than "
     "train.accumulation = 200; allowed: at least one example each",
-    "moe.ep_size=3": LINE + "moe.num_experts = 4 is not divisible by moe.ep_size = 3; "
+    "moe.ep_size=3": "command line and run.yaml:5: moe.num_experts = 4 is not divisible by moe.ep_size = 3; "
     "allowed: an ep_size that divides num_experts",
     "moe.exchange=hierarchical": LINE + "moe.exchange = hierarchical with moe.ep_size = 1: "
     "rows are gathered where several hosts have several ranks each; allowed: flat, or an ep_size "

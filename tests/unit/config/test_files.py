@@ -44,6 +44,23 @@ def test_a_new_folder_is_gone_where_it_could_not_be_filled(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_an_empty_folder_that_was_there_stays_and_folders_above_a_new_one_go(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for place in (mine, tmp_path / "a/b/c"):
+        with pytest.raises(ZeroDivisionError), new_folder(place) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub/file").touch()
+            raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == [mine] and not any(mine.iterdir())
+
+
+def test_a_name_as_long_as_may_be_is_written_and_a_missing_folder_is_told(tmp_path):
+    write_text(tmp_path / ("n" * 250 + ".html"), "x")
+    with pytest.raises(UserError, match="no such folder as .*nowhere; allowed"):
+        write_text(tmp_path / "nowhere/page", "x")
+
+
 @pytest.mark.parametrize("taken", ["file", "filled", "dangling link"])
 def test_a_place_that_is_taken_is_refused_and_left(tmp_path, taken):
     place = tmp_path / "place"
@@ -54,6 +71,9 @@ def test_a_place_that_is_taken_is_refused_and_left(tmp_path, taken):
         (place / "mine").touch()
     else:
         place.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is not empty; allowed: a new folder"), new_folder(place):
+    with (
+        pytest.raises(UserError, match="is (not empty|a link); allowed: a new folder"),
+        new_folder(place),
+    ):
         pass
     assert place.is_symlink() or place.exists()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ds_moe_mtl.config import UserError
-from ds_moe_mtl.studies.evidence.report import write_report
+from ds_moe_mtl.evaluation.bootstrap import Interval
+from ds_moe_mtl.studies.evidence.report import _verdict, write_report
 from ds_moe_mtl.studies.lines import append_run
 from tests.support.units import make_run, make_units
 
@@ -81,7 +82,7 @@ def test_the_page_has_every_system_with_seeds_interval_and_maximum(page):
 
 
 def test_what_is_shown_and_what_is_not_is_said_in_words(page):
-    differences = page[2].partition("Less dense:")[2].partition("## tune")[0]
+    differences = page[2].partition("Less dense, ")[2].partition("## tune")[0]
     tag, wild = (
         next(line for line in differences.splitlines() if line.startswith(f"| {name} |"))
         for name in ("tag", "wild")
@@ -89,6 +90,22 @@ def test_what_is_shown_and_what_is_not_is_said_in_words(page):
     assert "| better |" in tag and tag.count("**") == 6
     assert "| no difference shown |" in wild and "| 2 |" in wild
     assert "- wild: not paired: dense, seed 1" in differences
+    assert "| mean of seed | 0 | 1 | 2 |" in differences and "| - |" in differences
+
+
+@pytest.mark.parametrize(
+    ("mean", "tasks", "words"),
+    [
+        ((3.0, 0.5, 5.5), [(4.0, 1.0, 7.0), (-2.0, -6.0, 2.0)], "better"),
+        ((0.6, 0.2, 1.0), [(0.6, 0.2, 1.0)], "above 0, but by less than 1.0"),
+        ((3.0, 0.5, 5.5), [(9.0, 5.0, 13.0), (-3.0, -5.0, -1.0)], "above 0, but a task is worse"),
+        ((3.0, 0.5, 5.5), [(7.0, 1.0, 13.0), (-0.5, -0.9, -0.1)], "better"),
+        ((-1.0, -1.5, -0.5), [(-1.0, -1.5, -0.5)], "worse"),
+        ((3.0, -0.5, 6.5), [(3.0, -0.5, 6.5)], "no difference shown"),
+    ],
+)
+def test_a_verdict_is_what_the_protocol_calls_so(mean, tasks, words):
+    assert _verdict(Interval(*mean), [Interval(*task) for task in tasks]) == words
 
 
 def test_the_grid_says_which_rate_was_best_and_that_it_is_at_an_end(page):
