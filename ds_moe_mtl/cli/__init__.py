@@ -29,14 +29,10 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand and return its exit status; without one, list them."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] == "--version":
-        print(version_line())
-        return 0
-    if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"  {name:<11}{purpose}" for name, purpose in COMMANDS.items()]
-        usage = "usage: ds-moe-mtl COMMAND ... (each has --help), ds-moe-mtl --version"
-        print("\n".join([usage, "", *lines]))
-        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        from ds_moe_mtl.cli.arguments import answer
+
+        return answer(lambda: _about("--version" in arguments))
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         print(
@@ -45,6 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     return import_module(f"ds_moe_mtl.cli.{name}").main(rest)
+
+
+def _about(version_alone: bool) -> int:
+    lines = [version_line()]
+    if not version_alone:
+        lines = [f"  {name:<11}{purpose}" for name, purpose in COMMANDS.items()]
+        lines[:0] = ["usage: ds-moe-mtl COMMAND ... (each has --help), ds-moe-mtl --version", ""]
+    print("\n".join(lines))
+    return 0
 
 
 def version_line() -> str:

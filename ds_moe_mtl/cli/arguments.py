@@ -127,20 +127,11 @@ def answer(work: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        line = file_error_line(error, None if _prints() else Path("standard output"))
+        line = file_error_line(error, None)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         return BAD_INPUT
-
-
-def _prints() -> bool:
-    """Return whether standard output takes what is printed."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return False
-    return True
 
 
 def run_config(folder: Path) -> RunConfig | None:

@@ -22,7 +22,7 @@ def file_error_line(error: OSError, run: Path | None) -> str | None:
     """
     where = error.filename
     if where is None and error.errno in DISK_ERRORS:
-        where = run or "a file that is written"
+        where = run or "standard output, or a file that is written"
     return None if where is None else f"{where}: {error.strerror}"
 
 

@@ -108,7 +108,8 @@ BAD_OVERRIDES = {
     "or a whole number of steps",
     "train.accumulation=200": LINE + "train.batch_size = 128 is smaller than "
     "train.accumulation = 200; allowed: at least one example each",
-    "moe.ep_size=3": "command line and run.yaml:5: moe.num_experts = 4 is not divisible by moe.ep_size = 3; "
+    "moe.ep_size=3": "command line and run.yaml:5: moe.num_experts = 4 is not divisible "
+    "by moe.ep_size = 3; "
     "allowed: an ep_size that divides num_experts",
     "moe.exchange=hierarchical": LINE + "moe.exchange = hierarchical with moe.ep_size = 1: "
     "rows are gathered where several hosts have several ranks each; allowed: flat, or an ep_size "
