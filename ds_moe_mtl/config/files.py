@@ -84,7 +84,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         return
     target = path.resolve()  # a link stays one
     if not target.parent.is_dir():
-        raise UserError(f"{path}: no such folder as {path.parent}; allowed: one that is there")
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
     # As long as a name may be, whatever `path` is called.
     part = target.with_name(f".{zlib.crc32(target.name.encode()):08x}.part{target.suffix}")
     try:
