@@ -230,7 +230,7 @@ def _seed_table(systems: Sequence[System]) -> list[str]:
 
 def _grid_table(lines: Sequence[Mapping]) -> list[str]:
     """Return the mean score of each system at each point; the best is bold, at an end marked."""
-    points = list(dict.fromkeys(tuple(line["point"]) for line in lines))
+    points = sorted({tuple(line["point"]) for line in lines}, key=_by_value)
     text = [
         "| system | " + " | ".join(map(point_name, points)) + " |",
         "|---|" + "---:|" * len(points),
@@ -256,6 +256,19 @@ def _grid_table(lines: Sequence[Mapping]) -> list[str]:
         shown[best] = f"**{shown[best]}**{' (end)' * at_end}"
         text.append(f"| {system} | " + " | ".join(shown.get(p, "-") for p in points) + " |")
     return [*text, *(["", "(end): the best rate is at an end of the grid."] if ends else [])]
+
+
+def _by_value(point: tuple[str, ...]) -> list[tuple[str, float, str]]:
+    """Sort points of a grid by their values: runs may end in any order."""
+    parts = [item.partition("=") for item in point]
+    return [(key, *_number(value)) for key, _, value in parts]
+
+
+def _number(value: str) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("inf"), value
 
 
 def _draw(path: Path, scored: Mapping, baseline: str) -> list[Path]:

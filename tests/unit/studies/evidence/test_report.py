@@ -51,7 +51,7 @@ def append(path, stage, system, seed, point, skill, failure=None, more=()):
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("evidence") / "made_up.jsonl"
     for system in ("dense", "tag"):
-        for point, skill in (("5e-5", 0.6), ("1e-4", 0.7), ("3e-4", 0.8)):
+        for point, skill in (("3e-4", 0.8), ("5e-5", 0.6), ("1e-4", 0.7)):
             append(path, "tune", system, 100, point, skill)
     for seed in range(3):
         append(path, "screen", "dense", seed, "3e-4", 0.62)
