@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ds_moe_mtl.config import (
 )
 from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.ranks.failures import file_error_line, kept_by_rank
-from ds_moe_mtl.ranks.rendezvous import Ranks, rendezvous
+from ds_moe_mtl.ranks.rendezvous import Ranks, is_first, rendezvous
 from ds_moe_mtl.ranks.siblings import watch_killed
 from ds_moe_mtl.ranks.statuses import HUNG
 
@@ -84,15 +84,9 @@ def main(arguments: Sequence[str]) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         # Before the first step, or a second Ctrl-C that does not wait for the checkpoint.
-        if _is_first(os.environ) if ranks is None else ranks.rank == 0:
+        if is_first(os.environ) if ranks is None else ranks.rank == 0:
             print(_INTERRUPTED, file=sys.stderr, flush=True)
         return INTERRUPTED
-
-
-def _is_first(environ: Mapping[str, str]) -> bool:
-    """Return whether this is rank 0, of a launcher that has not been asked more yet."""
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-    return next((environ[name] for name in names if name in environ), "0") == "0"
 
 
 def _status(error: UserError) -> int:

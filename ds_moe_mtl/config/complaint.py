@@ -20,7 +20,8 @@ _KEY = re.compile(r"\b[a-z]+(?:\.[a-z0-9_]+)+\b")
 def complaint(error: ValidationError, model: type[BaseModel], where: Callable[..., str]) -> str:
     """Return one line about the first thing wrong.
 
-    where(*keys): the place that tells most about dotted keys that contradict each other.
+    where(*keys, section): the place that tells most about dotted keys that contradict each other,
+    or about their section where none of them was written; a single key is asked for by itself.
     """
     # A key that is not known explains a missing one beside it, so it is told first.
     details = sorted(_innermost(error), key=lambda detail: detail["type"] != "extra_forbidden")
@@ -41,7 +42,7 @@ def complaint(error: ValidationError, model: type[BaseModel], where: Callable[..
         value = shown(detail["input"])
         line = f"{name} = {value}; allowed: {describe(_node(path, schema), schema)}"
     more = len(set(paths)) - 1
-    return f"{where(*(named or [name]))}: {line}" + (f" (and {more} more)" if more else "")
+    return f"{where(*named, name)}: {line}" + (f" (and {more} more)" if more else "")
 
 
 def _innermost(error: ValidationError) -> list[Any]:

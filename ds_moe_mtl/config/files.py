@@ -93,14 +93,17 @@ def whole_file(path: Path) -> Iterator[Path]:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
         part.replace(target)
-    except BaseException:  # Ctrl-C, too
-        part.unlink(missing_ok=True)
+    except BaseException as error:  # Ctrl-C, too
+        with contextlib.suppress(OSError):  # a file system that takes no change takes none here
+            part.unlink()
+        if isinstance(error, OSError) and error.filename == str(part):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 @contextlib.contextmanager
 def new_folder(output: Path, what: str = "--output: ") -> Iterator[Path]:
-    """Give a new folder to fill; it is gone again where the block fails.
+    """Give a new folder to fill; where the block fails, it is as it was: not there, or empty.
 
     what: how the line of a refusal begins. Raises UserError where there is something already.
     """
@@ -114,19 +117,13 @@ def new_folder(output: Path, what: str = "--output: ") -> Iterator[Path]:
         with disk_errors_named(output):
             yield output
     except BaseException:  # Ctrl-C, too
-        if missing:
-            shutil.rmtree(missing[-1], ignore_errors=True)  # with the folders above that it made
-        else:
-            _empty(output)
+        shutil.rmtree(output, ignore_errors=True)
+        if not missing:  # it was there, empty
+            output.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):  # another process has put something there
+            for folder in missing[1:]:
+                folder.rmdir()
         raise
-
-
-def _empty(folder: Path) -> None:
-    for item in folder.iterdir():
-        if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item, ignore_errors=True)
-        else:
-            item.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

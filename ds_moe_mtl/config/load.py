@@ -133,9 +133,10 @@ def find_experiment(path: Path) -> Path:
 def _place(keys: Sequence[str], places: Mapping[str, str], source: str) -> str:
     """Return where `keys` were written: the command line and the first other place, or that alone.
 
-    Where none was: what is written below the last, or the nearest section around it.
+    The last is asked for where no other was written: itself, what is written below it, or the
+    nearest section around it.
     """
-    given = [places[key] for key in keys if key in places]
+    given = [places[key] for key in keys[:-1] if key in places]
     if given:
         others = [place for place in given if place != COMMAND_LINE]
         return " and ".join([COMMAND_LINE] * (COMMAND_LINE in given) + others[:1])

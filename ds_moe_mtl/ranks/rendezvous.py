@@ -144,6 +144,12 @@ def rendezvous(
     return ranks
 
 
+def is_first(environ: Mapping[str, str]) -> bool:
+    """Return whether this is rank 0, before `rendezvous` has read and checked all that is set."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+    return next((environ[name] for name in names if name in environ), "0") == "0"
+
+
 def apply(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
     """Set in `environ` the variables that torch and DeepSpeed read.
 

@@ -27,7 +27,7 @@ SPEAKING = 3.0
 """Seconds in which a rank that has gone, and mpirun, say what they have to say."""
 
 LINE = (
-    "lost: a rank of this machine ended before the ranks had met; its others end too; "
+    "lost: a rank of this machine ended before the ranks had met; all of this machine end; "
     "start the run again\n"
 )
 _ENDS = threading.Lock()  # held by the thread that ends this process
@@ -71,8 +71,8 @@ def _proxy(environ: Mapping[str, str]) -> tuple[psutil.Process | None, int]:
 def _wait_for_meeting(seconds: float) -> bool:
     """Wait, and return whether torch's process group is there."""
     time.sleep(seconds)
-    torch = sys.modules.get("torch.distributed")
-    return torch is not None and getattr(torch, "is_initialized", bool)()
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and getattr(dist, "is_initialized", bool)()  # imported in part as yet
 
 
 def _start(proxy: psutil.Process, lost: Callable[[], bool], met: Callable[[float], bool]) -> None:

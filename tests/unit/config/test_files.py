@@ -65,8 +65,18 @@ def test_a_name_as_long_as_may_be_is_written_and_a_missing_folder_is_told(tmp_pa
     )
 
 
-@pytest.mark.parametrize("taken", ["file", "filled", "dangling link"])
-def test_a_place_that_is_taken_is_refused_and_left(tmp_path, taken):
+def test_a_folder_above_stays_where_another_process_has_put_something(tmp_path):
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "all/mine"):
+        (tmp_path / "all/other").touch()
+        raise ZeroDivisionError
+    assert list((tmp_path / "all").iterdir()) == [tmp_path / "all/other"]
+
+
+@pytest.mark.parametrize(
+    ("taken", "what"),
+    [("file", "not empty"), ("filled", "not empty"), ("dangling link", "a link")],
+)
+def test_a_place_that_is_taken_is_refused_and_left(tmp_path, taken, what):
     place = tmp_path / "place"
     if taken == "file":
         place.write_text("mine")
@@ -75,9 +85,6 @@ def test_a_place_that_is_taken_is_refused_and_left(tmp_path, taken):
         (place / "mine").touch()
     else:
         place.symlink_to(tmp_path / "nowhere")
-    with (
-        pytest.raises(UserError, match="is (not empty|a link); allowed: a new folder"),
-        new_folder(place),
-    ):
+    with pytest.raises(UserError, match=f"is {what}; allowed: a new folder"), new_folder(place):
         pass
     assert place.is_symlink() or place.exists()

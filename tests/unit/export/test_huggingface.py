@@ -213,10 +213,11 @@ def test_a_folder_that_is_taken_and_a_model_that_routes_whole_layers_are_refused
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/mine").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    for name in ("taken", "taken/mine", "link"):
+    places = {"taken": "not empty", "taken/mine": "not empty", "link": "a link"}
+    for name, what in places.items():
         words = ["export", str(model), "--to", "huggingface", "--output", str(tmp_path / name)]
         assert main(words) == 2
-        assert "allowed: a new folder" in capsys.readouterr().err
+        assert f"{name} is {what}; allowed: a new folder" in capsys.readouterr().err
     assert (tmp_path / "taken/mine").read_text() == "mine"
     assert not (tmp_path / "elsewhere").exists()
     with pytest.raises(UserError, match="not empty"):
