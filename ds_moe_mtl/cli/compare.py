@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
         nargs="*",
         metavar="RUN",
         help="run folders, -- between the two sides; or a study's lines and the beginning of run "
-        "names, as docs/evidence/small.jsonl:final/all/mt_tag",
+        "names, as docs/evidence/small.jsonl:final/all/mt_tag; runs of one seed whose tasks differ "
+        "count as one",
     )
     parser.add_argument("--names", help="of the two sides, with a comma: MT-TaG,MT-Dense")
     parser.add_argument("--plot", type=picture, metavar="PNG", help="also draw a forest plot")

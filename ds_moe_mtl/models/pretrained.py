@@ -35,7 +35,8 @@ class EncoderSource:
 
     name: what was asked for; resolved: what it is; folder: where its files are; note: what a
     reader of its results must know, "" if nothing; seen_tasks: tasks its weights were trained on;
-    trained: the folder is a model of ours, not a pretrained encoder.
+    trained: the folder is a model of ours, not a pretrained encoder; began_sha256: checksum of the
+    encoder that such a model was made from, where it is recorded.
     """
 
     name: str
@@ -44,6 +45,7 @@ class EncoderSource:
     note: str = ""
     seen_tasks: tuple[str, ...] = ()
     trained: bool = False
+    began_sha256: str | None = None
 
 
 def find_encoder(name: str) -> EncoderSource:
@@ -84,6 +86,7 @@ def trained_source(folder: Path) -> EncoderSource:
         str(inner),
         seen_tasks=_CONTAMINATED if resolved == MINILM_PACKAGED else (),
         trained=True,
+        began_sha256=encoder.get("sha256"),
     )
 
 

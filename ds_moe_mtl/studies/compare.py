@@ -1,7 +1,8 @@
 """Two systems' runs, paired by seed: the mean difference of their dev scores, with its interval."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ class Comparison:
 
 
 def find_runs(names: Sequence[str]) -> list[ScoredRun]:
-    """Return runs by what names them: run folders, or FILE.jsonl:BEGINNING of a study's run names.
+    """Return runs by what names them: run folders, or FILE.jsonl:BEGINNING of a study's run names,
+    in which * stands for anything.
 
     Raises UserError for what is neither, and for a run that is not finished.
     """
@@ -108,10 +110,11 @@ def compare_runs(
 ) -> Comparison:
     """Return left less right over the seeds that both have.
 
-    Raises UserError where no seed is on both sides, where a side has a seed twice, and where two
-    runs of a seed differ in tasks, dev rows or encoder.
+    A side's runs of one seed that have no task in common, as stage two has, count as one. Raises
+    UserError where no seed is on both sides, where a side has a task twice in a seed, and where
+    both sides' runs of a seed differ in tasks, dev rows or encoder.
     """
-    sides = [_by_seed(side, name) for side, name in zip((left, right), names, strict=True)]
+    sides = [by_seed(side, name) for side, name in zip((left, right), names, strict=True)]
     seeds = sorted(sides[0].keys() & sides[1].keys())
     if not seeds:
         has = [", ".join(map(str, sorted(side))) for side in sides]
@@ -154,8 +157,9 @@ def compare_runs(
 def mean_interval(runs: Sequence[ScoredRun], draws: int = DRAWS) -> Interval:
     """Return the mean over tasks and seeds of one system's runs, with its interval.
 
-    Raises UserError where runs differ in their tasks.
+    Raises UserError where seeds differ in their tasks.
     """
+    runs = list(by_seed(runs, "runs").values())
     tasks = list(runs[0].values)
     for run in runs:
         _check_tasks(run, tasks)
@@ -208,19 +212,37 @@ def _of_folder(folder: Path) -> ScoredRun:
 
 
 def _begins(name: str, beginning: str) -> bool:
-    """Whether a run's name is `beginning`, or goes on after it with a slash."""
-    return name == beginning or name.startswith(beginning.rstrip("/") + "/") or not beginning
+    """Whether a run's name is `beginning`, a pattern, or goes on after it with a slash."""
+    whole = beginning.rstrip("/")
+    return not beginning or fnmatchcase(name, whole) or fnmatchcase(name, f"{whole}/*")
 
 
-def _by_seed(runs: Sequence[ScoredRun], side: str) -> dict[int, ScoredRun]:
+def by_seed(runs: Sequence[ScoredRun], side: str) -> dict[int, ScoredRun]:
+    """Return a side's runs by seed, those of several tasks' own runs put together.
+
+    Raises UserError where two runs of a seed have a task in common.
+    """
     found: dict[int, ScoredRun] = {}
     for run in runs:
-        if run.seed in found:
+        before = found.get(run.seed)
+        if before is None:
+            found[run.seed] = run
+            continue
+        twice = before.values.keys() & run.values.keys()
+        if twice:
             raise UserError(
-                f"{side}: {found[run.seed].name} and {run.name} both have seed {run.seed}; "
-                f"allowed: one run a seed"
+                f"{side}: {before.name} and {run.name} both have seed {run.seed} and task "
+                f"{min(twice)}; allowed: one run a seed and task"
             )
-        found[run.seed] = run
+        if before.encoder != run.encoder:
+            raise UserError(f"{before.name} and {run.name} start from different encoders")
+        found[run.seed] = replace(
+            before,
+            steps=before.steps + run.steps,
+            metrics={**before.metrics, **run.metrics},
+            values={**before.values, **run.values},
+            units={**before.units, **run.units},
+        )
     return found
 
 

@@ -23,13 +23,12 @@ def run_results(
     steps: taken (None: all that were planned). best_step: whose model was kept, where not the last.
     """
     config = plan.config
-    start = config.start
     return {
         "tasks": dict(scores),
         **averages(scores, plan.specs),
         "steps": plan.total_steps if steps is None else steps,
         "best_step": best_step,
-        "start": start.model_dump(mode="json") if start.model is not None else None,
+        "start": _start_facts(plan, encoder_sha256),
         "model_kind": config.model.kind,
         "gate_scale": config.moe.gate_scale if config.model.kind in SPARSE_KINDS else None,
         "seed": config.run.seed,
@@ -40,8 +39,18 @@ def run_results(
 
 
 def encoder_facts(plan: RunPlan, sha256: str) -> dict:
-    """Return which encoder a run began with: what results and model folders say of it."""
-    return {"name": plan.source.resolved, "sha256": sha256}
+    """Return which pretrained encoder a run goes back to: what results and model folders say of it.
+
+    sha256: of the weights that the run began with; in stage two those are another model's, and the
+    encoder is that model's own, so that runs of both stages can be told to share it.
+    """
+    return {"name": plan.source.resolved, "sha256": plan.source.began_sha256 or sha256}
+
+
+def _start_facts(plan: RunPlan, sha256: str) -> dict | None:
+    """Return which trained model a run began with, its weights' checksum with it; or None."""
+    start = plan.config.start
+    return None if start.model is None else {**start.model_dump(mode="json"), "sha256": sha256}
 
 
 def gather_results(parts: Mapping[str, dict], specs: list[TaskSpec]) -> dict:

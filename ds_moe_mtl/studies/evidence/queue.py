@@ -1,6 +1,7 @@
 """A study as a queue: a process per run, one thread each, a line of evidence as each run ends.
 
-<runs>/<stage>/<data>/<system>/<point>/seed<n>-<checksum>/    run folders, without their models
+<runs>/<stage>/<data>/<system>/<point>/seed<n>-<checksum>/    run folders; their models stay where a
+                                                              later stage begins with them
 <runs>/logs/                                                  what each run printed
 """
 
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +21,7 @@ from ds_moe_mtl.config import Diverged, RunConfig, UserError
 from ds_moe_mtl.config.files import REPOSITORY, read_json
 from ds_moe_mtl.evaluation.predictions import read_predictions
 from ds_moe_mtl.evaluation.units import units_of
+from ds_moe_mtl.models.description import CONFIG
 from ds_moe_mtl.ranks.jobs import Job, run_jobs
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.evidence.runs import (
@@ -62,7 +64,8 @@ class PlannedRun:
 def planned(place: Place, only: Sequence[str] = ()) -> tuple[dict[str, list[PlannedRun]], list]:
     """Return (a study's runs by stage as far as they can be planned, what the others wait for).
 
-    only: patterns of run names; what a pattern is the beginning of counts too.
+    only: patterns of run names; what a pattern is the beginning of counts too. A run that is done
+    and whose model another one is to begin with, and lacks, is left again.
     """
     lines = read_evidence(place.output).runs
     done = {(line["run"], line["config"]): line for line in lines}
@@ -78,6 +81,21 @@ def planned(place: Place, only: Sequence[str] = ()) -> tuple[dict[str, list[Plan
                 checksum = config_hash(config)
                 line = done.get((run.name, checksum))
                 stages[stage].append(PlannedRun(run, config, checksum, line))
+    finished = {line["run"] for line in lines}
+    for stage in reversed(stages):  # the last first: its runs may leave runs before them again
+        for one in list(stages[stage]):
+            start = one.run.start
+            if one.line is not None or start is None:
+                continue
+            if start.name in finished and _has_model(Path(one.config.start.model)):
+                continue
+            asked = [each.run for each in stages[start.stage]]
+            if start in asked:
+                number = asked.index(start)
+                stages[start.stage][number] = replace(stages[start.stage][number], line=None)
+            else:
+                stages[stage].remove(one)
+                waiting.append(f"{one.run.name}: waits for the model of {start.name}")
     return stages, waiting
 
 
@@ -128,6 +146,10 @@ def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
     from ds_moe_mtl.training.train import train  # DeepSpeed, which the queue itself does without
 
     config = run_config(place.study, run, place.own, place.runs)
+    folder = Path(config.run.dir)
+    begun = any(stage.start == run.stage for stage in place.study.stages.values())
+    if begun and (folder / "results.json").is_file() and not _has_model(folder):
+        shutil.rmtree(folder)  # its model was taken away, and is wanted again
     failure, commit = None, _commit()
     try:
         status = train(config, ranks, say)
@@ -135,10 +157,9 @@ def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
             return status
     except Diverged as error:
         failure = str(error)
-    folder = Path(config.run.dir)
     line, units = _line(place, run, config, failure)
     append_run(place.output, {**line, "commit": commit}, units)
-    if not place.keep_models:
+    if not (place.keep_models or begun):
         for model in (folder / "model", *folder.glob("*/model"), *folder.glob("**/checkpoints")):
             shutil.rmtree(model, ignore_errors=True)
     return 0
@@ -173,6 +194,7 @@ def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(ended - environment.stat().st_mtime, 1),
         "model_kind": config.model.kind,
+        "start": run.start.name if run.start is not None else None,
         "encoder": results.get("encoder"),
         "steps": results["steps"],
         "failure": failure,
@@ -244,6 +266,11 @@ def _seconds_of_such(lines: Sequence[Mapping], run: StudyRun) -> float | None:
     own = [line["seconds"] for line in lines if line["system"] == run.system]
     every = own or [line["seconds"] for line in lines]
     return fmean(every) if every else None
+
+
+def _has_model(folder: Path) -> bool:
+    """Whether a run's folder holds a finished model of one network."""
+    return (folder / "model" / CONFIG).is_file()
 
 
 def _asked(name: str, patterns: Sequence[str]) -> bool:

@@ -10,7 +10,14 @@ from pathlib import Path
 from ds_moe_mtl.config import UserError
 from ds_moe_mtl.config.files import write_text
 from ds_moe_mtl.evaluation.bootstrap import Interval
-from ds_moe_mtl.studies.compare import Comparison, compare_runs, mean_interval, runs_of_lines
+from ds_moe_mtl.studies.compare import (
+    Comparison,
+    ScoredRun,
+    by_seed,
+    compare_runs,
+    mean_interval,
+    runs_of_lines,
+)
 from ds_moe_mtl.studies.forest import Mark, draw_forest
 from ds_moe_mtl.studies.lines import Evidence, read_evidence
 from ds_moe_mtl.studies.points import point_name
@@ -21,22 +28,23 @@ CLAIMED = 1.0
 
 @dataclass(frozen=True)
 class System:
-    """One system on one data variant of a stage: a point, its lines, and what they come to.
+    """One system on the tasks of a stage: a point, a run per seed, and what they come to.
 
-    comparison: against the baseline; None for the baseline and where no seed pairs.
+    left_out: what is counted in no mean, in words. comparison: against the baseline; None for the
+    baseline and where no seed pairs.
     """
 
     name: str
     point: str
-    lines: tuple[Mapping, ...]
-    failures: tuple[Mapping, ...]
+    runs: tuple[ScoredRun, ...]
+    left_out: tuple[str, ...]
     mean: Interval | None
     comparison: Comparison | None
 
     @property
     def values(self) -> list[float]:
         """The mean score of each seed."""
-        return [line["mean"] for line in self.lines]
+        return [statistics.fmean(run.values.values()) for run in self.runs]
 
 
 def write_report(path: Path) -> list[Path]:
@@ -51,7 +59,8 @@ def write_report(path: Path) -> list[Path]:
     baseline = lines[-1]["baseline"]
     groups = _groups(lines)
     grids = [key for key in groups if groups[key][-1]["grid"]]
-    scored = {key: _systems(evidence, groups[key], baseline) for key in groups if key not in grids}
+    apart = {key: group for key, group in groups.items() if key not in grids}
+    scored = {key: _systems(evidence, group, baseline) for key, group in _of_a_stage(apart).items()}
     page = path.with_suffix(".md")
     pictures = _draw(path, scored, baseline)
     text = [f"# {lines[-1]['study']}: what {len(lines)} runs say", ""]
@@ -77,6 +86,22 @@ def _groups(lines: Sequence[Mapping]) -> dict[tuple[str, str], list[Mapping]]:
     return {key: groups[key] for stage in reversed(stages) for key in groups if key[0] == stage}
 
 
+def _of_a_stage(groups: Mapping[tuple[str, str], list[Mapping]]) -> dict:
+    """Return groups with those of a stage put together whose data variants are tasks of their own.
+
+    That is stage two, a run per task: its score is the mean over the tasks.
+    """
+    found: dict[tuple[str, str], list[Mapping]] = {}
+    for stage in dict.fromkeys(stage for stage, _ in groups):
+        own = {data: groups[of, data] for of, data in sorted(groups) if of == stage}
+        tasks = [{task for line in group for task in line["tasks"]} for group in own.values()]
+        if len(own) > 1 and sum(map(len, tasks)) == len(set().union(*tasks)):
+            found[stage, " + ".join(own)] = [line for group in own.values() for line in group]
+        else:
+            found |= {key: group for key, group in groups.items() if key[0] == stage}
+    return found
+
+
 def _of_newest_study(runs: Sequence[Mapping]) -> list[Mapping]:
     """Return the lines that belong together: of each system those that say what its newest says.
 
@@ -96,32 +121,46 @@ def _of_newest_study(runs: Sequence[Mapping]) -> list[Mapping]:
 
 
 def _said_without_seed(line: Mapping) -> list[str]:
-    return [item for item in line["overrides"] if not item.startswith("run.seed=")]
+    start = line.get("start") or ""
+    said = [item for item in line["overrides"] if not item.startswith("run.seed=")]
+    return [*said, start.rpartition("/seed")[0]]
 
 
 def _systems(evidence: Evidence, lines: Sequence[Mapping], baseline: str) -> list[System]:
-    """Return a stage's systems on one data variant, the best mean first, failures last."""
+    """Return a stage's systems on the same tasks, the best mean first, failures last."""
     by_name: dict[str, list[Mapping]] = {}
     for line in lines:
         by_name.setdefault(line["system"], []).append(line)
-    runs = {name: runs_of_lines(evidence, own) for name, own in by_name.items()}
-    found = []
+    tasks = {task for line in lines for task in line["tasks"]}
+    runs, left_out = {}, {}
+    for name, own in by_name.items():
+        found = by_seed(runs_of_lines(evidence, own), name).values()
+        runs[name] = [run for run in found if run.values.keys() == tasks]
+        left_out[name] = [
+            *(f"seed {line['seed']}: {line['failure']}" for line in own if line["failure"]),
+            *(
+                f"seed {run.seed}: without {', '.join(sorted(tasks - run.values.keys()))}"
+                for run in found
+                if run.values.keys() != tasks
+            ),
+        ]
+    systems = []
     for name, own in by_name.items():
         comparison = None
         seeds = {run.seed for run in runs[name]} & {run.seed for run in runs.get(baseline, [])}
         if name != baseline and seeds:
             comparison = compare_runs(runs[name], runs[baseline], (name, baseline))
-        found.append(
+        systems.append(
             System(
                 name,
-                point_name(own[-1]["point"]),
-                tuple(line for line in own if line["failure"] is None),
-                tuple(line for line in own if line["failure"] is not None),
+                ", ".join(dict.fromkeys(point_name(line["point"]) for line in own)),
+                tuple(runs[name]),
+                tuple(left_out[name]),
                 mean_interval(runs[name]) if runs[name] else None,
                 comparison,
             )
         )
-    return sorted(found, key=lambda one: -one.mean.value if one.mean else float("inf"))
+    return sorted(systems, key=lambda one: -one.mean.value if one.mean else float("inf"))
 
 
 def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[str]:
@@ -146,7 +185,7 @@ def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[
 
 
 def _score_table(systems: Sequence[System]) -> list[str]:
-    tasks = next((list(one.lines[0]["tasks"]) for one in systems if one.lines), [])
+    tasks = next((list(one.runs[0].values) for one in systems if one.runs), [])
     lines = [
         "| system | at | seeds | steps | mean | interval | deviation | max | "
         + " | ".join(tasks)
@@ -154,25 +193,21 @@ def _score_table(systems: Sequence[System]) -> list[str]:
         "|---|---|---:|---:|---:|---|---:|---:|" + "---:|" * len(tasks),
     ]
     for one in systems:
-        if not one.lines:
+        if not one.runs:
             lines.append(f"| {one.name} | {one.point} | 0 | " + "- | " * (5 + len(tasks)))
             continue
         values = one.values
         spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
-        by_task = [statistics.fmean(line["tasks"][t]["value"] for line in one.lines) for t in tasks]
-        steps = ", ".join(map(str, dict.fromkeys(line["steps"] for line in one.lines)))
+        by_task = [statistics.fmean(run.values[task] for run in one.runs) for task in tasks]
+        steps = ", ".join(map(str, dict.fromkeys(run.steps for run in one.runs)))
         lines.append(
             f"| {one.name} | {one.point} | {len(values)} | {steps} | {one.mean.value:.2f} | "
             f"{one.mean.low:.1f} to {one.mean.high:.1f} | {spread} | {max(values):.2f} | "
             + " | ".join(f"{value:.1f}" for value in by_task)
             + " |"
         )
-    failed = [(one, line) for one in systems for line in one.failures]
-    return [
-        *lines,
-        *([""] if failed else []),
-        *(f"- {one.name}, seed {line['seed']}: {line['failure']}" for one, line in failed),
-    ]
+    left_out = [f"- {one.name}, {what}" for one in systems for what in one.left_out]
+    return [*lines, *([""] if left_out else []), *left_out]
 
 
 def _difference_table(systems: Sequence[System], baseline: str) -> list[str]:
@@ -216,7 +251,10 @@ def _verdict(mean: Interval, tasks: Iterable[Interval]) -> str:
 
 def _seed_table(systems: Sequence[System]) -> list[str]:
     """Return every run's mean over tasks, seed by seed."""
-    means = {one.name: {line["seed"]: line["mean"] for line in one.lines} for one in systems}
+    means = {
+        one.name: {run.seed: value for run, value in zip(one.runs, one.values, strict=True)}
+        for one in systems
+    }
     seeds = sorted({seed for of in means.values() for seed in of})
     if len(seeds) < 2:
         return []

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 
 from ds_moe_mtl.config import RunConfig, load_config
+from ds_moe_mtl.config.files import REPOSITORY
 from ds_moe_mtl.studies.evidence.schema import Stage, Study
 from ds_moe_mtl.studies.points import point_name
 
@@ -23,13 +24,18 @@ _NO_PART = {
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run. point: section.key=value of the grid, or what the tuning chose."""
+    """One run.
+
+    point: section.key=value of the grid, or what the tuning chose. start: the run of an earlier
+    stage with whose model it begins, None where it begins with the encoder.
+    """
 
     stage: str
     data: str
     system: str
     point: tuple[str, ...]
     seed: int
+    start: "StudyRun | None" = None
 
     @property
     def name(self) -> str:
@@ -43,19 +49,28 @@ class StudyRun:
     @classmethod
     def from_json(cls, text: str) -> "StudyRun":
         """The run that `to_json` wrote."""
-        values = json.loads(text)
-        return cls(**{**values, "point": tuple(values["point"])})
+        return cls._of(json.loads(text))
+
+    @classmethod
+    def _of(cls, values: Mapping) -> "StudyRun":
+        start = None if values["start"] is None else cls._of(values["start"])
+        return cls(**{**values, "point": tuple(values["point"]), "start": start})
 
 
 def overrides_of(study: Study, run: StudyRun) -> list[str]:
-    """Return what a run says over the study's experiment; its folder is not among it."""
-    return [
+    """Return what a run says over the study's experiment; its folder is not among it.
+
+    What is said of start.* is left out where the run begins with the encoder.
+    """
+    said = [
         *study.set,
+        *study.stages[run.stage].set,
         *study.data[run.data],
         *study.overrides_of(run.system),
         *run.point,
         f"run.seed={run.seed}",
     ]
+    return [item for item in said if run.start is not None or not item.startswith("start.")]
 
 
 def run_config(study: Study, run: StudyRun, own: Sequence[str], folder: Path) -> RunConfig:
@@ -64,7 +79,13 @@ def run_config(study: Study, run: StudyRun, own: Sequence[str], folder: Path) ->
     own: the user's overrides. Raises UserError for what the user can mend.
     """
     lines = [*overrides_of(study, run), *own, "train.keep_checkpoints=0", f"run.dir={folder}"]
+    if run.start is not None:  # a folder that is there: the model itself may not be made yet
+        lines.append(f"start.model={json.dumps(str(REPOSITORY))}")
     config = load_config(study.experiment, lines)
+    if run.start is not None:
+        model = run_config(study, run.start, own, folder).run.dir
+        start = config.start.model_copy(update={"model": model})
+        config = config.model_copy(update={"start": start})
     where = folder / f"{run.name}-{config_hash(config)[:8]}"
     return config.model_copy(
         update={"run": config.run.model_copy(update={"dir": str(where.absolute())})}
@@ -83,6 +104,8 @@ def config_hash(config: RunConfig) -> str:
             said.get(section, {}).pop(key, None)
     said.pop("track", None)
     said["tasks"] = [_without_folders(task) for task in said["tasks"]]
+    if config.start.model is not None:  # its folder's name ends with its own checksum
+        said["start"]["model"] = Path(config.start.model).name
     said["deepspeed"] = Path(config.deepspeed).name
     said = {key: value for key, value in said.items() if value not in ({}, None)}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
@@ -122,7 +145,36 @@ def stage_runs(study: Study, name: str, lines: Sequence[Mapping]) -> tuple[list[
                 for point in points
             ]
     order = {seed: number for number, seed in enumerate(stage.seeds)}
-    return sorted(runs, key=lambda run: order[run.seed]), waiting
+    runs.sort(key=lambda run: order[run.seed])
+    if stage.start is not None:
+        runs, waits = _started(study, stage, runs, lines)
+        waiting += waits
+    return runs, waiting
+
+
+def _started(
+    study: Study, stage: Stage, runs: Sequence[StudyRun], lines: Sequence[Mapping]
+) -> tuple[list[StudyRun], list[str]]:
+    """Return (runs with the run that each begins with, what those that cannot begin wait for)."""
+    earlier, waits = stage_runs(study, stage.start, lines)
+    variants = study.stages[stage.start].data or tuple(study.data)
+    started, waiting = [], []
+    for run in runs:
+        data = run.data if len(variants) > 1 else variants[0]
+        its = [r for r in earlier if (r.data, r.system, r.seed) == (data, run.system, run.seed)]
+        if not its and any(_is_about(wait, f"{stage.start}/{data}/{run.system}") for wait in waits):
+            waiting.append(f"{run.name}: waits for {stage.start}")
+        elif its and _value(its[0], lines) == float("-inf"):
+            waiting.append(f"{run.name}: {its[0].name}, whose model it begins with, has failed")
+        else:
+            started.append(replace(run, start=its[0] if its else None))
+    return started, waiting
+
+
+def _is_about(wait: str, runs: str) -> bool:
+    """Whether what cannot be planned yet, "stage/data[/system[/..]]: why", may be one of `runs`."""
+    place = wait.partition(":")[0]
+    return f"{runs}/".startswith(f"{place}/") or place.startswith(f"{runs}/")
 
 
 def chosen_point(
@@ -145,12 +197,17 @@ def chosen_point(
 def _points(
     study: Study, stage: Stage, data: str, system: str, lines: Sequence[Mapping]
 ) -> Iterator[tuple[str, ...]]:
-    if stage.tuned is None:
+    if stage.tuned is None or system not in _systems(study, study.stages[stage.tuned]):
         yield from _grid(stage)
         return
     point = chosen_point(study, stage.tuned, data, system, lines)
     if point is not None:
         yield point
+
+
+def _systems(study: Study, stage: Stage) -> tuple[str, ...]:
+    """Return the systems that a stage may have."""
+    return tuple(study.systems) if stage.systems is None or stage.best else stage.systems
 
 
 def _grid(stage: Stage) -> list[tuple[str, ...]]:

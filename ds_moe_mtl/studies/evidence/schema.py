@@ -1,6 +1,6 @@
 """A study as data, ds_configs/studies/*.yaml: which systems are compared on what, in stages."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +24,16 @@ class Stage(Section):
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), _tuple]
     grid: Mapping[str, Lines] = {}  # values by dotted key
-    tuned: Text | None = None  # the earlier stage whose best point each system takes
+    # The earlier stage whose best point each system takes; one that it does not have takes none.
+    tuned: Text | None = None
     systems: Lines | None = None  # null: all
     best: CountOrZero = 0  # and so many others, the best by mean score in the stage `of`
     of: Text | None = None
     data: Lines | None = None  # null: all variants
+    set: Lines = ()  # overrides of this stage's runs, after the study's own
+    # An earlier stage, with whose models the runs begin: each system and seed with its own. A
+    # system that the earlier stage does not have begins with the encoder.
+    start: Text | None = None
 
 
 class Study(Section):
@@ -52,7 +57,7 @@ class Study(Section):
             where = f"stages.{name}"
             _known(f"{where}.systems", stage.systems or (), self.systems)
             _known(f"{where}.data", stage.data or (), self.data)
-            for key in ("tuned", "of"):
+            for key in ("tuned", "of", "start"):
                 if getattr(stage, key) is not None:
                     _known(f"{where}.{key}", (getattr(stage, key),), earlier)
             if (stage.of is None) != (stage.best == 0):
@@ -61,10 +66,26 @@ class Study(Section):
                 raise ValueError(f"{where}: best = {stage.best} needs systems, those beside them")
             if stage.grid and stage.tuned is not None:
                 raise ValueError(f"{where}: grid and tuned; allowed: one of them")
+            if stage.tuned is not None:
+                there = self._variants(self.stages[stage.tuned])
+                _known(f"{where}.data, tuned by {stage.tuned}", self._variants(stage), there)
+            if stage.start is not None:
+                self._check_start(where, stage, self.stages[stage.start])
             earlier.append(name)
         for name in self.systems:
             self.overrides_of(name)
         return self
+
+    def _check_start(self, where: str, stage: Stage, begun: Stage) -> None:
+        """Raise ValueError where a stage's runs do not each have one model to begin with."""
+        if begun.grid:
+            raise ValueError(f"{where}.start: {stage.start} has a grid; allowed: a stage without")
+        _known(f"{where}.seeds", stage.seeds, begun.seeds)
+        if len(self._variants(begun)) > 1:
+            _known(f"{where}.data", self._variants(stage), self._variants(begun))
+
+    def _variants(self, stage: Stage) -> tuple[str, ...]:
+        return stage.data or tuple(self.data)
 
     def overrides_of(self, system: str) -> tuple[str, ...]:
         """Return a system's overrides, those of the systems it names first."""
@@ -108,7 +129,8 @@ def load_study(name: str) -> tuple[str, Study]:
         raise UserError(complaint(error, Study, place)) from None
 
 
-def _known(where: str, names: tuple[str, ...], allowed) -> None:
+def _known(where: str, names: Sequence, allowed: Collection) -> None:
     for name in names:
         if name not in allowed:
-            raise ValueError(f"{where}: {name!r}; allowed: {', '.join(allowed) or 'none here'}")
+            listed = ", ".join(map(str, allowed)) or "none here"
+            raise ValueError(f"{where}: {name!r}; allowed: {listed}")

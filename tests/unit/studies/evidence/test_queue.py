@@ -1,8 +1,11 @@
-"""A study run by real processes: lines as runs end, kill -9, models dropped, the same evidence."""
+"""A study run by real processes: lines as runs end, kill -9, models dropped, the same evidence,
+and a second stage from the models of a first.
+"""
 
 import fcntl
 import json
 import os
+import shutil
 import signal
 
 import psutil
@@ -11,7 +14,10 @@ import pytest
 from ds_moe_mtl.cli import main
 from ds_moe_mtl.config import dump_config
 from ds_moe_mtl.config.document import dump_yaml
+from ds_moe_mtl.models.description import read_description, read_state
+from ds_moe_mtl.models.pretrained import state_hash
 from ds_moe_mtl.studies.compare import compare_runs, find_runs
+from ds_moe_mtl.studies.evidence.report import write_report
 from ds_moe_mtl.studies.lines import read_evidence
 from tests.support.launch import LIMIT, start
 from tests.support.paths import ROOT
@@ -115,3 +121,98 @@ def test_another_queue_on_the_same_folder_is_refused(killed, capsys):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main([str(word) for word in killed["words"]]) == 2
     assert "another process runs this study" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory):
+    """A study whose second stage tunes two tasks, from a model of the first or from the encoder."""
+    folder = write_tiny(tmp_path_factory.mktemp("two_stages"))
+    write_study(folder)
+    config = tiny_config(folder, deepspeed=str(ROOT / "ds_configs/deepspeed/zero1.json"))
+    rows = {row["name"]: row for row in json.loads(config.model_dump_json())["tasks"]}
+    alone = {name: [f"tasks=[{json.dumps(rows[name])}]"] for name in ("colour", "amount")}
+    study = {
+        "about": "two stages",
+        "experiment": str(folder / "base.yaml"),
+        "set": ["train.steps=2"],
+        "baseline": "single",
+        "systems": {"single": ["model.kind=single"], "tag": ["model.kind=mt_tag"]},
+        "data": {"all": [], **alone},
+        "stages": {
+            "one": {"seeds": [0], "systems": ["tag"], "data": ["all"]},
+            "two": {"seeds": [0], "data": list(alone), "start": "one"},
+        },
+    }
+    (folder / "two.yaml").write_text(dump_yaml(study))
+    words = ["study", folder / "two.yaml", "--nice", "0", "--jobs", "2"]
+    words += ["--output", folder / "lines.jsonl", "--runs", folder / "runs"]
+    assert main([*map(str, words), "--only", "two"]) == 0  # the first stage is not asked for
+    with start([COMMAND, *words], 1, "python") as queue:
+        ended = queue.wait()
+    assert ended.returncode == 0, ended.text
+    return folder, [str(word) for word in words]
+
+
+def results_of(folder, run):
+    (file,) = folder.glob(f"runs/{run}-*/results.json")
+    return json.loads(file.read_text())
+
+
+def test_the_second_stage_begins_with_the_models_of_the_first(two_stages):
+    folder, _ = two_stages
+    lines = {line["run"]: line for line in read_evidence(folder / "lines.jsonl").runs}
+    begun = "one/all/tag/default/seed0"
+    assert {run: line["start"] for run, line in lines.items()} == {
+        begun: None,
+        "two/colour/tag/default/seed0": begun,
+        "two/amount/tag/default/seed0": begun,
+        "two/colour/single/default/seed0": None,
+        "two/amount/single/default/seed0": None,
+    }
+    (model,) = folder.glob(f"runs/{begun}-*/model")
+    first = results_of(folder, begun)
+    for task in ("colour", "amount"):
+        mine = results_of(folder, f"two/{task}/tag/default/seed0")
+        assert mine["start"]["sha256"] == state_hash(read_state(model))
+        assert mine["encoder"] == first["encoder"]
+        assert results_of(folder, f"two/{task}/single/default/seed0")["encoder"] == first["encoder"]
+    assert read_description(model)["about"]["encoder"] == first["encoder"]
+    assert not list(folder.glob("runs/two/**/model"))
+
+
+def test_a_stage_of_tasks_alone_is_compared_over_all_of_them(two_stages):
+    folder, _ = two_stages
+    lines = folder / "lines.jsonl"
+    sides = [find_runs([f"{lines}:two/*/{system}"]) for system in ("tag", "single")]
+    found = compare_runs(*sides, draws=50)
+    assert {row.name for row in found.tasks} == {"colour", "amount"} and found.seeds == (0,)
+    page = write_report(lines)[0].read_text()
+    assert "## two, amount + colour" in page and "Less single" in page
+
+
+def test_only_the_second_stage_waits_for_the_first_and_a_lost_model_is_trained_again(
+    two_stages, capsys
+):
+    folder, words = two_stages
+    lines = folder / "lines.jsonl"
+    whole = lines.read_text()
+    rows = whole.splitlines()
+    lost = "two/colour/tag/default/seed0"
+    lines.write_text("".join(f"{row}\n" for row in rows if f'"run": "{lost}"' not in row))
+    shutil.rmtree(next(folder.glob(f"runs/{lost}-*")))
+    (model,) = folder.glob("runs/one/all/tag/default/seed0-*/model")
+    before = state_hash(read_state(model))
+    shutil.rmtree(model)
+    assert main([*words, "--only", "two"]) == 0
+    told = capsys.readouterr().out
+    assert f"not planned yet: {lost}: waits for the model of one/all/tag/default/seed0" in told
+    with start([COMMAND, *words], 1, "python") as queue:
+        ended = queue.wait()
+    assert ended.returncode == 0, ended.text
+    assert "one: 1 of 1 runs left" in ended.stdout and "two: 1 of 4 runs left" in ended.stdout
+    assert state_hash(read_state(model)) == before
+    values = [
+        {line["run"]: line["mean"] for line in map(json.loads, text.splitlines()) if "run" in line}
+        for text in (whole, lines.read_text())
+    ]
+    assert values[0] == values[1]

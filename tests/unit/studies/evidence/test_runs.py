@@ -1,6 +1,7 @@
 """A study's YAML and its runs: what is planned when, what tuning chooses, when two are the same."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,18 @@ def data(tmp_path):
     for name in ("nli_dev.jsonl", "topics_wide.jsonl"):
         (tmp_path / "own" / name).touch()
     return tmp_path
+
+
+def started(start="a", seeds=(1,), data=("x",), of=("x",), systems=("tag",)):
+    """What changes a study to one with a stage b that begins with the models of a."""
+    variants = {name: ["start.gate=nli"] for name in "xyz"}
+    tune = {"seeds": [9], "grid": {"train.lr": RATES}, "systems": ["tag"], "data": list(of)}
+    first = {"seeds": [1], "systems": ["tag"], "data": list(of), "tuned": "tune"}
+    second = {"seeds": list(seeds), "systems": list(systems), "data": list(data), "start": start}
+    return {
+        "data": variants,
+        "stages": {"tune": tune, "a": first, "b": second},
+    }
 
 
 def line(run, mean):
@@ -145,7 +158,42 @@ def test_a_shipped_study_loads_and_every_system_of_it_is_a_run(name, data, tmp_p
             kinds.add((variant, config.model.kind, config.moe.gate_scale, config_hash(config)))
     assert found == name and len(kinds) == len(study.data) * len(study.systems)
     used = {seed for stage in study.stages.values() for seed in stage.seeds}
-    assert len(used) == sum(len(stage.seeds) for stage in study.stages.values())  # none twice
+    apart = [stage for stage in study.stages.values() if stage.start is None]
+    assert len(used) == sum(len(stage.seeds) for stage in apart)  # none twice
+
+
+def test_a_run_of_stage_two_has_the_run_that_it_begins_with(data, tmp_path):
+    study = Study.model_validate({**VALUES, **started(data=["x", "y"], of=["z"])})
+    assert stage_runs(study, "b", []) == (
+        [],
+        [f"b/{d}/tag/default/seed1: waits for a" for d in "xy"],
+    )
+    lines = [line(run, 50.0) for run in stage_runs(study, "tune", [])[0]]
+    runs, waiting = stage_runs(study, "b", lines)
+    assert not waiting and [(run.data, run.start.name) for run in runs] == [
+        *(("x", "a/z/tag/lr=1e-4/seed1"), ("y", "a/z/tag/lr=1e-4/seed1")),
+    ]
+    assert StudyRun.from_json(runs[0].to_json()) == runs[0]
+    config, begun = (
+        run_config(study, run, [f"data.root={data}"], tmp_path) for run in (runs[0], runs[0].start)
+    )
+    assert config.start.model == begun.run.dir and config.start.gate == "nli"
+    faster = replace(runs[0], start=replace(runs[0].start, point=("train.lr=3e-4",)))
+    other = run_config(study, faster, [f"data.root={data}"], tmp_path)
+    assert config_hash(other) != config_hash(config)  # the first stage's rate is a part of it
+    failed = stage_runs(study, "b", [*lines, {"run": runs[0].start.name, "mean": None}])
+    assert failed[0] == [] and "whose model it begins with, has failed" in failed[1][0]
+
+
+def test_what_the_tuning_or_the_first_stage_lacks_goes_without(data, tmp_path):
+    change = started(data=["x"], of=["z"], systems=["tag", "dense"])
+    runs, waiting = stage_runs(Study.model_validate({**VALUES, **change}), "b", [])
+    assert waiting == ["b/x/tag/default/seed1: waits for a"] and len(runs) == 1
+    assert (runs[0].system, runs[0].point, runs[0].start) == ("dense", (), None)
+    config = run_config(
+        Study.model_validate({**VALUES, **change}), runs[0], [f"data.root={data}"], tmp_path
+    )
+    assert config.start.model is None  # and start.gate, said for those that have one, is left out
 
 
 @pytest.mark.parametrize(
@@ -156,6 +204,15 @@ def test_a_shipped_study_loads_and_every_system_of_it_is_a_run(name, data, tmp_p
         ({"stages": {"a": {"seeds": [1], "tuned": "b"}}}, "stages.a.tuned: 'b'; allowed: none"),
         ({"stages": {"a": {"seeds": []}}}, "stages.a.seeds = (); allowed: a list of 1 or more"),
         ({"stages": {"a": {"seeds": [1], "best": 1}}}, "best and of go together"),
+        (started(start="c"), "stages.b.start: 'c'; allowed: tune, a"),
+        (started(seeds=[1, 2]), "stages.b.seeds: 2; allowed: 1"),
+        (started(data=["y"], of=["x", "z"]), "stages.b.data: 'y'; allowed: x, z"),
+        (
+            {"stages": {"a": {"seeds": [1], "data": ["x"]}, "b": {"seeds": [2], "tuned": "a"}}}
+            | {"data": {"x": [], "y": []}},
+            "stages.b.data, tuned by a: 'y'; allowed: x",
+        ),
+        (started(start="tune"), "stages.b.start: tune has a grid; allowed: a stage without"),
         ({"sytems": {}}, "unknown key sytems; nearest known key: systems"),
     ],
 )
