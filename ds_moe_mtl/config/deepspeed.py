@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ds_moe_mtl.config.elastic import check_elastic
+from ds_moe_mtl.config.elastic import AUTO, check_elastic
 from ds_moe_mtl.config.errors import UserError
 from ds_moe_mtl.config.files import displayed, read_text
 from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.config.schema import RunConfig
 
-AUTO = "auto"
 STAGES = (0, 1, 2)
 PRECISIONS = ("bf16", "fp16")
 ADAM_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")

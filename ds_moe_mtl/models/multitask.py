@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import moe_kernels
+from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.data import MultiTaskBatch
 from ds_moe_mtl.models.attention.choice import PACKED_FLASH
 from ds_moe_mtl.models.calls import CallScope
@@ -30,7 +31,6 @@ from ds_moe_mtl.models.token_level.gating import RoutingOptions
 from ds_moe_mtl.models.token_level.upcycle import upcycle
 from ds_moe_mtl.models.tokenizer import EncoderLimits, limits_of
 
-SPARSE_KINDS = ("mt_switch", "mt_tag")
 KINDS = ("single", "mt_dense", *SPARSE_KINDS, "task_moe")
 
 

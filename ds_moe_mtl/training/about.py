@@ -8,7 +8,7 @@ from torch import distributed as dist
 import moe_kernels
 from ds_moe_mtl.config import RunConfig
 from ds_moe_mtl.config.deepspeed import updates_in_one_pass
-from ds_moe_mtl.models.multitask import SPARSE_KINDS
+from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.models.token_level.experts import FeedForward, ffn_weights
 from ds_moe_mtl.training.plan import RunPlan

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ds_moe_mtl.config import RunConfig, UserError
+from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.models import MultiTaskNetwork, build_network
 from ds_moe_mtl.models.description import (
     head_specs_of,
@@ -15,7 +16,6 @@ from ds_moe_mtl.models.description import (
 )
 from ds_moe_mtl.models.encoder_check import check_encoder
 from ds_moe_mtl.models.folder import described_transformer
-from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.models.network import Network
 from ds_moe_mtl.models.pretrained import (
     load_generator,

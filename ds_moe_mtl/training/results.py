@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 
+from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.data import SUBSTITUTE
 from ds_moe_mtl.data.describe import leaks
-from ds_moe_mtl.models.multitask import SPARSE_KINDS
 from ds_moe_mtl.tasks import TaskSpec
 from ds_moe_mtl.tasks.known import is_paper_small
 from ds_moe_mtl.training.plan import RunPlan

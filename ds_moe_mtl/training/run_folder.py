@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, differing_keys, dump_config, load_config
 from ds_moe_mtl.config.files import read_json, write_json, write_text
+from ds_moe_mtl.config.levers import SPARSE_KINDS
 from ds_moe_mtl.engine.checkpoints import settle_removal
-from ds_moe_mtl.models.multitask import SPARSE_KINDS
 
 # What may differ between the start of a run and its continuation: none of it changes a number
 # (the topology beyond rounding and dropout's draws: its checkpoints are reshaped).
