@@ -48,7 +48,8 @@ test-gpu: install
 install: $(STAMP)
 
 # torch first, by itself: under the constraint pip takes the build that its index offers (the CPU
-# one where there is one), and DeepSpeed's own set-up finds torch when it runs.
+# one where there is one), and DeepSpeed's own set-up finds torch when it runs. --use-pep517: before
+# 23.1 pip runs setup.py of packages without a wheel (seqeval), which may fetch what does not fit.
 $(STAMP): pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || { echo "make: no $(PYTHON); set PYTHON=..." >&2; exit 2; }
 	@"$(PYTHON)" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))" || \
@@ -56,7 +57,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Making $(VENV) with the tested versions; this takes some minutes the first time."
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,bench]"
+	@$(BIN)/python -m pip install --quiet --use-pep517 -c constraints.txt -e ".[test,bench]"
 	@touch $@
 
 lint: install

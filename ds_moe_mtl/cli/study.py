@@ -91,6 +91,11 @@ def _study(asked: _Study) -> int:
     from ds_moe_mtl.studies.evidence.runs import StudyRun
 
     own = asked.overrides
+    for item in own:
+        key = item.partition("=")[0].strip()
+        if key in ("run.seed", "run.dir"):
+            what = "seeds are those of its stages" if key == "run.seed" else "folders are --runs"
+            raise UserError(f"command line: {item}: a study's {what}; allowed: another key")
     place = Place(name, study, output.absolute(), runs.absolute(), own, asked.keep_models)
     if asked.list:
         describe_plan(place, asked.only, print)

@@ -38,6 +38,8 @@ def complaint(error: ValidationError, model: type[BaseModel], where: Callable[..
         line = f"unknown key {name}; {_nearest(path, schema)}"
     elif detail["type"] == "missing":
         line = f"{name} is missing; allowed: {describe(_node(path, schema), schema)}"
+    elif path[-1:] == ("[key]",):
+        line = f"{dotted(path[:-1])} is no name; allowed: a name of letters, digits and _+-"
     else:
         value = shown(detail["input"])
         line = f"{name} = {value}; allowed: {describe(_node(path, schema), schema)}"
@@ -92,7 +94,8 @@ def describe(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     if kind == "array":
         return _describe_list(node, schema)
     if kind == "object":
-        return "a section with the keys " + ", ".join(node.get("properties", {}))
+        keys = ", ".join(node.get("properties", {}))
+        return f"a section with the keys {keys}" if keys else "a section with names of your own"
     return {"boolean": "true or false", "null": "null"}.get(kind, "another value")
 
 

@@ -28,14 +28,18 @@ _SECTIONS = tuple(
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Sequence[str] = (), check_files: bool = True
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    check_files: bool = True,
+    said_by: Mapping[str, str] | None = None,
 ) -> RunConfig:
     """Return the run that a YAML describes after its overrides; None: the embedded default.
 
     Relative paths to the DeepSpeed file, the data and a user's own files are looked for in the
     current folder, then the YAML's, then the repository's (a user's own files last below
     data.root), and come back absolute. With check_files=False nothing is looked for (a finished
-    run's config.yaml, read elsewhere).
+    run's config.yaml, read elsewhere). said_by: where an override was written, for complaints about
+    it; the command line where that does not say.
     Raises UserError, one line, for anything the user can mend.
     """
     file = DEFAULT_EXPERIMENT if path is None else find_experiment(Path(path))
@@ -47,9 +51,10 @@ def load_config(
     places = {key: f"{source}:{line}" for key, line in document.lines.items()}
     _settle_length(document.values, overrides)
     for override in overrides:
-        key = _apply(document.values, override)
+        place = (said_by or {}).get(override, COMMAND_LINE)
+        key = _apply(document.values, override, place)
         places = {k: v for k, v in places.items() if not k.startswith(f"{key}.")}
-        places[key] = COMMAND_LINE
+        places[key] = place
 
     def where(*keys: str) -> str:
         return _place(keys, places, source)
@@ -155,8 +160,8 @@ def _sections() -> str:
     return ", ".join(RunConfig.model_fields)
 
 
-def _apply(values: dict[str, Any], override: str) -> str:
-    """Set one `section.key=value` in place and return its dotted key.
+def _apply(values: dict[str, Any], override: str, place: str) -> str:
+    """Set one `section.key=value` in place and return its dotted key. place: where it was written.
 
     The value is read as YAML. Indices reach into lists (tasks.0.train=..., train.betas.1=0.98).
     """
@@ -164,18 +169,17 @@ def _apply(values: dict[str, Any], override: str) -> str:
     key = key.strip()
     if not equals:
         raise UserError(
-            f"{COMMAND_LINE}: {override!r} sets nothing; allowed: section.key=value, "
-            "as in train.lr=1e-4"
+            f"{place}: {override!r} sets nothing; allowed: section.key=value, as in train.lr=1e-4"
         )
     path = key.split(".")
     if not all(path):
-        raise UserError(f"{COMMAND_LINE}: {override!r} names no key; allowed: section.key=value")
+        raise UserError(f"{place}: {override!r} names no key; allowed: section.key=value")
     if key in _SECTIONS:
         raise UserError(
-            f"{COMMAND_LINE}: {key} is a section; set one of its keys, as in {_example(key)}=..."
+            f"{place}: {key} is a section; set one of its keys, as in {_example(key)}=..."
         )
-    value = parse_yaml(text, f"{COMMAND_LINE}, {key}").values
-    _set(values, path, value, key)
+    value = parse_yaml(text, f"{place}, {key}").values
+    _set(values, path, value, key, place)
     return key
 
 
@@ -184,14 +188,14 @@ def _example(section: str) -> str:
     return f"{section}.{next(iter(fields))}"
 
 
-def _set(values: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
+def _set(values: dict[str, Any], path: Sequence[str], value: Any, key: str, place: str) -> None:
     """Set a value below nested mappings and lists, making the mappings that are missing."""
     holder: Any = values
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
         if isinstance(holder, list):
             here = ".".join(path[:depth])
-            index = _index(part, holder, here)
+            index = _index(part, holder, here, place)
             if last:
                 holder[index] = value
             holder = holder[index]
@@ -203,7 +207,7 @@ def _set(values: dict[str, Any], path: Sequence[str], value: Any, key: str) -> N
             holder = holder[part]
         else:
             here = ".".join(path[:depth])
-            raise UserError(f"{COMMAND_LINE}: {key}: {here} = {holder!r} has no keys of its own")
+            raise UserError(f"{place}: {key}: {here} = {holder!r} has no keys of its own")
 
 
 def _default_list(path: Sequence[str]) -> Any:
@@ -216,10 +220,10 @@ def _default_list(path: Sequence[str]) -> Any:
     return {}
 
 
-def _index(part: str, items: list[Any], here: str) -> int:
+def _index(part: str, items: list[Any], here: str, place: str) -> int:
     if not part.isdecimal() or int(part) >= len(items):
         raise UserError(
-            f"{COMMAND_LINE}: {here}.{part} is no item of {here}; allowed: "
+            f"{place}: {here}.{part} is no item of {here}; allowed: "
             f"{here}.0 to {here}.{len(items) - 1}, or the whole list, as in {here}=[...]"
         )
     return int(part)

@@ -20,7 +20,12 @@ SEED = 0  # of the draws: the same runs give the same interval
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A finished run as far as it is compared: by task its score in percent and its dev rows."""
+    """A finished run as far as it is compared: by task its score in percent and its dev rows.
+
+    system: its name in a study, None elsewhere. start: checksum of the trained model that it began
+    with, None where it began with the encoder. parts: how many runs of different tasks it stands
+    for.
+    """
 
     name: str
     seed: int
@@ -29,6 +34,9 @@ class ScoredRun:
     metrics: Mapping[str, str]
     values: Mapping[str, float]
     units: Mapping[str, DevUnits]
+    system: str | None = None
+    start: str | None = None
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,8 @@ def runs_of_lines(evidence: Evidence, lines: Sequence[Mapping]) -> list[ScoredRu
             {name: task["metric"] for name, task in line["tasks"].items()},
             {name: task["value"] for name, task in line["tasks"].items()},
             evidence.units(line),
+            line.get("system"),
+            (line.get("start") or {}).get("sha256"),
         )
         for line in newest.values()
     ]
@@ -110,11 +120,13 @@ def compare_runs(
 ) -> Comparison:
     """Return left less right over the seeds that both have.
 
-    A side's runs of one seed that have no task in common, as stage two has, count as one. Raises
-    UserError where no seed is on both sides, where a side has a task twice in a seed, and where
-    both sides' runs of a seed differ in tasks, dev rows or encoder.
+    A side's runs of one seed that have no task in common, as stage two has, count as one; a seed
+    that lacks a task of its side is not paired. Raises UserError where no seed is on both sides,
+    where a side has a task twice in a seed, and where both sides' runs of a seed differ in tasks,
+    dev rows or encoder.
     """
-    sides = [by_seed(side, name) for side, name in zip((left, right), names, strict=True)]
+    found = [by_seed(side, name) for side, name in zip((left, right), names, strict=True)]
+    sides = [complete(runs) for runs in found]
     seeds = sorted(sides[0].keys() & sides[1].keys())
     if not seeds:
         has = [", ".join(map(str, sorted(side))) for side in sides]
@@ -123,7 +135,7 @@ def compare_runs(
     tasks = list(pairs[0][0].values)
     for pair in pairs:
         _check_pair(*pair, tasks)
-    notes = _notes(sides, seeds, names, pairs)
+    notes = _notes(found, seeds, names, pairs)
     generator = np.random.default_rng(SEED)
     observed, drawn, rows = {}, {}, []
     for task in tasks:
@@ -159,7 +171,7 @@ def mean_interval(runs: Sequence[ScoredRun], draws: int = DRAWS) -> Interval:
 
     Raises UserError where seeds differ in their tasks.
     """
-    runs = list(by_seed(runs, "runs").values())
+    runs = list(by_seed(runs, "the runs").values())
     tasks = list(runs[0].values)
     for run in runs:
         _check_tasks(run, tasks)
@@ -208,6 +220,7 @@ def _of_folder(folder: Path) -> ScoredRun:
         {name: task["metric"] for name, task in results["tasks"].items()},
         {name: task["value"] for name, task in results["tasks"].items()},
         units,
+        start=(results.get("start") or {}).get("sha256"),
     )
 
 
@@ -220,7 +233,7 @@ def _begins(name: str, beginning: str) -> bool:
 def by_seed(runs: Sequence[ScoredRun], side: str) -> dict[int, ScoredRun]:
     """Return a side's runs by seed, those of several tasks' own runs put together.
 
-    Raises UserError where two runs of a seed have a task in common.
+    Raises UserError where two runs of a seed have a task in common, or are of different systems.
     """
     found: dict[int, ScoredRun] = {}
     for run in runs:
@@ -234,16 +247,32 @@ def by_seed(runs: Sequence[ScoredRun], side: str) -> dict[int, ScoredRun]:
                 f"{side}: {before.name} and {run.name} both have seed {run.seed} and task "
                 f"{min(twice)}; allowed: one run a seed and task"
             )
+        if before.system != run.system:
+            raise UserError(
+                f"{side}: {before.name} and {run.name} are of two systems; allowed: one a side"
+            )
         if before.encoder != run.encoder:
             raise UserError(f"{before.name} and {run.name} start from different encoders")
         found[run.seed] = replace(
             before,
             steps=before.steps + run.steps,
-            metrics={**before.metrics, **run.metrics},
-            values={**before.values, **run.values},
-            units={**before.units, **run.units},
+            metrics=_by_task(before.metrics, run.metrics),
+            values=_by_task(before.values, run.values),
+            units=_by_task(before.units, run.units),
+            parts=before.parts + run.parts,
         )
     return found
+
+
+def _by_task(one: Mapping, other: Mapping) -> dict:
+    """Return both, by task in an order that does not depend on which run ended first."""
+    return dict(sorted({**one, **other}.items()))
+
+
+def complete(runs: Mapping[int, ScoredRun]) -> dict[int, ScoredRun]:
+    """Return the runs that have every task which some of them has."""
+    tasks = {task for run in runs.values() for task in run.values}
+    return {seed: run for seed, run in runs.items() if run.values.keys() == tasks}
 
 
 def _check_pair(left: ScoredRun, right: ScoredRun, tasks: Sequence[str]) -> None:
@@ -271,6 +300,20 @@ def _notes(sides, seeds: list[int], names: tuple[str, str], pairs) -> list[str]:
         alone = sorted(side.keys() - set(seeds))
         if alone:
             notes.append(f"not paired: {name}, seed {', '.join(map(str, alone))}")
+        tasks = {task for run in side.values() for task in run.values}
+        for seed in sorted(side.keys() - complete(side).keys()):
+            lacking = ", ".join(sorted(tasks - side[seed].values.keys()))
+            notes.append(f"{name}, seed {seed}: there is no run of {lacking}")
+        parts = max(side[seed].parts for seed in seeds)
+        if parts > 1:
+            notes.append(f"{name}: {parts} runs a seed, of different tasks, count as one")
+    began = {(one.start is not None, other.start is not None) for one, other in pairs}
+    for name, other, way in ((*names, (True, False)), (*reversed(names), (False, True))):
+        if way in began:
+            notes.append(
+                f"{name} went on from trained models, whose steps are not counted here; {other} "
+                f"began with the encoder"
+            )
     unequal = {(one.steps, other.steps) for one, other in pairs if one.steps != other.steps}
     for one, other in sorted(unequal):
         notes.append(f"not of equal length: {one} steps against {other}")

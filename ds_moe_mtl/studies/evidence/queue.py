@@ -17,21 +17,23 @@ from fnmatch import fnmatch
 from pathlib import Path
 from statistics import fmean
 
-from ds_moe_mtl.config import Diverged, RunConfig, UserError
+from ds_moe_mtl.config import Diverged, RunConfig, UserError, load_config
 from ds_moe_mtl.config.files import REPOSITORY, read_json
 from ds_moe_mtl.evaluation.predictions import read_predictions
 from ds_moe_mtl.evaluation.units import units_of
-from ds_moe_mtl.models.description import CONFIG
+from ds_moe_mtl.models.description import CONFIG, WEIGHTS
 from ds_moe_mtl.ranks.jobs import Job, run_jobs
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.evidence.runs import (
     StudyRun,
     config_hash,
+    of_the_run,
     overrides_of,
+    recipe_hash,
     run_config,
-    stage_runs,
 )
 from ds_moe_mtl.studies.evidence.schema import Study
+from ds_moe_mtl.studies.evidence.stages import Wait, stage_runs
 from ds_moe_mtl.studies.lines import append_run, read_evidence
 from ds_moe_mtl.training.selection import mean_score
 
@@ -61,7 +63,9 @@ class PlannedRun:
     line: dict | None
 
 
-def planned(place: Place, only: Sequence[str] = ()) -> tuple[dict[str, list[PlannedRun]], list]:
+def planned(
+    place: Place, only: Sequence[str] = ()
+) -> tuple[dict[str, list[PlannedRun]], list[Wait]]:
     """Return (a study's runs by stage as far as they can be planned, what the others wait for).
 
     only: patterns of run names; what a pattern is the beginning of counts too. A run that is done
@@ -70,10 +74,10 @@ def planned(place: Place, only: Sequence[str] = ()) -> tuple[dict[str, list[Plan
     lines = read_evidence(place.output).runs
     done = {(line["run"], line["config"]): line for line in lines}
     stages: dict[str, list[PlannedRun]] = {}
-    waiting: list[str] = []
+    waiting: list[Wait] = []
     for stage in place.study.stages:
         runs, waits = stage_runs(place.study, stage, lines)
-        waiting += [wait for wait in waits if not only or _asked(wait.partition(":")[0], only)]
+        waiting += [wait for wait in waits if not only or _asked(wait.place, only)]
         stages[stage] = []
         for run in runs:
             if not only or _asked(run.name, only):
@@ -81,22 +85,33 @@ def planned(place: Place, only: Sequence[str] = ()) -> tuple[dict[str, list[Plan
                 checksum = config_hash(config)
                 line = done.get((run.name, checksum))
                 stages[stage].append(PlannedRun(run, config, checksum, line))
-    finished = {line["run"] for line in lines}
-    for stage in reversed(stages):  # the last first: its runs may leave runs before them again
-        for one in list(stages[stage]):
-            start = one.run.start
-            if one.line is not None or start is None:
+    if not waiting and not any(stages.values()):
+        raise UserError(f"--only {' '.join(only)}: no run's name begins so; --list shows them")
+    _leave_what_is_wanted_again(stages)
+    made = {(line["run"], line["config"][:8]) for line in lines}
+    for runs in stages.values():  # the first first: a run that goes takes those after it along
+        for one in list(runs):
+            begun = one.run.start
+            if one.line is not None or begun is None:
                 continue
-            if start.name in finished and _has_model(Path(one.config.start.model)):
-                continue
-            asked = [each.run for each in stages[start.stage]]
-            if start in asked:
-                number = asked.index(start)
-                stages[start.stage][number] = replace(stages[start.stage][number], line=None)
-            else:
-                stages[stage].remove(one)
-                waiting.append(f"{one.run.name}: waits for the model of {start.name}")
+            folder = Path(one.config.start.model)
+            is_made = (begun.name, folder.name.rpartition("-")[2]) in made and _has_model(folder)
+            if not is_made and all(each.run != begun for each in stages[begun.stage]):
+                runs.remove(one)
+                waiting.append(Wait(one.run.name, f"waits for the model of {begun.name}"))
     return stages, waiting
+
+
+def _leave_what_is_wanted_again(stages: Mapping[str, list[PlannedRun]]) -> None:
+    """Have runs left again that are done and whose model another one lacks."""
+    lost = set()
+    for runs in reversed(stages.values()):  # the last first: its runs may leave runs before them
+        for number, one in enumerate(runs):
+            line = None if one.run in lost else one.line
+            runs[number] = replace(one, line=line)
+            start = one.config.start.model
+            if line is None and one.run.start is not None and not _has_model(Path(start)):
+                lost.add(one.run.start)
 
 
 def run_study(
@@ -137,7 +152,7 @@ def run_study(
             if status:
                 return status
     for wait in planned(place, only)[1]:
-        say(f"not planned yet: {wait}")
+        say(f"not planned{'' if wait.never else ' yet'}: {wait}")
     return 0
 
 
@@ -150,6 +165,9 @@ def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
     begun = any(stage.start == run.stage for stage in place.study.stages.values())
     if begun and (folder / "results.json").is_file() and not _has_model(folder):
         shutil.rmtree(folder)  # its model was taken away, and is wanted again
+    if _began_elsewhere(folder, config):
+        say(f"{folder}: its first model has moved; it begins anew")
+        shutil.rmtree(folder)
     failure, commit = None, _commit()
     try:
         status = train(config, ranks, say)
@@ -187,14 +205,15 @@ def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -
         "experiment": place.study.experiment,
         "overrides": [
             *overrides_of(place.study, run),
-            *(item for item in place.own if item.split("=")[0] not in ("data.root", "data.cache")),
+            *of_the_run(place.own),
         ],
         "machine": about["device"],
         "versions": about["versions"],
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(ended - environment.stat().st_mtime, 1),
         "model_kind": config.model.kind,
-        "start": run.start.name if run.start is not None else None,
+        "start": None if run.start is None else _began_with(place, run.start, results),
+        "notes": results.get("notes", []),
         "encoder": results.get("encoder"),
         "steps": results["steps"],
         "failure": failure,
@@ -202,6 +221,15 @@ def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -
         "tasks": results["tasks"],
     }
     return line, units
+
+
+def _began_with(place: Place, start: StudyRun, results: Mapping) -> dict:
+    """Return what a line says of the run whose model another one began with."""
+    return {
+        "run": start.name,
+        "recipe": recipe_hash(place.study, start, place.own),
+        "sha256": (results.get("start") or {}).get("sha256"),
+    }
 
 
 class _Progress:
@@ -251,7 +279,7 @@ def describe_plan(place: Place, only: Sequence[str], say: Say) -> None:
                 left_seconds += known or 0.0
             say(f"  {one.run.name}: {state}")
     for wait in waiting:
-        say(f"not planned yet: {wait}")
+        say(f"not planned{'' if wait.never else ' yet'}: {wait}")
     more = f", and {unknown} runs of unknown length" if unknown else ""
     say(f"left: {left_seconds / 3600:.1f} h of one thread, by the runs that are done{more}")
 
@@ -270,7 +298,18 @@ def _seconds_of_such(lines: Sequence[Mapping], run: StudyRun) -> float | None:
 
 def _has_model(folder: Path) -> bool:
     """Whether a run's folder holds a finished model of one network."""
-    return (folder / "model" / CONFIG).is_file()
+    return all((folder / "model" / name).is_file() for name in (CONFIG, WEIGHTS))
+
+
+def _began_elsewhere(folder: Path, config: RunConfig) -> bool:
+    """Whether what lies in a run's folder began with the same model in another folder.
+
+    The run's name has the checksum of all that it says, and a run refuses another start.model.
+    """
+    file = folder / "config.yaml"
+    if config.start.model is None or not file.is_file():
+        return False
+    return load_config(file, check_files=False).start.model != config.start.model
 
 
 def _asked(name: str, patterns: Sequence[str]) -> bool:

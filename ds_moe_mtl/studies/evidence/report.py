@@ -30,13 +30,15 @@ CLAIMED = 1.0
 class System:
     """One system on the tasks of a stage: a point, a run per seed, and what they come to.
 
-    left_out: what is counted in no mean, in words. comparison: against the baseline; None for the
-    baseline and where no seed pairs.
+    runs: those that have all tasks. partial: the others, which count in no mean over tasks.
+    left_out: what they and failed runs lack, in words. comparison: against the baseline; None for
+    the baseline and where no seed pairs.
     """
 
     name: str
     point: str
     runs: tuple[ScoredRun, ...]
+    partial: tuple[ScoredRun, ...]
     left_out: tuple[str, ...]
     mean: Interval | None
     comparison: Comparison | None
@@ -95,7 +97,7 @@ def _of_a_stage(groups: Mapping[tuple[str, str], list[Mapping]]) -> dict:
     for stage in dict.fromkeys(stage for stage, _ in groups):
         own = {data: groups[of, data] for of, data in sorted(groups) if of == stage}
         tasks = [{task for line in group for task in line["tasks"]} for group in own.values()]
-        if len(own) > 1 and sum(map(len, tasks)) == len(set().union(*tasks)):
+        if len(own) > 1 and all(tasks) and sum(map(len, tasks)) == len(set().union(*tasks)):
             found[stage, " + ".join(own)] = [line for group in own.values() for line in group]
         else:
             found |= {key: group for key, group in groups.items() if key[0] == stage}
@@ -121,9 +123,8 @@ def _of_newest_study(runs: Sequence[Mapping]) -> list[Mapping]:
 
 
 def _said_without_seed(line: Mapping) -> list[str]:
-    start = line.get("start") or ""
     said = [item for item in line["overrides"] if not item.startswith("run.seed=")]
-    return [*said, start.rpartition("/seed")[0]]
+    return [*said, (line.get("start") or {}).get("recipe", "")]
 
 
 def _systems(evidence: Evidence, lines: Sequence[Mapping], baseline: str) -> list[System]:
@@ -132,16 +133,17 @@ def _systems(evidence: Evidence, lines: Sequence[Mapping], baseline: str) -> lis
     for line in lines:
         by_name.setdefault(line["system"], []).append(line)
     tasks = {task for line in lines for task in line["tasks"]}
-    runs, left_out = {}, {}
+    runs, partial, left_out = {}, {}, {}
     for name, own in by_name.items():
         found = by_seed(runs_of_lines(evidence, own), name).values()
         runs[name] = [run for run in found if run.values.keys() == tasks]
+        partial[name] = [run for run in found if run.values.keys() != tasks]
         left_out[name] = [
-            *(f"seed {line['seed']}: {line['failure']}" for line in own if line["failure"]),
+            *(f"{line['run']}: {line['failure']}" for line in own if line["failure"]),
             *(
-                f"seed {run.seed}: without {', '.join(sorted(tasks - run.values.keys()))}"
-                for run in found
-                if run.values.keys() != tasks
+                f"{name}, seed {run.seed}, counts in no mean: there is no run of "
+                f"{', '.join(sorted(tasks - run.values.keys()))}"
+                for run in partial[name]
             ),
         ]
     systems = []
@@ -153,14 +155,23 @@ def _systems(evidence: Evidence, lines: Sequence[Mapping], baseline: str) -> lis
         systems.append(
             System(
                 name,
-                ", ".join(dict.fromkeys(point_name(line["point"]) for line in own)),
+                _point_of(own),
                 tuple(runs[name]),
+                tuple(partial[name]),
                 tuple(left_out[name]),
                 mean_interval(runs[name]) if runs[name] else None,
                 comparison,
             )
         )
     return sorted(systems, key=lambda one: -one.mean.value if one.mean else float("inf"))
+
+
+def _point_of(lines: Sequence[Mapping]) -> str:
+    """Return what tuning chose for a system, by data variant where it chose several."""
+    points = {line["data"]: point_name(line["point"]) for line in lines}
+    if len(set(points.values())) == 1:
+        return next(iter(points.values()))
+    return ", ".join(f"{data} {point}" for data, point in points.items())
 
 
 def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[str]:
@@ -177,6 +188,8 @@ def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[
         f"- Encoder: {', '.join(encoders)}.",
         f"- Run on: {', '.join(machines)}; {hours:.1f} h of runs; sources {', '.join(commits)}.",
     ]
+    notes = dict.fromkeys(note for line in lines for note in line.get("notes", ()))
+    text += [f"- {note}" for note in notes]
     if failed:
         text.append(f"- Diverged: {failed} of {len(lines)} runs, counted in no mean.")
     if older:
@@ -185,7 +198,8 @@ def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[
 
 
 def _score_table(systems: Sequence[System]) -> list[str]:
-    tasks = next((list(one.runs[0].values) for one in systems if one.runs), [])
+    every = [run for one in systems for run in (*one.runs, *one.partial)]
+    tasks = list(max(every, key=lambda run: len(run.values)).values) if every else []
     lines = [
         "| system | at | seeds | steps | mean | interval | deviation | max | "
         + " | ".join(tasks)
@@ -193,21 +207,25 @@ def _score_table(systems: Sequence[System]) -> list[str]:
         "|---|---|---:|---:|---:|---|---:|---:|" + "---:|" * len(tasks),
     ]
     for one in systems:
+        cells = " | ".join(_mean_of(one, task) for task in tasks)
         if not one.runs:
-            lines.append(f"| {one.name} | {one.point} | 0 | " + "- | " * (5 + len(tasks)))
+            lines.append(f"| {one.name} | {one.point} | 0 | " + "- | " * 5 + cells + " |")
             continue
         values = one.values
         spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
-        by_task = [statistics.fmean(run.values[task] for run in one.runs) for task in tasks]
         steps = ", ".join(map(str, dict.fromkeys(run.steps for run in one.runs)))
         lines.append(
             f"| {one.name} | {one.point} | {len(values)} | {steps} | {one.mean.value:.2f} | "
-            f"{one.mean.low:.1f} to {one.mean.high:.1f} | {spread} | {max(values):.2f} | "
-            + " | ".join(f"{value:.1f}" for value in by_task)
-            + " |"
+            f"{one.mean.low:.1f} to {one.mean.high:.1f} | {spread} | {max(values):.2f} | {cells} |"
         )
-    left_out = [f"- {one.name}, {what}" for one in systems for what in one.left_out]
+    left_out = [f"- {what}" for one in systems for what in one.left_out]
     return [*lines, *([""] if left_out else []), *left_out]
+
+
+def _mean_of(system: System, task: str) -> str:
+    """Return a system's mean score of one task over all seeds that have it."""
+    values = [run.values[task] for run in (*system.runs, *system.partial) if task in run.values]
+    return f"{statistics.fmean(values):.1f}" if values else "-"
 
 
 def _difference_table(systems: Sequence[System], baseline: str) -> list[str]:

@@ -17,22 +17,24 @@ STUDIES = REPOSITORY / "ds_configs" / "studies"
 
 _tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 Lines = Annotated[tuple[Text, ...], _tuple]
+SomeLines = Annotated[tuple[Text, ...], Field(min_length=1), _tuple]
 
 
 class Stage(Section):
     """Runs that are planned together: every system, data variant, point of the grid and seed."""
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), _tuple]
-    grid: Mapping[str, Lines] = {}  # values by dotted key
+    grid: Mapping[str, SomeLines] = {}  # values by dotted key
     # The earlier stage whose best point each system takes; one that it does not have takes none.
     tuned: Text | None = None
-    systems: Lines | None = None  # null: all
+    systems: SomeLines | None = None  # null: all
     best: CountOrZero = 0  # and so many others, the best by mean score in the stage `of`
     of: Text | None = None
-    data: Lines | None = None  # null: all variants
-    set: Lines = ()  # overrides of this stage's runs, after the study's own
-    # An earlier stage, with whose models the runs begin: each system and seed with its own. A
-    # system that the earlier stage does not have begins with the encoder.
+    data: SomeLines | None = None  # null: all variants
+    set: Lines = ()  # overrides of this stage's runs; they replace those of data and system
+    # An earlier stage, with whose models the runs begin: each system and seed with its own, of the
+    # data variant of the same name or of the only one there. A system that the earlier stage does
+    # not have begins with the encoder.
     start: Text | None = None
 
 
@@ -46,7 +48,7 @@ class Study(Section):
     systems: Mapping[Name, Lines]
     data: Mapping[Name, Lines] = {"all": ()}
     baseline: Text  # the system that the others are compared with
-    stages: Mapping[Name, Stage]
+    stages: Annotated[Mapping[Name, Stage], Field(min_length=1)]
     output: Text | None = None  # null: docs/evidence/<name>.jsonl
 
     @_model_validator(mode="after")
@@ -57,6 +59,10 @@ class Study(Section):
             where = f"stages.{name}"
             _known(f"{where}.systems", stage.systems or (), self.systems)
             _known(f"{where}.data", stage.data or (), self.data)
+            for key in ("seeds", "systems", "data"):
+                values = getattr(stage, key) or ()
+                if len(set(values)) < len(values):
+                    raise ValueError(f"{where}.{key} has one twice; allowed: each once")
             for key in ("tuned", "of", "start"):
                 if getattr(stage, key) is not None:
                     _known(f"{where}.{key}", (getattr(stage, key),), earlier)
@@ -66,9 +72,16 @@ class Study(Section):
                 raise ValueError(f"{where}: best = {stage.best} needs systems, those beside them")
             if stage.grid and stage.tuned is not None:
                 raise ValueError(f"{where}: grid and tuned; allowed: one of them")
-            if stage.tuned is not None:
-                there = self._variants(self.stages[stage.tuned])
-                _known(f"{where}.data, tuned by {stage.tuned}", self._variants(stage), there)
+            for key in ("tuned", "of"):
+                there = getattr(stage, key)
+                if there is not None:
+                    variants = self.variants(self.stages[there])
+                    _known(f"{where}.data ({key}: {there})", self.variants(stage), variants)
+            if stage.tuned is not None and self.stages[stage.tuned].best:
+                raise ValueError(
+                    f"{where}.tuned: {stage.tuned} has only the best systems of another stage; "
+                    f"allowed: a stage without best"
+                )
             if stage.start is not None:
                 self._check_start(where, stage, self.stages[stage.start])
             earlier.append(name)
@@ -78,13 +91,21 @@ class Study(Section):
 
     def _check_start(self, where: str, stage: Stage, begun: Stage) -> None:
         """Raise ValueError where a stage's runs do not each have one model to begin with."""
+        its = f"(start: {stage.start})"
         if begun.grid:
             raise ValueError(f"{where}.start: {stage.start} has a grid; allowed: a stage without")
-        _known(f"{where}.seeds", stage.seeds, begun.seeds)
-        if len(self._variants(begun)) > 1:
-            _known(f"{where}.data", self._variants(stage), self._variants(begun))
+        _known(f"{where}.seeds {its}", stage.seeds, begun.seeds)
+        if len(self.variants(begun)) > 1:
+            _known(f"{where}.data {its}", self.variants(stage), self.variants(begun))
+        systems = tuple(self.systems) if stage.systems is None or stage.best else stage.systems
+        data = [self.data[name] for name in self.variants(stage)]
+        for lines in (self.set, stage.set, *data, *map(self.overrides_of, systems)):
+            given = [line for line in lines if line.startswith("start.model=")]
+            if given:
+                raise ValueError(f"{given[0]} with {where}.start; allowed: one of them")
 
-    def _variants(self, stage: Stage) -> tuple[str, ...]:
+    def variants(self, stage: Stage) -> tuple[str, ...]:
+        """Return the names of a stage's data variants."""
         return stage.data or tuple(self.data)
 
     def overrides_of(self, system: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Comparisons: worked by hand, in both directions, what pairs and what does not, the command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,22 @@ def test_one_seed_says_that_its_interval_is_of_rows_alone():
 def test_unequal_steps_are_named():
     found = compare_runs([run_of(0, HALF, steps=20)], [run_of(0, HALF)], draws=10)
     assert "not of equal length: 20 steps against 10" in found.notes
+
+
+def test_runs_of_a_seed_with_tasks_of_their_own_count_as_one_in_any_order():
+    left = [random_run(seed, 0.8) for seed in range(2)]
+    parts = [run_of_task(run, task) for run in left for task in ("b", "a")]
+    right = [random_run(seed, 0.6) for seed in range(3)]
+    whole, found = compare_runs(left, right), compare_runs(parts, right)
+    assert (found.mean, found.tasks) == (whole.mean, whole.tasks)
+    assert "left: 2 runs a seed, of different tasks, count as one" in found.notes
+    found = compare_runs(parts[:-1], right)
+    assert found.seeds == (0,) and "left, seed 1: there is no run of a" in found.notes
+
+
+def run_of_task(run, task):
+    keys = ("metrics", "values", "units")
+    return replace(run, **{key: {task: getattr(run, key)[task]} for key in keys})
 
 
 @pytest.mark.parametrize(

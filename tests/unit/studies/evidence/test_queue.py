@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from ds_moe_mtl.cli import main
-from ds_moe_mtl.config import dump_config
+from ds_moe_mtl.config import UserError, dump_config
 from ds_moe_mtl.config.document import dump_yaml
 from ds_moe_mtl.models.description import read_description, read_state
 from ds_moe_mtl.models.pretrained import state_hash
@@ -162,7 +162,7 @@ def test_the_second_stage_begins_with_the_models_of_the_first(two_stages):
     folder, _ = two_stages
     lines = {line["run"]: line for line in read_evidence(folder / "lines.jsonl").runs}
     begun = "one/all/tag/default/seed0"
-    assert {run: line["start"] for run, line in lines.items()} == {
+    assert {run: (line["start"] or {}).get("run") for run, line in lines.items()} == {
         begun: None,
         "two/colour/tag/default/seed0": begun,
         "two/amount/tag/default/seed0": begun,
@@ -174,6 +174,8 @@ def test_the_second_stage_begins_with_the_models_of_the_first(two_stages):
     for task in ("colour", "amount"):
         mine = results_of(folder, f"two/{task}/tag/default/seed0")
         assert mine["start"]["sha256"] == state_hash(read_state(model))
+        line = lines[f"two/{task}/tag/default/seed0"]
+        assert line["start"]["sha256"] == mine["start"]["sha256"]
         assert mine["encoder"] == first["encoder"]
         assert results_of(folder, f"two/{task}/single/default/seed0")["encoder"] == first["encoder"]
     assert read_description(model)["about"]["encoder"] == first["encoder"]
@@ -185,7 +187,12 @@ def test_a_stage_of_tasks_alone_is_compared_over_all_of_them(two_stages):
     lines = folder / "lines.jsonl"
     sides = [find_runs([f"{lines}:two/*/{system}"]) for system in ("tag", "single")]
     found = compare_runs(*sides, draws=50)
-    assert {row.name for row in found.tasks} == {"colour", "amount"} and found.seeds == (0,)
+    assert [row.name for row in found.tasks] == ["amount", "colour"] and found.seeds == (0,)
+    assert "left: 2 runs a seed, of different tasks, count as one" in found.notes
+    assert any(note.startswith("left went on from trained models") for note in found.notes)
+    with pytest.raises(UserError, match="are of two systems"):
+        find = [f"{lines}:two/colour/tag", f"{lines}:two/amount/single"]
+        compare_runs(find_runs(find), sides[1], draws=10)
     page = write_report(lines)[0].read_text()
     assert "## two, amount + colour" in page and "Less single" in page
 
@@ -216,3 +223,49 @@ def test_only_the_second_stage_waits_for_the_first_and_a_lost_model_is_trained_a
         for text in (whole, lines.read_text())
     ]
     assert values[0] == values[1]
+
+
+def test_run_folders_that_were_moved_are_gone_on_with(two_stages):
+    folder, words = two_stages
+    lines = folder / "lines.jsonl"
+    whole = lines.read_text().splitlines()
+    lost = "two/amount/tag/default/seed0"
+    lines.write_text("".join(f"{row}\n" for row in whole if f'"run": "{lost}"' not in row))
+    (folder / "runs").rename(folder / "moved")
+    words = [str(folder / "moved") if word == str(folder / "runs") else word for word in words]
+    with start([COMMAND, *words], 1, "python") as queue:
+        ended = queue.wait()
+    (folder / "moved").rename(folder / "runs")
+    assert ended.returncode == 0, ended.text
+    assert "one:" not in ended.stdout and "two: 1 of 4 runs left" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run.seed=7"], "run.seed=7: a study's seeds are those of its stages"),
+        (["run.dir=x"], "run.dir=x: a study's folders are --runs"),
+        (["--only", "nonsense"], "--only nonsense: no run's name begins so"),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_one_line_and_status_2(killed, capsys, words, told):
+    assert main([*map(str, killed["words"]), *words]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_a_chain_is_not_begun_in_its_middle(killed, capsys):
+    folder = killed["folder"]
+    stages = {"a": {"seeds": [0]}, "b": {"seeds": [0], "start": "a"}}
+    stages["c"] = {"seeds": [0], "start": "b"}
+    study = {"about": "three", "experiment": str(folder / "base.yaml"), "baseline": "dense"}
+    study |= {"systems": {"dense": ["model.kind=mt_dense"]}, "stages": stages}
+    (folder / "chain.yaml").write_text(dump_yaml(study))
+    where = ["--output", str(folder / "chain.jsonl"), "--runs", str(folder / "chain")]
+    words = ["study", str(folder / "chain.yaml"), *where, "--only", "b", "--only", "c"]
+    for more in (["--list"], []):
+        assert main([*words, *more]) == 0
+        told = capsys.readouterr().out
+        for run, of in (("b", "a"), ("c", "b")):
+            its, begun = (f"{stage}/all/dense/default/seed0" for stage in (run, of))
+            assert f"not planned yet: {its}: waits for the model of {begun}" in told

@@ -76,7 +76,7 @@ def test_the_page_has_every_system_with_seeds_interval_and_maximum(page):
     assert [(row[0].strip(), row[2].strip()) for row in rows] == [
         *(("tag", "3"), ("dense", "3"), ("wild", "2")),
     ]
-    assert "- wild, seed 1: diverged" in scores
+    assert "- screen/x1/wild/lr/seed1: diverged" in scores
     assert "Diverged: 1 of 15 runs" in text and "Left out: 4 older lines" in text
     assert "sources abc" in text and "minilm" in text and "0.1 h of runs" in text
 

@@ -7,15 +7,9 @@ import pytest
 
 from ds_moe_mtl.config import UserError, load_config
 from ds_moe_mtl.config.document import dump_yaml
-from ds_moe_mtl.studies.evidence.runs import (
-    StudyRun,
-    chosen_point,
-    config_hash,
-    overrides_of,
-    run_config,
-    stage_runs,
-)
+from ds_moe_mtl.studies.evidence.runs import StudyRun, config_hash, overrides_of, run_config
 from ds_moe_mtl.studies.evidence.schema import STUDIES, Study, load_study
+from ds_moe_mtl.studies.evidence.stages import chosen_point, stage_runs
 from tests.support.paths import ROOT
 
 RATES = ["1e-4", "3e-4"]
@@ -49,9 +43,9 @@ def data(tmp_path):
     return tmp_path
 
 
-def started(start="a", seeds=(1,), data=("x",), of=("x",), systems=("tag",)):
+def started(start="a", seeds=(1,), data=("x",), of=("z",), systems=("tag",), say="start.gate=nli"):
     """What changes a study to one with a stage b that begins with the models of a."""
-    variants = {name: ["start.gate=nli"] for name in "xyz"}
+    variants = {name: [say] if name in data else [] for name in "xyz"}
     tune = {"seeds": [9], "grid": {"train.lr": RATES}, "systems": ["tag"], "data": list(of)}
     first = {"seeds": [1], "systems": ["tag"], "data": list(of), "tuned": "tune"}
     second = {"seeds": list(seeds), "systems": list(systems), "data": list(data), "start": start}
@@ -87,7 +81,7 @@ def test_a_grid_is_planned_at_once_and_tuned_stages_when_their_system_is_tuned()
     assert len(runs) == 6 and not waiting and runs[0].name == "tune/all/dense/lr=1e-4/seed9"
     assert stage_runs(STUDY, "screen", []) == (
         [],
-        [f"screen/all/{name}: waits for tune" for name in ("dense", "tag", "tag_more")],
+        [(f"screen/all/{name}", "waits for tune", False) for name in ("dense", "tag", "tag_more")],
     )
     runs, waiting = stage_runs(STUDY, "screen", tuned("tag", [50.0, 60.0]))
     assert [run.name for run in runs] == [f"screen/all/tag/lr=3e-4/seed{seed}" for seed in (0, 1)]
@@ -110,7 +104,7 @@ def test_the_finals_have_the_named_systems_and_the_best_of_the_others():
     assert {run.system for run in stage_runs(STUDY, "final", lines)[0]} == {"dense", "tag_more"}
     runs, waiting = stage_runs(STUDY, "final", lines[:-1])
     assert {run.system for run in runs} == {"dense"}  # the named ones wait for nobody
-    assert waiting == ["final/all: the best 1 wait for screen"]
+    assert waiting == [("final/all", "the best 1 wait for screen", False)]
 
 
 def test_a_run_is_the_same_on_another_machine_and_another_with_another_key(data, tmp_path):
@@ -164,10 +158,9 @@ def test_a_shipped_study_loads_and_every_system_of_it_is_a_run(name, data, tmp_p
 
 def test_a_run_of_stage_two_has_the_run_that_it_begins_with(data, tmp_path):
     study = Study.model_validate({**VALUES, **started(data=["x", "y"], of=["z"])})
-    assert stage_runs(study, "b", []) == (
-        [],
-        [f"b/{d}/tag/default/seed1: waits for a" for d in "xy"],
-    )
+    why = "waits for a (waits for tune)"
+    waits = [(f"b/{data}/tag/default/seed1", why, False) for data in "xy"]
+    assert stage_runs(study, "b", []) == ([], waits)
     lines = [line(run, 50.0) for run in stage_runs(study, "tune", [])[0]]
     runs, waiting = stage_runs(study, "b", lines)
     assert not waiting and [(run.data, run.start.name) for run in runs] == [
@@ -182,13 +175,72 @@ def test_a_run_of_stage_two_has_the_run_that_it_begins_with(data, tmp_path):
     other = run_config(study, faster, [f"data.root={data}"], tmp_path)
     assert config_hash(other) != config_hash(config)  # the first stage's rate is a part of it
     failed = stage_runs(study, "b", [*lines, {"run": runs[0].start.name, "mean": None}])
-    assert failed[0] == [] and "whose model it begins with, has failed" in failed[1][0]
+    assert failed[0] == [] and "whose model it begins with, has failed" in failed[1][0].why
+    assert failed[1][0].never
+
+
+def test_a_system_whose_first_stage_failed_is_no_finalist():
+    change = started(systems=["tag", "tag_more", "dense"])
+    change["stages"]["a"] |= {"systems": ["tag", "tag_more"], "tuned": None}
+    final = {"seeds": [7], "systems": ["dense"], "best": 2, "of": "b", "data": ["x"]}
+    change["stages"]["c"] = final
+    study = Study.model_validate({**VALUES, **change})
+    lines = [line(run, 50.0) for run in stage_runs(study, "a", [])[0]]
+    lines[0]["mean"] = None
+    runs, waiting = stage_runs(study, "b", lines)
+    assert {run.system for run in runs} == {"tag_more", "dense"} and waiting[0].never
+    assert stage_runs(study, "c", lines)[1] == [("c/x", "the best 2 wait for b", False)]
+    lines += [line(run, 60.0) for run in runs]
+    finals, waiting = stage_runs(study, "c", lines)
+    assert {run.system for run in finals} == {"tag_more", "dense"} and not waiting
+
+
+def test_what_a_stage_says_replaces_what_data_and_system_say():
+    stages = {"one": {"seeds": [1], "set": ["moe.num_experts=3", "train.lr=5e-5"]}}
+    study = Study.model_validate({**VALUES, "stages": stages, "data": {"x": ["train.lr=1e-3"]}})
+    said = overrides_of(study, StudyRun("one", "x", "tag_more", (), 1))
+    assert said[-3:] == ["moe.num_experts=3", "train.lr=5e-5", "run.seed=1"]
+
+
+def test_a_start_of_ones_own_is_kept_without_stages_and_refused_with_them(data, tmp_path):
+    own = [f"data.root={data}", f"start.model={data}"]
+    run = StudyRun("tune", "all", "tag", (), 9)
+    assert run_config(STUDY, run, own, tmp_path).start.model == str(data)
+    systems = {**VALUES["systems"], "tag": [*VALUES["systems"]["tag"], f"start.model={data}"]}
+    study = Study.model_validate({**VALUES, "systems": systems})
+    assert run_config(study, run, own[:1], tmp_path).start.model == str(data)
+    study = Study.model_validate({**VALUES, **started()})
+    with pytest.raises(UserError, match=r"start.model=.* with stages.b.start = a"):
+        run_config(study, StudyRun("b", "x", "tag", (), 1), own, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"systems": {"tag": ["model.kind=single"]}}, "model.kind single, a model for each task"),
+        (
+            {"data": {"x": ["start.gate=sst9"], "z": []}},
+            "has no gate for stars .*allowed: .*stars, tickets",
+        ),
+        (
+            {"data": {"x": ["train.stepz=5"], "z": []}},
+            "^run b/x/tag/.* of the study: unknown key train.ste",
+        ),
+    ],
+)
+def test_what_cannot_begin_is_told_before_anything_is_trained(data, tmp_path, change, words):
+    systems = {"systems": {"tag": ["model.kind=mt_tag"]}, "baseline": "tag"}
+    study = Study.model_validate({**VALUES, **systems, **started(), **change})
+    begun = StudyRun("a", "z", "tag", (), 1)
+    with pytest.raises(UserError, match=words):
+        run_config(study, StudyRun("b", "x", "tag", (), 1, begun), [f"data.root={data}"], tmp_path)
 
 
 def test_what_the_tuning_or_the_first_stage_lacks_goes_without(data, tmp_path):
     change = started(data=["x"], of=["z"], systems=["tag", "dense"])
     runs, waiting = stage_runs(Study.model_validate({**VALUES, **change}), "b", [])
-    assert waiting == ["b/x/tag/default/seed1: waits for a"] and len(runs) == 1
+    (wait,) = waiting
+    assert str(wait) == "b/x/tag/default/seed1: waits for a (waits for tune)" and len(runs) == 1
     assert (runs[0].system, runs[0].point, runs[0].start) == ("dense", (), None)
     config = run_config(
         Study.model_validate({**VALUES, **change}), runs[0], [f"data.root={data}"], tmp_path
@@ -200,17 +252,26 @@ def test_what_the_tuning_or_the_first_stage_lacks_goes_without(data, tmp_path):
     ("change", "words"),
     [
         ({"baseline": "dens"}, "baseline: 'dens'; allowed: dense, tag, tag_more"),
-        ({"systems": {"dense": ["tagg"]}, "stages": {}}, "systems.dense: 'tagg'; allowed: none"),
+        (
+            {"systems": {"dense": ["tagg"]}, "stages": {"a": {"seeds": [1]}}},
+            "systems.dense: 'tagg'; allowed: none",
+        ),
         ({"stages": {"a": {"seeds": [1], "tuned": "b"}}}, "stages.a.tuned: 'b'; allowed: none"),
         ({"stages": {"a": {"seeds": []}}}, "stages.a.seeds = (); allowed: a list of 1 or more"),
         ({"stages": {"a": {"seeds": [1], "best": 1}}}, "best and of go together"),
         (started(start="c"), "stages.b.start: 'c'; allowed: tune, a"),
-        (started(seeds=[1, 2]), "stages.b.seeds: 2; allowed: 1"),
-        (started(data=["y"], of=["x", "z"]), "stages.b.data: 'y'; allowed: x, z"),
+        (started(seeds=[1, 2]), "stages.b.seeds (start: a): 2; allowed: 1"),
+        (started(data=["y"], of=["x", "z"]), "stages.b.data (start: a): 'y'; allowed: x, z"),
+        (started(say="start.model=m"), "start.model=m with stages.b.start; allowed: one of them"),
+        ({"stages": {"a": {"seeds": [1, 1]}}}, "stages.a.seeds has one twice"),
+        ({"stages": {"a": {"seeds": [1], "systems": []}}}, "systems = (); allowed: a list of 1"),
+        ({"stages": {}}, "stages = {}; allowed: "),
+        ({"stages": ["a"]}, "allowed: a section with names of your own"),
+        ({"stages": {"a b": {"seeds": [1]}}}, "stages.a b is no name; allowed: a name of letters"),
         (
             {"stages": {"a": {"seeds": [1], "data": ["x"]}, "b": {"seeds": [2], "tuned": "a"}}}
             | {"data": {"x": [], "y": []}},
-            "stages.b.data, tuned by a: 'y'; allowed: x",
+            "stages.b.data (tuned: a): 'y'; allowed: x",
         ),
         (started(start="tune"), "stages.b.start: tune has a grid; allowed: a stage without"),
         ({"sytems": {}}, "unknown key sytems; nearest known key: systems"),
