@@ -32,6 +32,7 @@ def load_config(
     overrides: Sequence[str] = (),
     check_files: bool = True,
     said_by: Mapping[str, str] | None = None,
+    to_be_made: str | None = None,
 ) -> RunConfig:
     """Return the run that a YAML describes after its overrides; None: the embedded default.
 
@@ -39,7 +40,8 @@ def load_config(
     current folder, then the YAML's, then the repository's (a user's own files last below
     data.root), and come back absolute. With check_files=False nothing is looked for (a finished
     run's config.yaml, read elsewhere). said_by: where an override was written, for complaints about
-    it; the command line where that does not say.
+    it; the command line where that does not say. to_be_made: a start.model that another run is to
+    leave, which need not be there yet.
     Raises UserError, one line, for anything the user can mend.
     """
     file = DEFAULT_EXPERIMENT if path is None else find_experiment(Path(path))
@@ -62,7 +64,7 @@ def load_config(
     config = _validate(document.values, where)
     if not check_files:
         return config
-    return _with_files(config, file.parent, where)
+    return _with_files(config, file.parent, where, to_be_made)
 
 
 def _settle_length(values: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -229,7 +231,9 @@ def _index(part: str, items: list[Any], here: str, place: str) -> int:
     return int(part)
 
 
-def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
+def _with_files(
+    config: RunConfig, folder: Path, where: Where, to_be_made: str | None = None
+) -> RunConfig:
     """Return the configuration with the files it names found, as absolute paths."""
     folders = (Path.cwd(), folder, REPOSITORY)
     root = config.data.root
@@ -270,7 +274,7 @@ def _with_files(config: RunConfig, folder: Path, where: Where) -> RunConfig:
             }
         )
     start = config.start
-    if start.model is not None:
+    if start.model not in (None, to_be_made):
         model = found("start.model", start.model, "a folder, of a model or of a finished run")
         start = start.model_copy(update={"model": model})
     native = found("deepspeed", config.deepspeed, "a file, DeepSpeed's JSON")

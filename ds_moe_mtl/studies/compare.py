@@ -1,6 +1,6 @@
 """Two systems' runs, paired by seed: the mean difference of their dev scores, with its interval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,9 +22,9 @@ SEED = 0  # of the draws: the same runs give the same interval
 class ScoredRun:
     """A finished run as far as it is compared: by task its score in percent and its dev rows.
 
-    system: its name in a study, None elsewhere. start: checksum of the trained model that it began
-    with, None where it began with the encoder. parts: how many runs of different tasks it stands
-    for.
+    system: its name in a study, None elsewhere. starts: checksums of the trained models that it
+    began with, None for the encoder; one, but for what stands for several runs. parts: how many
+    runs of different tasks it stands for.
     """
 
     name: str
@@ -35,7 +35,7 @@ class ScoredRun:
     values: Mapping[str, float]
     units: Mapping[str, DevUnits]
     system: str | None = None
-    start: str | None = None
+    starts: frozenset[str | None] = frozenset([None])
     parts: int = 1
 
 
@@ -106,7 +106,7 @@ def runs_of_lines(evidence: Evidence, lines: Sequence[Mapping]) -> list[ScoredRu
             {name: task["value"] for name, task in line["tasks"].items()},
             evidence.units(line),
             line.get("system"),
-            (line.get("start") or {}).get("sha256"),
+            _starts(line),
         )
         for line in newest.values()
     ]
@@ -126,7 +126,7 @@ def compare_runs(
     dev rows or encoder.
     """
     found = [by_seed(side, name) for side, name in zip((left, right), names, strict=True)]
-    sides = [complete(runs) for runs in found]
+    sides = [complete(runs, every_task(runs)) for runs in found]
     seeds = sorted(sides[0].keys() & sides[1].keys())
     if not seeds:
         has = [", ".join(map(str, sorted(side))) for side in sides]
@@ -220,8 +220,13 @@ def _of_folder(folder: Path) -> ScoredRun:
         {name: task["metric"] for name, task in results["tasks"].items()},
         {name: task["value"] for name, task in results["tasks"].items()},
         units,
-        start=(results.get("start") or {}).get("sha256"),
+        starts=_starts(results),
     )
+
+
+def _starts(about: Mapping) -> frozenset[str | None]:
+    """Return what a line, or results.json, says of the model that its run began with."""
+    return frozenset([(about.get("start") or {}).get("sha256")])
 
 
 def _begins(name: str, beginning: str) -> bool:
@@ -231,7 +236,7 @@ def _begins(name: str, beginning: str) -> bool:
 
 
 def by_seed(runs: Sequence[ScoredRun], side: str) -> dict[int, ScoredRun]:
-    """Return a side's runs by seed, those of several tasks' own runs put together.
+    """Return a side's runs by seed in order, those of several tasks' own runs put together.
 
     Raises UserError where two runs of a seed have a task in common, or are of different systems.
     """
@@ -259,9 +264,10 @@ def by_seed(runs: Sequence[ScoredRun], side: str) -> dict[int, ScoredRun]:
             metrics=_by_task(before.metrics, run.metrics),
             values=_by_task(before.values, run.values),
             units=_by_task(before.units, run.units),
+            starts=before.starts | run.starts,
             parts=before.parts + run.parts,
         )
-    return found
+    return dict(sorted(found.items()))
 
 
 def _by_task(one: Mapping, other: Mapping) -> dict:
@@ -269,10 +275,14 @@ def _by_task(one: Mapping, other: Mapping) -> dict:
     return dict(sorted({**one, **other}.items()))
 
 
-def complete(runs: Mapping[int, ScoredRun]) -> dict[int, ScoredRun]:
-    """Return the runs that have every task which some of them has."""
-    tasks = {task for run in runs.values() for task in run.values}
-    return {seed: run for seed, run in runs.items() if run.values.keys() == tasks}
+def every_task(runs: Mapping[int, ScoredRun]) -> list[str]:
+    """Return the tasks that some of the runs has."""
+    return list(dict.fromkeys(task for run in runs.values() for task in run.values))
+
+
+def complete(runs: Mapping[int, ScoredRun], tasks: Collection[str]) -> dict[int, ScoredRun]:
+    """Return the runs that have all of the tasks."""
+    return {seed: run for seed, run in runs.items() if run.values.keys() >= set(tasks)}
 
 
 def _check_pair(left: ScoredRun, right: ScoredRun, tasks: Sequence[str]) -> None:
@@ -300,20 +310,29 @@ def _notes(sides, seeds: list[int], names: tuple[str, str], pairs) -> list[str]:
         alone = sorted(side.keys() - set(seeds))
         if alone:
             notes.append(f"not paired: {name}, seed {', '.join(map(str, alone))}")
-        tasks = {task for run in side.values() for task in run.values}
-        for seed in sorted(side.keys() - complete(side).keys()):
-            lacking = ", ".join(sorted(tasks - side[seed].values.keys()))
+        tasks = every_task(side)
+        for seed in side.keys() - complete(side, tasks).keys():
+            lacking = ", ".join(sorted(set(tasks) - side[seed].values.keys()))
             notes.append(f"{name}, seed {seed}: there is no run of {lacking}")
         parts = max(side[seed].parts for seed in seeds)
         if parts > 1:
             notes.append(f"{name}: {parts} runs a seed, of different tasks, count as one")
-    began = {(one.start is not None, other.start is not None) for one, other in pairs}
-    for name, other, way in ((*names, (True, False)), (*reversed(names), (False, True))):
-        if way in began:
+    starts = [
+        frozenset().union(*(side[seed].starts for seed in seeds if seed in side)) for side in sides
+    ]
+    for name, other, its, theirs in (
+        (*names, *starts),
+        (*reversed(names), *reversed(starts)),
+    ):
+        if None in its and len(its) > 1:
+            notes.append(f"{name}: some runs began with the encoder, some with a trained model")
+        if None not in its and None in theirs:
             notes.append(
                 f"{name} went on from trained models, whose steps are not counted here; {other} "
                 f"began with the encoder"
             )
+    if all(None not in its for its in starts) and starts[0] != starts[1]:
+        notes.append("each side went on from trained models of its own")
     unequal = {(one.steps, other.steps) for one, other in pairs if one.steps != other.steps}
     for one, other in sorted(unequal):
         notes.append(f"not of equal length: {one} steps against {other}")

@@ -26,14 +26,14 @@ from ds_moe_mtl.ranks.jobs import Job, run_jobs
 from ds_moe_mtl.ranks.rendezvous import Ranks
 from ds_moe_mtl.studies.evidence.runs import (
     StudyRun,
-    config_hash,
     of_the_run,
     overrides_of,
     recipe_hash,
     run_config,
+    run_hash,
 )
 from ds_moe_mtl.studies.evidence.schema import Study
-from ds_moe_mtl.studies.evidence.stages import Wait, stage_runs
+from ds_moe_mtl.studies.evidence.stages import Stages, Wait
 from ds_moe_mtl.studies.lines import append_run, read_evidence
 from ds_moe_mtl.training.selection import mean_score
 
@@ -75,18 +75,19 @@ def planned(
     done = {(line["run"], line["config"]): line for line in lines}
     stages: dict[str, list[PlannedRun]] = {}
     waiting: list[Wait] = []
+    plans = Stages(place.study, lines)
     for stage in place.study.stages:
-        runs, waits = stage_runs(place.study, stage, lines)
-        waiting += [wait for wait in waits if not only or _asked(wait.place, only)]
+        runs, waits = plans.plan(stage)
+        waiting += [wait for wait in waits if not only or _may_be_asked(wait.place, only)]
         stages[stage] = []
         for run in runs:
             if not only or _asked(run.name, only):
                 config = run_config(place.study, run, place.own, place.runs)
-                checksum = config_hash(config)
+                checksum = run_hash(run, config)
                 line = done.get((run.name, checksum))
                 stages[stage].append(PlannedRun(run, config, checksum, line))
     if not waiting and not any(stages.values()):
-        raise UserError(f"--only {' '.join(only)}: no run's name begins so; --list shows them")
+        raise UserError(f"--only {' '.join(only)}: no run's name begins so; allowed: see --list")
     _leave_what_is_wanted_again(stages)
     made = {(line["run"], line["config"][:8]) for line in lines}
     for runs in stages.values():  # the first first: a run that goes takes those after it along
@@ -163,9 +164,10 @@ def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
     config = run_config(place.study, run, place.own, place.runs)
     folder = Path(config.run.dir)
     begun = any(stage.start == run.stage for stage in place.study.stages.values())
+    begun = begun and config.model.kind != "single"
     if begun and (folder / "results.json").is_file() and not _has_model(folder):
         shutil.rmtree(folder)  # its model was taken away, and is wanted again
-    if _began_elsewhere(folder, config):
+    if run.start is not None and _began_elsewhere(folder, config):
         say(f"{folder}: its first model has moved; it begins anew")
         shutil.rmtree(folder)
     failure, commit = None, _commit()
@@ -200,11 +202,11 @@ def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -
         "system": run.system,
         "point": list(run.point),
         "seed": run.seed,
-        "config": config_hash(config),
+        "config": run_hash(run, config),
         "baseline": place.study.baseline,
         "experiment": place.study.experiment,
         "overrides": [
-            *overrides_of(place.study, run),
+            *overrides_of(place.study, run, place.own),
             *of_the_run(place.own),
         ],
         "machine": about["device"],
@@ -212,7 +214,7 @@ def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(ended - environment.stat().st_mtime, 1),
         "model_kind": config.model.kind,
-        "start": None if run.start is None else _began_with(place, run.start, results),
+        "start": _began_with(place, run.start, results),
         "notes": results.get("notes", []),
         "encoder": results.get("encoder"),
         "steps": results["steps"],
@@ -223,11 +225,17 @@ def _line(place: Place, run: StudyRun, config: RunConfig, failure: str | None) -
     return line, units
 
 
-def _began_with(place: Place, start: StudyRun, results: Mapping) -> dict:
-    """Return what a line says of the run whose model another one began with."""
+def _began_with(place: Place, start: StudyRun | None, results: Mapping) -> dict | None:
+    """Return what a line says of the trained model that a run began with, None without one.
+
+    start: the study's run that left it, None for a model of the user's own.
+    """
+    if results.get("start") is None and start is None:
+        return None
+    recipe = None if start is None else recipe_hash(place.study, start, place.own)
     return {
-        "run": start.name,
-        "recipe": recipe_hash(place.study, start, place.own),
+        "run": None if start is None else start.name,
+        "recipe": recipe,
         "sha256": (results.get("start") or {}).get("sha256"),
     }
 
@@ -307,9 +315,13 @@ def _began_elsewhere(folder: Path, config: RunConfig) -> bool:
     The run's name has the checksum of all that it says, and a run refuses another start.model.
     """
     file = folder / "config.yaml"
-    if config.start.model is None or not file.is_file():
-        return False
-    return load_config(file, check_files=False).start.model != config.start.model
+    return file.is_file() and load_config(file, check_files=False).start.model != config.start.model
+
+
+def _may_be_asked(place: str, patterns: Sequence[str]) -> bool:
+    """Whether runs at or below a place, "stage/data[/system]", may match a pattern."""
+    begins = [pattern.partition("*")[0].partition("?")[0].partition("[")[0] for pattern in patterns]
+    return any(f"{place}/".startswith(text) or text.startswith(f"{place}/") for text in begins)
 
 
 def _asked(name: str, patterns: Sequence[str]) -> bool:

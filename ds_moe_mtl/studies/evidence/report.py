@@ -15,6 +15,7 @@ from ds_moe_mtl.studies.compare import (
     ScoredRun,
     by_seed,
     compare_runs,
+    complete,
     mean_interval,
     runs_of_lines,
 )
@@ -62,7 +63,10 @@ def write_report(path: Path) -> list[Path]:
     groups = _groups(lines)
     grids = [key for key in groups if groups[key][-1]["grid"]]
     apart = {key: group for key, group in groups.items() if key not in grids}
-    scored = {key: _systems(evidence, group, baseline) for key, group in _of_a_stage(apart).items()}
+    scored = {
+        key: _systems(evidence, group, baseline)
+        for key, group in _of_a_stage(apart, baseline).items()
+    }
     page = path.with_suffix(".md")
     pictures = _draw(path, scored, baseline)
     text = [f"# {lines[-1]['study']}: what {len(lines)} runs say", ""]
@@ -88,20 +92,32 @@ def _groups(lines: Sequence[Mapping]) -> dict[tuple[str, str], list[Mapping]]:
     return {key: groups[key] for stage in reversed(stages) for key in groups if key[0] == stage}
 
 
-def _of_a_stage(groups: Mapping[tuple[str, str], list[Mapping]]) -> dict:
+def _of_a_stage(groups: Mapping[tuple[str, str], list[Mapping]], baseline: str) -> dict:
     """Return groups with those of a stage put together whose data variants are tasks of their own.
 
-    That is stage two, a run per task: its score is the mean over the tasks.
+    That is stage two, a run per task: its score is the mean over the tasks. While no seed has all
+    tasks, of the baseline and of another system, they stay apart.
     """
     found: dict[tuple[str, str], list[Mapping]] = {}
     for stage in dict.fromkeys(stage for stage, _ in groups):
         own = {data: groups[of, data] for of, data in sorted(groups) if of == stage}
         tasks = [{task for line in group for task in line["tasks"]} for group in own.values()]
-        if len(own) > 1 and all(tasks) and sum(map(len, tasks)) == len(set().union(*tasks)):
-            found[stage, " + ".join(own)] = [line for group in own.values() for line in group]
+        is_apart = len(own) > 1 and all(tasks) and sum(map(len, tasks)) == len(set().union(*tasks))
+        lines = [line for group in own.values() for line in group]
+        if is_apart and _is_paired(lines, set().union(*tasks), baseline):
+            found[stage, " + ".join(own)] = lines
         else:
             found |= {key: group for key, group in groups.items() if key[0] == stage}
     return found
+
+
+def _is_paired(lines: Sequence[Mapping], tasks: set[str], baseline: str) -> bool:
+    """Whether the baseline and another system have all tasks in the same seed."""
+    done: dict[tuple[str, int], set[str]] = {}
+    for line in lines:
+        done.setdefault((line["system"], line["seed"]), set()).update(line["tasks"])
+    whole = {key for key, have in done.items() if have == tasks}
+    return any((baseline, seed) in whole for system, seed in whole if system != baseline)
 
 
 def _of_newest_study(runs: Sequence[Mapping]) -> list[Mapping]:
@@ -110,8 +126,12 @@ def _of_newest_study(runs: Sequence[Mapping]) -> list[Mapping]:
     A study's YAML may change between its runs; a tuned system may change its rate.
     """
     latest = {line["run"]: place for place, line in enumerate(runs)}
+    newest = [runs[place] for place in sorted(latest.values())]
+    recipes = {_begun_by(line): _recipe(line) for line in newest}  # of the newest line of each
     groups: dict[tuple, list[Mapping]] = {}
-    for line in (runs[place] for place in sorted(latest.values())):
+    for line in newest:
+        if _recipe(line) != recipes[_begun_by(line)]:
+            continue
         point = tuple(line["point"]) if line["grid"] else ()
         groups.setdefault((line["stage"], line["data"], line["system"], point), []).append(line)
     return [
@@ -122,9 +142,18 @@ def _of_newest_study(runs: Sequence[Mapping]) -> list[Mapping]:
     ]
 
 
+def _begun_by(line: Mapping) -> tuple[str, ...]:
+    """Return a line's stage and what it begins with: stage, data and system of an earlier run."""
+    begun = (line.get("start") or {}).get("run") or ""
+    return (line["stage"], *begun.split("/")[:3])
+
+
+def _recipe(line: Mapping) -> str | None:
+    return (line.get("start") or {}).get("recipe")
+
+
 def _said_without_seed(line: Mapping) -> list[str]:
-    said = [item for item in line["overrides"] if not item.startswith("run.seed=")]
-    return [*said, (line.get("start") or {}).get("recipe", "")]
+    return [item for item in line["overrides"] if not item.startswith("run.seed=")]
 
 
 def _systems(evidence: Evidence, lines: Sequence[Mapping], baseline: str) -> list[System]:
@@ -135,9 +164,10 @@ def _systems(evidence: Evidence, lines: Sequence[Mapping], baseline: str) -> lis
     tasks = {task for line in lines for task in line["tasks"]}
     runs, partial, left_out = {}, {}, {}
     for name, own in by_name.items():
-        found = by_seed(runs_of_lines(evidence, own), name).values()
-        runs[name] = [run for run in found if run.values.keys() == tasks]
-        partial[name] = [run for run in found if run.values.keys() != tasks]
+        found = by_seed(runs_of_lines(evidence, own), name)
+        whole = complete(found, tasks)
+        runs[name] = list(whole.values())
+        partial[name] = [run for seed, run in found.items() if seed not in whole]
         left_out[name] = [
             *(f"{line['run']}: {line['failure']}" for line in own if line["failure"]),
             *(
@@ -199,24 +229,26 @@ def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[
 
 def _score_table(systems: Sequence[System]) -> list[str]:
     every = [run for one in systems for run in (*one.runs, *one.partial)]
-    tasks = list(max(every, key=lambda run: len(run.values)).values) if every else []
+    tasks = list(dict.fromkeys(task for run in every for task in run.values))
     lines = [
-        "| system | at | seeds | steps | mean | interval | deviation | max | "
-        + " | ".join(tasks)
+        "| "
+        + " | ".join(
+            ["system", "at", "seeds", "steps", "mean", "interval", "deviation", "max", *tasks]
+        )
         + " |",
         "|---|---|---:|---:|---:|---|---:|---:|" + "---:|" * len(tasks),
     ]
     for one in systems:
-        cells = " | ".join(_mean_of(one, task) for task in tasks)
+        cells = "".join(f" {_mean_of(one, task)} |" for task in tasks)
         if not one.runs:
-            lines.append(f"| {one.name} | {one.point} | 0 | " + "- | " * 5 + cells + " |")
+            lines.append(f"| {one.name} | {one.point} | 0 | " + "- | " * 4 + f"- |{cells}")
             continue
         values = one.values
         spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
         steps = ", ".join(map(str, dict.fromkeys(run.steps for run in one.runs)))
         lines.append(
             f"| {one.name} | {one.point} | {len(values)} | {steps} | {one.mean.value:.2f} | "
-            f"{one.mean.low:.1f} to {one.mean.high:.1f} | {spread} | {max(values):.2f} | {cells} |"
+            f"{one.mean.low:.1f} to {one.mean.high:.1f} | {spread} | {max(values):.2f} |{cells}"
         )
     left_out = [f"- {what}" for one in systems for what in one.left_out]
     return [*lines, *([""] if left_out else []), *left_out]
@@ -251,7 +283,10 @@ def _difference_table(systems: Sequence[System], baseline: str) -> list[str]:
             + " | ".join(_shown(rows[task]) for task in tasks)
             + " |"
         )
-        notes |= dict.fromkeys(f"{one.name}: {note}" for note in one.comparison.notes)
+        notes |= dict.fromkeys(
+            note if note.startswith((one.name, baseline)) else f"{one.name}: {note}"
+            for note in one.comparison.notes
+        )
     return [*lines, "", *(f"- {note}" for note in notes), *([""] if notes else [])]
 
 

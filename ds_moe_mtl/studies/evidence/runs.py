@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ds_moe_mtl.config import RunConfig, UserError, load_config
-from ds_moe_mtl.config.files import REPOSITORY
-from ds_moe_mtl.studies.evidence.schema import Study
+from ds_moe_mtl.config.document import parse_yaml
+from ds_moe_mtl.config.files import displayed, read_text
+from ds_moe_mtl.config.load import find_experiment
+from ds_moe_mtl.studies.evidence.schema import Study, key_of
 from ds_moe_mtl.studies.points import point_name
 from ds_moe_mtl.tasks.known import expand_tasks
 
@@ -56,11 +58,11 @@ class StudyRun:
         return cls(**{**values, "point": tuple(values["point"]), "start": start})
 
 
-def overrides_of(study: Study, run: StudyRun) -> list[str]:
+def overrides_of(study: Study, run: StudyRun, own: Sequence[str] = ()) -> list[str]:
     """Return what a run says over the study's experiment; its folder is not among it.
 
     In a study with second stages what is said of start.* is about the runs that begin with a model,
-    and left out of the others.
+    and left out of the others. own: the user's overrides, which may name a model too.
     """
     stage = study.stages[run.stage]
     said = [
@@ -71,7 +73,7 @@ def overrides_of(study: Study, run: StudyRun) -> list[str]:
         *run.point,
         f"run.seed={run.seed}",
     ]
-    begins = run.start is not None or any(item.startswith("start.model=") for item in said)
+    begins = run.start is not None or "start.model" in map(key_of, (*said, *own))
     if begins or all(each.start is None for each in study.stages.values()):
         return said
     return [item for item in said if not item.startswith("start.")]
@@ -82,20 +84,20 @@ def run_config(study: Study, run: StudyRun, own: Sequence[str], folder: Path) ->
 
     own: the user's overrides. Raises UserError for what the user can mend.
     """
-    lines = overrides_of(study, run)
-    said_by = dict.fromkeys(lines, f"run {run.name} of the study")
-    lines += [*own, "train.keep_checkpoints=0", f"run.dir={folder}"]
+    lines = overrides_of(study, run, own)
+    begun = None if run.start is None else run_config(study, run.start, own, folder)
+    model = None if begun is None else begun.run.dir
     if study.stages[run.stage].start is not None:
         _check_no_model(study, run, own)
-    if run.start is not None:  # a folder that is there: the model itself may not be made yet
-        lines.append(f"start.model={json.dumps(str(REPOSITORY))}")
-    config = load_config(study.experiment, lines, said_by=said_by)
-    if run.start is not None:
-        begun = run_config(study, run.start, own, folder)
-        _check_start(study, run, config, begun)
-        start = config.start.model_copy(update={"model": begun.run.dir})
-        config = config.model_copy(update={"start": start})
-    where = folder / f"{run.name}-{config_hash(config)[:8]}"
+    if begun is not None:
+        lines.append(f"start.model={json.dumps(model)}")
+    said_by = dict.fromkeys(lines, f"run {run.name} of the study")
+    lines += [*own, "train.keep_checkpoints=0", f"run.dir={json.dumps(str(folder))}"]
+    config = load_config(study.experiment, lines, said_by=said_by, to_be_made=model)
+    if begun is not None:
+        known = _tasks_of_model(study, run.start, begun, own, folder)
+        _check_start(run, config, begun, known)
+    where = folder / f"{run.name}-{run_hash(run, config)[:8]}"
     return config.model_copy(
         update={"run": config.run.model_copy(update={"dir": str(where.absolute())})}
     )
@@ -103,19 +105,24 @@ def run_config(study: Study, run: StudyRun, own: Sequence[str], folder: Path) ->
 
 def _check_no_model(study: Study, run: StudyRun, own: Sequence[str]) -> None:
     """Raise UserError where a stage that begins with models is given another one."""
-    given = next((item for item in own if item.partition("=")[0].strip() == "start.model"), None)
+    given = next((item for item in own if key_of(item) == "start.model"), None)
     if given is None:
-        model = load_config(study.experiment, check_files=False).start.model
+        file = find_experiment(Path(study.experiment))
+        section = (parse_yaml(read_text(file), displayed(file)).values or {}).get("start")
+        model = section.get("model") if isinstance(section, dict) else None
         given = None if model is None else f"start.model={model} of {study.experiment}"
     if given is not None:
-        stage = study.stages[run.stage]
-        raise UserError(f"{given} with stages.{run.stage}.start = {stage.start}; allowed: one")
+        start = study.stages[run.stage].start
+        raise UserError(f"{given} with stages.{run.stage}.start = {start}; allowed: one of them")
 
 
-def _check_start(study: Study, run: StudyRun, config: RunConfig, begun: RunConfig) -> None:
-    """Raise UserError where a run cannot begin with the model of another, before that is trained.
+def _check_start(
+    run: StudyRun, config: RunConfig, begun: RunConfig, known: Sequence[str] | None
+) -> None:
+    """Raise UserError for kinds, gates and heads that do not fit the model a run begins with.
 
-    config: of the run. begun: of the other.
+    config: of the run. begun: of the one that leaves the model. known: the model's tasks, None
+    where they are not known before it is there.
     """
     where = f"stages.{run.stage}.start: {run.start.name}"
     if begun.model.kind == "single":
@@ -124,14 +131,41 @@ def _check_start(study: Study, run: StudyRun, config: RunConfig, begun: RunConfi
             f"model, or {run.system} left out of stages.{run.start.stage}.systems (it then begins "
             f"with the encoder)"
         )
-    gate, known = config.start.gate, _task_names(begun)
-    for task in _task_names(config) if config.model.kind == "mt_tag" else []:
-        asked = gate if isinstance(gate, str) else gate.get(task, "own")
-        if asked != "random" and (task if asked == "own" else asked) not in known:
+    if config.model.kind != begun.model.kind:
+        raise UserError(
+            f"{where} is of model.kind {begun.model.kind}, and run {run.name} of "
+            f"{config.model.kind}; allowed: the same"
+        )
+    start = config.start
+    for task in _task_names(config) if known is not None else []:
+        asked = start.gate if isinstance(start.gate, str) else start.gate.get(task, "own")
+        lacks_gate = asked != "random" and (task if asked == "own" else asked) not in known
+        if config.model.kind == "mt_tag" and lacks_gate:
             raise UserError(
                 f"{where} has no gate for {task} (start.gate = {asked}); allowed: start.gate = "
                 f"{', '.join(known)} or random, said by stages.{run.stage}.set or its data"
             )
+        if start.head == "keep" and task not in known:
+            raise UserError(
+                f"{where} has no head for {task} (start.head = keep); it has: {', '.join(known)}; "
+                f"allowed: auto or new"
+            )
+
+
+def _tasks_of_model(
+    study: Study, run: StudyRun, config: RunConfig, own: Sequence[str], folder: Path
+) -> list[str] | None:
+    """Return the tasks of the model that a run leaves; None where it keeps those of a foreign one.
+
+    config: of that run.
+    """
+    if not config.start.keep_tasks:
+        return _task_names(config)
+    if run.start is None:
+        return None
+    begun = run_config(study, run.start, own, folder)
+    before = _tasks_of_model(study, run.start, begun, own, folder)
+    return None if before is None else list(dict.fromkeys([*before, *_task_names(config)]))
 
 
 def _task_names(config: RunConfig) -> list[str]:
@@ -144,7 +178,7 @@ def _task_names(config: RunConfig) -> list[str]:
 
 def recipe_hash(study: Study, run: StudyRun, own: Sequence[str]) -> str:
     """Return the checksum of what a run and those that it goes back to say, seeds apart."""
-    said = [item for item in overrides_of(study, run) if not item.startswith("run.seed=")]
+    said = [item for item in overrides_of(study, run, own) if key_of(item) != "run.seed"]
     start = None if run.start is None else recipe_hash(study, run.start, own)
     words = json.dumps([study.experiment, said, of_the_run(own), start])
     return hashlib.sha256(words.encode()).hexdigest()[:16]
@@ -152,11 +186,11 @@ def recipe_hash(study: Study, run: StudyRun, own: Sequence[str]) -> str:
 
 def of_the_run(own: Sequence[str]) -> list[str]:
     """Return a user's overrides without those that say where this machine's data lies."""
-    return [item for item in own if item.partition("=")[0] not in ("data.root", "data.cache")]
+    return [item for item in own if key_of(item) not in ("data.root", "data.cache")]
 
 
-def config_hash(config: RunConfig) -> str:
-    """Return the checksum of what a YAML and its overrides say of a run.
+def run_hash(run: StudyRun, config: RunConfig) -> str:
+    """Return the checksum of what a run's YAML and overrides say.
 
     Paths of this machine are no part of it, nor is what is left at its default: lines stay good
     when a key is added. A study says every key that it is about.
@@ -167,7 +201,7 @@ def config_hash(config: RunConfig) -> str:
             said.get(section, {}).pop(key, None)
     said.pop("track", None)
     said["tasks"] = [_without_folders(task) for task in said["tasks"]]
-    if config.start.model is not None:  # its folder's name ends with its own checksum
+    if run.start is not None:  # the folder that it begins with has a name that ends with a checksum
         said["start"]["model"] = Path(config.start.model).name
     said["deepspeed"] = Path(config.deepspeed).name
     said = {key: value for key, value in said.items() if value not in ({}, None)}

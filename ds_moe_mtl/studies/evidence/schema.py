@@ -63,6 +63,9 @@ class Study(Section):
                 values = getattr(stage, key) or ()
                 if len(set(values)) < len(values):
                     raise ValueError(f"{where}.{key} has one twice; allowed: each once")
+            for key, values in stage.grid.items():
+                if len(set(values)) < len(values):
+                    raise ValueError(f"{where}.grid.{key} has one twice; allowed: each once")
             for key in ("tuned", "of", "start"):
                 if getattr(stage, key) is not None:
                     _known(f"{where}.{key}", (getattr(stage, key),), earlier)
@@ -77,11 +80,14 @@ class Study(Section):
                 if there is not None:
                     variants = self.variants(self.stages[there])
                     _known(f"{where}.data ({key}: {there})", self.variants(stage), variants)
-            if stage.tuned is not None and self.stages[stage.tuned].best:
+            tuned = self.stages.get(stage.tuned)
+            if tuned is not None and (tuned.best or not tuned.grid):
+                what = "only the best systems of another stage" if tuned.best else "no grid"
                 raise ValueError(
-                    f"{where}.tuned: {stage.tuned} has only the best systems of another stage; "
-                    f"allowed: a stage without best"
+                    f"{where}.tuned: {stage.tuned} has {what}; allowed: a stage with a grid, "
+                    f"without best"
                 )
+            self._check_keys(where, stage)
             if stage.start is not None:
                 self._check_start(where, stage, self.stages[stage.start])
             earlier.append(name)
@@ -97,16 +103,25 @@ class Study(Section):
         _known(f"{where}.seeds {its}", stage.seeds, begun.seeds)
         if len(self.variants(begun)) > 1:
             _known(f"{where}.data {its}", self.variants(stage), self.variants(begun))
-        systems = tuple(self.systems) if stage.systems is None or stage.best else stage.systems
+
+    def _check_keys(self, where: str, stage: Stage) -> None:
+        """Raise ValueError for keys of a stage's runs that the study itself sets."""
+        own = {"run.seed": "the stages' seeds", "run.dir": "--runs"}
+        if stage.start is not None:
+            own["start.model"] = f"{where}.start"
         data = [self.data[name] for name in self.variants(stage)]
-        for lines in (self.set, stage.set, *data, *map(self.overrides_of, systems)):
-            given = [line for line in lines if line.startswith("start.model=")]
-            if given:
-                raise ValueError(f"{given[0]} with {where}.start; allowed: one of them")
+        lines = (self.set, stage.set, *data, *map(self.overrides_of, self.systems_of(stage)))
+        for item in (*stage.grid, *(item for each in lines for item in each)):
+            if key_of(item) in own:
+                raise ValueError(f"{item} with {own[key_of(item)]}; allowed: one of them")
 
     def variants(self, stage: Stage) -> tuple[str, ...]:
         """Return the names of a stage's data variants."""
         return stage.data or tuple(self.data)
+
+    def systems_of(self, stage: Stage) -> tuple[str, ...]:
+        """Return the names of the systems that a stage may have."""
+        return tuple(self.systems) if stage.systems is None or stage.best else stage.systems
 
     def overrides_of(self, system: str) -> tuple[str, ...]:
         """Return a system's overrides, those of the systems it names first."""
@@ -119,6 +134,11 @@ class Study(Section):
             _known(f"systems.{system}", (item,), before)
             found += self.overrides_of(item)
         return tuple(found)
+
+
+def key_of(override: str) -> str:
+    """Return the key of section.key=value."""
+    return override.partition("=")[0].strip()
 
 
 def shipped_studies() -> list[str]:

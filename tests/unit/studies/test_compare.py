@@ -99,6 +99,23 @@ def test_runs_of_a_seed_with_tasks_of_their_own_count_as_one_in_any_order():
     assert found.seeds == (0,) and "left, seed 1: there is no run of a" in found.notes
 
 
+def test_what_sides_began_with_is_said():
+    left, right = ([random_run(seed, skill) for seed in range(2)] for skill in (0.8, 0.6))
+    a, b = ([replace(run, starts=frozenset([name])) for run in left] for name in "AB")
+    assert compare_runs(left, right, draws=20).notes == ()
+    words = "left went on from trained models, whose steps are not counted here; right began"
+    assert compare_runs(a, right, draws=20).notes[0].startswith(words)
+    own = "each side went on from trained models of its own"
+    assert compare_runs(a, b, draws=20).notes == (own,)
+    mixed = compare_runs([a[0], left[1]], right, draws=20).notes
+    assert mixed == ("left: some runs began with the encoder, some with a trained model",)
+
+
+def test_the_order_of_runs_changes_no_interval():
+    runs = [random_run(seed, 0.8) for seed in range(4)]
+    assert mean_interval(runs) == mean_interval(runs[::-1])
+
+
 def run_of_task(run, task):
     keys = ("metrics", "values", "units")
     return replace(run, **{key: {task: getattr(run, key)[task]} for key in keys})

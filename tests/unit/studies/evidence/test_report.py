@@ -12,11 +12,13 @@ from tests.support.units import make_run, make_units
 ROWS = 120
 
 
-def append(path, stage, system, seed, point, skill, failure=None, more=()):
+def append(
+    path, stage, system, seed, point, skill, failure=None, more=(), tasks=("one", "two"), start=None
+):
     draw = np.random.default_rng([seed, int(1000 * skill)])
     truth = np.arange(ROWS) % 2
-    units = {}
-    for task in ("one", "two"):
+    units, data = {}, "x1" if len(tasks) == 2 else tasks[0]
+    for task in tasks:
         wrong = draw.random(ROWS) > skill
         units[task] = make_units(truth, np.where(wrong, 1 - truth, truth))
     run = make_run(seed, units)
@@ -25,12 +27,13 @@ def append(path, stage, system, seed, point, skill, failure=None, more=()):
         for name, value in run.values.items()
     }
     line = {
-        "run": f"{stage}/x1/{system}/lr/seed{seed}" + (f"/{point}" if stage == "tune" else ""),
+        "run": f"{stage}/{data}/{system}/lr/seed{seed}" + (f"/{point}" if stage == "tune" else ""),
         "study": "made_up",
         "stage": stage,
         "grid": stage == "tune",
         "overrides": ["model.kind=x", *more, f"train.lr={point}", f"run.seed={seed}"],
-        "data": "x1",
+        "data": data,
+        "start": start,
         "system": system,
         "point": [f"train.lr={point}"],
         "seed": seed,
@@ -41,7 +44,7 @@ def append(path, stage, system, seed, point, skill, failure=None, more=()):
         "encoder": {"name": "minilm", "sha256": "e"} if failure is None else None,
         "steps": 226,
         "failure": failure,
-        "mean": None if failure else sum(run.values.values()) / 2,
+        "mean": None if failure else sum(run.values.values()) / len(tasks),
         "tasks": {} if failure else tasks,
     }
     append_run(path, line, {} if failure else units)
@@ -118,6 +121,51 @@ def test_the_same_lines_make_the_same_page(page):
     path, _, text = page
     write_report(path)
     assert path.with_suffix(".md").read_text() == text
+
+
+def two(path, system, seed, task, skill, recipe=None, failure=None):
+    """Append a run of one task, that began with the model of a recipe."""
+    start = {"run": f"one/all/{system}/lr/seed{seed}", "recipe": recipe, "sha256": recipe}
+    its = None if recipe is None else start
+    append(path, "two", system, seed, "3e-4", skill, failure, tasks=(task,), start=its)
+
+
+def test_tasks_of_a_stage_stay_apart_until_a_seed_has_all(tmp_path):
+    path = tmp_path / "two.jsonl"
+    for seed in range(2):
+        two(path, "dense", seed, "one", 0.6)
+        two(path, "tag", seed, "one", 0.9, "new")
+    two(path, "tag", 0, "two", 0.9, "new")
+    page = write_report(path)[0].read_text()
+    assert "## two, one\n" in page and "## two, two\n" in page and "Less dense" in page
+    for seed in range(2):
+        two(path, "dense", seed, "two", 0.6)
+    two(path, "tag", 1, "two", 0.9, "new", failure="loss is nan")
+    page = write_report(path)[0].read_text()
+    assert "## two, one + two\n" in page
+    assert "- two/two/tag/lr/seed1: loss is nan" in page
+    assert "- tag, seed 1, counts in no mean: there is no run of two" in page
+    (row,) = [line for line in page.splitlines() if line.startswith("| tag | lr=3e-4 | 1 |")]
+    assert len(row.split("|")) == 12
+
+
+def test_runs_from_an_older_first_stage_are_left_out(tmp_path):
+    path = tmp_path / "two.jsonl"
+    for seed in range(2):
+        for task in ("one", "two"):
+            two(path, "dense", seed, task, 0.6)
+            two(path, "tag", seed, task, 0.9, "old")
+    two(path, "tag", 0, "one", 0.9, "new")
+    page = write_report(path)[0].read_text()
+    assert "Left out: 4 older lines" in page and "## two, one\n" in page
+
+
+def test_a_stage_of_failures_alone_is_a_table_too(tmp_path):
+    path = tmp_path / "two.jsonl"
+    two(path, "tag", 0, "one", 0.9, failure="loss is nan")
+    page = write_report(path)[0].read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
 
 
 def test_no_lines_are_refused(tmp_path):

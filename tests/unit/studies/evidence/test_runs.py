@@ -7,9 +7,9 @@ import pytest
 
 from ds_moe_mtl.config import UserError, load_config
 from ds_moe_mtl.config.document import dump_yaml
-from ds_moe_mtl.studies.evidence.runs import StudyRun, config_hash, overrides_of, run_config
+from ds_moe_mtl.studies.evidence.runs import StudyRun, overrides_of, run_config, run_hash
 from ds_moe_mtl.studies.evidence.schema import STUDIES, Study, load_study
-from ds_moe_mtl.studies.evidence.stages import chosen_point, stage_runs
+from ds_moe_mtl.studies.evidence.stages import Stages
 from tests.support.paths import ROOT
 
 RATES = ["1e-4", "3e-4"]
@@ -55,6 +55,15 @@ def started(start="a", seeds=(1,), data=("x",), of=("z",), systems=("tag",), say
     }
 
 
+def grid(values, **second):
+    """What changes a study to one of a grid, and a second stage."""
+    first = {"seeds": [1], "data": ["x"], "grid": values}
+    return {
+        "data": {"x": []},
+        "stages": {"a": first, "b": {"seeds": [1], "start": "a", **second}},
+    }
+
+
 def line(run, mean):
     return {"run": run.name, "mean": mean}
 
@@ -77,32 +86,32 @@ def test_a_system_takes_the_overrides_of_those_it_names():
 
 
 def test_a_grid_is_planned_at_once_and_tuned_stages_when_their_system_is_tuned():
-    runs, waiting = stage_runs(STUDY, "tune", [])
+    runs, waiting = Stages(STUDY, []).plan("tune")
     assert len(runs) == 6 and not waiting and runs[0].name == "tune/all/dense/lr=1e-4/seed9"
-    assert stage_runs(STUDY, "screen", []) == (
+    assert Stages(STUDY, []).plan("screen") == (
         [],
         [(f"screen/all/{name}", "waits for tune", False) for name in ("dense", "tag", "tag_more")],
     )
-    runs, waiting = stage_runs(STUDY, "screen", tuned("tag", [50.0, 60.0]))
+    runs, waiting = Stages(STUDY, tuned("tag", [50.0, 60.0])).plan("screen")
     assert [run.name for run in runs] == [f"screen/all/tag/lr=3e-4/seed{seed}" for seed in (0, 1)]
     assert len(waiting) == 2
 
 
 def test_the_best_rate_is_chosen_once_all_are_done_and_a_diverged_one_is_the_last():
     lines = tuned("tag", [50.0, 60.0])
-    assert chosen_point(STUDY, "tune", "all", "tag", lines[:1]) is None
-    assert chosen_point(STUDY, "tune", "all", "tag", lines) == ("train.lr=3e-4",)
+    assert Stages(STUDY, lines[:1]).chosen_point("tune", "all", "tag") is None
+    assert Stages(STUDY, lines).chosen_point("tune", "all", "tag") == ("train.lr=3e-4",)
     lines = tuned("tag", [50.0, None])
-    assert chosen_point(STUDY, "tune", "all", "tag", lines) == ("train.lr=1e-4",)
+    assert Stages(STUDY, lines).chosen_point("tune", "all", "tag") == ("train.lr=1e-4",)
 
 
 def test_the_finals_have_the_named_systems_and_the_best_of_the_others():
     lines = [line for system in STUDY.systems for line in tuned(system, [50.0, 60.0])]
-    screened = stage_runs(STUDY, "screen", lines)[0]
+    screened = Stages(STUDY, lines).plan("screen")[0]
     means = {"dense": 70.0, "tag": 60.0, "tag_more": 65.0}
     lines += [line(run, means[run.system]) for run in screened]
-    assert {run.system for run in stage_runs(STUDY, "final", lines)[0]} == {"dense", "tag_more"}
-    runs, waiting = stage_runs(STUDY, "final", lines[:-1])
+    assert {run.system for run in Stages(STUDY, lines).plan("final")[0]} == {"dense", "tag_more"}
+    runs, waiting = Stages(STUDY, lines[:-1]).plan("final")
     assert {run.system for run in runs} == {"dense"}  # the named ones wait for nobody
     assert waiting == [("final/all", "the best 1 wait for screen", False)]
 
@@ -110,18 +119,18 @@ def test_the_finals_have_the_named_systems_and_the_best_of_the_others():
 def test_a_run_is_the_same_on_another_machine_and_another_with_another_key(data, tmp_path):
     run = StudyRun("tune", "all", "tag", ("train.lr=1e-4",), 9)
     root = f"data.root={data}"
-    here = config_hash(run_config(STUDY, run, [root], tmp_path / "here"))
+    here = run_hash(run, run_config(STUDY, run, [root], tmp_path / "here"))
     (tmp_path / "moved").mkdir()
     (data / "own").rename(tmp_path / "moved" / "own")
     moved = f"data.root={tmp_path / 'moved'}"
     there = run_config(STUDY, run, [moved, "train.threads=1"], tmp_path / "there")
-    assert config_hash(there) == here and there.run.dir.endswith(here[:8])
+    assert run_hash(run, there) == here and there.run.dir.endswith(here[:8])
     others = [
         ["train.epochs=3"],
         ["moe.gate_scale=paper"],
         ["deepspeed=ds_configs/deepspeed/zero2.json"],
     ]
-    hashes = {config_hash(run_config(STUDY, run, [moved, *own], tmp_path)) for own in others}
+    hashes = {run_hash(run, run_config(STUDY, run, [moved, *own], tmp_path)) for own in others}
     assert len(hashes | {here}) == 4
 
 
@@ -148,8 +157,9 @@ def test_a_shipped_study_loads_and_every_system_of_it_is_a_run(name, data, tmp_p
     kinds = set()
     for variant in study.data:
         for system in study.systems:
-            config = run_config(study, StudyRun("tune", variant, system, (), 0), own, tmp_path)
-            kinds.add((variant, config.model.kind, config.moe.gate_scale, config_hash(config)))
+            run = StudyRun("tune", variant, system, (), 0)
+            config = run_config(study, run, own, tmp_path)
+            kinds.add((variant, config.model.kind, config.moe.gate_scale, run_hash(run, config)))
     assert found == name and len(kinds) == len(study.data) * len(study.systems)
     used = {seed for stage in study.stages.values() for seed in stage.seeds}
     apart = [stage for stage in study.stages.values() if stage.start is None]
@@ -160,9 +170,9 @@ def test_a_run_of_stage_two_has_the_run_that_it_begins_with(data, tmp_path):
     study = Study.model_validate({**VALUES, **started(data=["x", "y"], of=["z"])})
     why = "waits for a (waits for tune)"
     waits = [(f"b/{data}/tag/default/seed1", why, False) for data in "xy"]
-    assert stage_runs(study, "b", []) == ([], waits)
-    lines = [line(run, 50.0) for run in stage_runs(study, "tune", [])[0]]
-    runs, waiting = stage_runs(study, "b", lines)
+    assert Stages(study, []).plan("b") == ([], waits)
+    lines = [line(run, 50.0) for run in Stages(study, []).plan("tune")[0]]
+    runs, waiting = Stages(study, lines).plan("b")
     assert not waiting and [(run.data, run.start.name) for run in runs] == [
         *(("x", "a/z/tag/lr=1e-4/seed1"), ("y", "a/z/tag/lr=1e-4/seed1")),
     ]
@@ -173,8 +183,9 @@ def test_a_run_of_stage_two_has_the_run_that_it_begins_with(data, tmp_path):
     assert config.start.model == begun.run.dir and config.start.gate == "nli"
     faster = replace(runs[0], start=replace(runs[0].start, point=("train.lr=3e-4",)))
     other = run_config(study, faster, [f"data.root={data}"], tmp_path)
-    assert config_hash(other) != config_hash(config)  # the first stage's rate is a part of it
-    failed = stage_runs(study, "b", [*lines, {"run": runs[0].start.name, "mean": None}])
+    assert run_hash(faster, other) != run_hash(runs[0], config)  # the first stage's rate counts
+    lines.append({"run": runs[0].start.name, "mean": None})
+    failed = Stages(study, lines).plan("b")
     assert failed[0] == [] and "whose model it begins with, has failed" in failed[1][0].why
     assert failed[1][0].never
 
@@ -185,13 +196,13 @@ def test_a_system_whose_first_stage_failed_is_no_finalist():
     final = {"seeds": [7], "systems": ["dense"], "best": 2, "of": "b", "data": ["x"]}
     change["stages"]["c"] = final
     study = Study.model_validate({**VALUES, **change})
-    lines = [line(run, 50.0) for run in stage_runs(study, "a", [])[0]]
+    lines = [line(run, 50.0) for run in Stages(study, []).plan("a")[0]]
     lines[0]["mean"] = None
-    runs, waiting = stage_runs(study, "b", lines)
+    runs, waiting = Stages(study, lines).plan("b")
     assert {run.system for run in runs} == {"tag_more", "dense"} and waiting[0].never
-    assert stage_runs(study, "c", lines)[1] == [("c/x", "the best 2 wait for b", False)]
+    assert Stages(study, lines).plan("c")[1] == [("c/x", "the best 2 wait for b", False)]
     lines += [line(run, 60.0) for run in runs]
-    finals, waiting = stage_runs(study, "c", lines)
+    finals, waiting = Stages(study, lines).plan("c")
     assert {run.system for run in finals} == {"tag_more", "dense"} and not waiting
 
 
@@ -226,6 +237,14 @@ def test_a_start_of_ones_own_is_kept_without_stages_and_refused_with_them(data, 
             {"data": {"x": ["train.stepz=5"], "z": []}},
             "^run b/x/tag/.* of the study: unknown key train.ste",
         ),
+        (
+            {"data": {"x": ["start.gate=nli", "start.head=keep", "tasks=[rte]"], "z": []}},
+            "has no head for rte .start.head = keep.; it has: stars, tickets",
+        ),
+        (
+            {"data": {"x": ["start.gate=nli", "moe.tied_steps=5"], "z": []}},
+            "^run b/x/tag/.* of the study: moe.tied_steps = 5 with start.model = .*/a/z/tag/",
+        ),
     ],
 )
 def test_what_cannot_begin_is_told_before_anything_is_trained(data, tmp_path, change, words):
@@ -236,15 +255,62 @@ def test_what_cannot_begin_is_told_before_anything_is_trained(data, tmp_path, ch
         run_config(study, StudyRun("b", "x", "tag", (), 1, begun), [f"data.root={data}"], tmp_path)
 
 
+def test_a_model_that_keeps_its_tasks_has_their_gates_in_the_next_stage(data, tmp_path):
+    own = [f"data.root={data}"]
+    stages = {name: {"seeds": [1], "systems": ["tag"], "data": [name]} for name in "xyz"}
+    stages["y"]["start"], stages["z"]["start"] = "x", "y"
+    systems = {"systems": {"tag": ["model.kind=mt_tag"]}, "baseline": "tag"}
+    for kept, known in (("true", "stars"), ("false", "rte")):
+        variants = {"x": [], "y": ["tasks=[rte]", "start.gate=random"], "z": ["tasks=[cola]"]}
+        variants["y"].append(f"start.keep_tasks={kept}")
+        variants["z"].append("start.gate=stars")
+        study = Study.model_validate({**VALUES, **systems, "data": variants, "stages": stages})
+        (run,) = Stages(study, []).plan("z")[0]
+        assert run.start.start.name == "x/x/tag/default/seed1"
+        if known == "stars":
+            assert run_config(study, run, own, tmp_path).start.gate == "stars"
+        else:
+            with pytest.raises(
+                UserError, match="no gate for cola .*= stars.*: start.gate = rte or"
+            ):
+                run_config(study, run, own, tmp_path)
+
+
+def test_runs_of_ones_own_models_differ_by_them(data, tmp_path):
+    run = StudyRun("tune", "all", "tag", (), 9)
+    configs = []
+    for name in ("A", "B"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        own = [f"data.root={data}", f"start.model={tmp_path / name / 'model'}"]
+        configs.append(run_config(STUDY, run, own, tmp_path))
+    assert configs[0].run.dir != configs[1].run.dir
+    assert run_hash(run, configs[0]) != run_hash(run, configs[1])
+
+
+def test_chains_of_tuned_stages_are_planned_at_once():
+    stages = {}
+    for name, before in zip("abcdef", ["", *"abcde"], strict=True):
+        start = {"start": before} if before else {}
+        stages[f"tune_{name}"] = {"seeds": [1], "grid": {"train.lr": RATES}, **start}
+        stages[name] = {"seeds": [1], "tuned": f"tune_{name}", **start}
+    systems = {f"s{number}": [] for number in range(20)}
+    values = {**VALUES, "baseline": "s0", "systems": systems, "stages": stages}
+    study = Study.model_validate(values)
+    lines = []
+    for name in stages:
+        lines += [line(run, 50.0) for run in Stages(study, lines).plan(name)[0]]
+    runs, waiting = Stages(study, lines).plan("f")
+    assert len(runs) == 20 and not waiting and runs[0].start.start.start.start.start.start is None
+
+
 def test_what_the_tuning_or_the_first_stage_lacks_goes_without(data, tmp_path):
     change = started(data=["x"], of=["z"], systems=["tag", "dense"])
-    runs, waiting = stage_runs(Study.model_validate({**VALUES, **change}), "b", [])
+    study = Study.model_validate({**VALUES, **change})
+    runs, waiting = Stages(study, []).plan("b")
     (wait,) = waiting
     assert str(wait) == "b/x/tag/default/seed1: waits for a (waits for tune)" and len(runs) == 1
     assert (runs[0].system, runs[0].point, runs[0].start) == ("dense", (), None)
-    config = run_config(
-        Study.model_validate({**VALUES, **change}), runs[0], [f"data.root={data}"], tmp_path
-    )
+    config = run_config(study, runs[0], [f"data.root={data}"], tmp_path)
     assert config.start.model is None  # and start.gate, said for those that have one, is left out
 
 
@@ -262,15 +328,21 @@ def test_what_the_tuning_or_the_first_stage_lacks_goes_without(data, tmp_path):
         (started(start="c"), "stages.b.start: 'c'; allowed: tune, a"),
         (started(seeds=[1, 2]), "stages.b.seeds (start: a): 2; allowed: 1"),
         (started(data=["y"], of=["x", "z"]), "stages.b.data (start: a): 'y'; allowed: x, z"),
-        (started(say="start.model=m"), "start.model=m with stages.b.start; allowed: one of them"),
+        (started(say="start.model = m"), "start.model = m with stages.b.start; allowed: one of"),
+        ({"set": ["run.seed=3"]}, "run.seed=3 with the stages' seeds; allowed: one of them"),
+        (grid({"start.model": ["m"]}), "stages.b.start: a has a grid"),
+        (grid({"train.lr": ["1", "1"]}), "stages.a.grid.train.lr has one twice"),
+        (
+            {"stages": {"a": {"seeds": [1]}, "b": {"seeds": [2], "tuned": "a"}}},
+            "stages.b.tuned: a has no grid; allowed: a stage with a grid, without best",
+        ),
         ({"stages": {"a": {"seeds": [1, 1]}}}, "stages.a.seeds has one twice"),
         ({"stages": {"a": {"seeds": [1], "systems": []}}}, "systems = (); allowed: a list of 1"),
         ({"stages": {}}, "stages = {}; allowed: "),
         ({"stages": ["a"]}, "allowed: a section with names of your own"),
         ({"stages": {"a b": {"seeds": [1]}}}, "stages.a b is no name; allowed: a name of letters"),
         (
-            {"stages": {"a": {"seeds": [1], "data": ["x"]}, "b": {"seeds": [2], "tuned": "a"}}}
-            | {"data": {"x": [], "y": []}},
+            grid({"train.lr": ["1"]}, start=None, tuned="a") | {"data": {"x": [], "y": []}},
             "stages.b.data (tuned: a): 'y'; allowed: x",
         ),
         (started(start="tune"), "stages.b.start: tune has a grid; allowed: a stage without"),
