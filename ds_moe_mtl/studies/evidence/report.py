@@ -218,7 +218,9 @@ def _about(lines: Sequence[Mapping], evidence: Evidence, baseline: str) -> list[
         f"- Encoder: {', '.join(encoders)}.",
         f"- Run on: {', '.join(machines)}; {hours:.1f} h of runs; sources {', '.join(commits)}.",
     ]
-    notes = dict.fromkeys(note for line in lines for note in line.get("notes", ()))
+    notes = dict.fromkeys(
+        f"stage {line['stage']}: {note}" for line in lines for note in line.get("notes", ())
+    )
     text += [f"- {note}" for note in notes]
     if failed:
         text.append(f"- Diverged: {failed} of {len(lines)} runs, counted in no mean.")
@@ -279,7 +281,7 @@ def _difference_table(systems: Sequence[System], baseline: str) -> list[str]:
         mean = one.comparison.mean.difference
         lines.append(
             f"| {one.name} | {len(one.comparison.seeds)} | {_shown(mean)} | "
-            f"{_verdict(mean, rows.values())} | "
+            f"{_verdict(mean, rows.values(), len(one.comparison.seeds))} | "
             + " | ".join(_shown(rows[task]) for task in tasks)
             + " |"
         )
@@ -290,8 +292,10 @@ def _difference_table(systems: Sequence[System], baseline: str) -> list[str]:
     return [*lines, "", *(f"- {note}" for note in notes), *([""] if notes else [])]
 
 
-def _verdict(mean: Interval, tasks: Iterable[Interval]) -> str:
+def _verdict(mean: Interval, tasks: Iterable[Interval], seeds: int) -> str:
     """Return what differences show, by point 7 of docs/evidence/README.md."""
+    if seeds == 1:
+        return "one seed, no claim"
     if not mean.excludes_zero:
         return "no difference shown"
     if mean.value < 0:

@@ -108,7 +108,8 @@ def test_what_is_shown_and_what_is_not_is_said_in_words(page):
     ],
 )
 def test_a_verdict_is_what_the_protocol_calls_so(mean, tasks, words):
-    assert _verdict(Interval(*mean), [Interval(*task) for task in tasks]) == words
+    assert _verdict(Interval(*mean), [Interval(*task) for task in tasks], 3) == words
+    assert _verdict(Interval(*mean), [], 1) == "one seed, no claim"
 
 
 def test_the_grid_says_which_rate_was_best_and_that_it_is_at_an_end(page):
