@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _study(asked: _Study) -> int:
-    from ds_moe_mtl.studies.evidence.schema import load_study, shipped_studies
+    from ds_moe_mtl.studies.evidence.schema import key_of, load_study, shipped_studies
 
     if asked.name is None:
         if not asked.list:
@@ -92,7 +92,7 @@ def _study(asked: _Study) -> int:
 
     own = asked.overrides
     for item in own:
-        key = item.partition("=")[0].strip()
+        key = key_of(item)
         if key in ("run.seed", "run.dir"):
             what = "seeds are those of its stages" if key == "run.seed" else "folders are --runs"
             raise UserError(f"command line: {item}: a study's {what}; allowed: another key")

@@ -317,22 +317,7 @@ def _notes(sides, seeds: list[int], names: tuple[str, str], pairs) -> list[str]:
         parts = max(side[seed].parts for seed in seeds)
         if parts > 1:
             notes.append(f"{name}: {parts} runs a seed, of different tasks, count as one")
-    starts = [
-        frozenset().union(*(side[seed].starts for seed in seeds if seed in side)) for side in sides
-    ]
-    for name, other, its, theirs in (
-        (*names, *starts),
-        (*reversed(names), *reversed(starts)),
-    ):
-        if None in its and len(its) > 1:
-            notes.append(f"{name}: some runs began with the encoder, some with a trained model")
-        if None not in its and None in theirs:
-            notes.append(
-                f"{name} went on from trained models, whose steps are not counted here; {other} "
-                f"began with the encoder"
-            )
-    if all(None not in its for its in starts) and starts[0] != starts[1]:
-        notes.append("each side went on from trained models of its own")
+    notes += _start_notes(sides, seeds, names)
     unequal = {(one.steps, other.steps) for one, other in pairs if one.steps != other.steps}
     for one, other in sorted(unequal):
         notes.append(f"not of equal length: {one} steps against {other}")
@@ -340,4 +325,24 @@ def _notes(sides, seeds: list[int], names: tuple[str, str], pairs) -> list[str]:
         notes.append("the seeds start from different encoders")
     if len(seeds) == 1:
         notes.append("one seed: the interval is over dev rows alone; another seed may differ more")
+    return notes
+
+
+def _start_notes(sides, seeds: list[int], names: tuple[str, str]) -> list[str]:
+    """Return what a reader must know of the models that the paired runs began with."""
+    starts = [frozenset().union(*(side[seed].starts for seed in seeds)) for side in sides]
+    notes = []
+    for mine in (0, 1):
+        its, theirs = starts[mine], starts[1 - mine]
+        if None in its and len(its) > 1:
+            notes.append(
+                f"{names[mine]}: some runs began with the encoder, some with a trained model"
+            )
+        if None not in its and None in theirs:
+            notes.append(
+                f"{names[mine]} went on from trained models, whose steps are not counted here; "
+                f"{names[1 - mine]} began with the encoder"
+            )
+    if starts[0] != starts[1] and not any(None in its for its in starts):
+        notes.append("each side went on from trained models of its own")
     return notes

@@ -7,6 +7,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -153,7 +154,7 @@ def run_study(
             if status:
                 return status
     for wait in planned(place, only)[1]:
-        say(f"not planned{'' if wait.never else ' yet'}: {wait}")
+        say(wait.told)
     return 0
 
 
@@ -163,9 +164,8 @@ def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
 
     config = run_config(place.study, run, place.own, place.runs)
     folder = Path(config.run.dir)
-    begun = any(stage.start == run.stage for stage in place.study.stages.values())
-    begun = begun and config.model.kind != "single"
-    if begun and (folder / "results.json").is_file() and not _has_model(folder):
+    begins_others = place.study.begins_others(run.stage) and config.model.kind != "single"
+    if begins_others and (folder / "results.json").is_file() and not _has_model(folder):
         shutil.rmtree(folder)  # its model was taken away, and is wanted again
     if run.start is not None and _began_elsewhere(folder, config):
         say(f"{folder}: its first model has moved; it begins anew")
@@ -179,7 +179,7 @@ def run_one(place: Place, run: StudyRun, ranks: Ranks, say: Say) -> int:
         failure = str(error)
     line, units = _line(place, run, config, failure)
     append_run(place.output, {**line, "commit": commit}, units)
-    if not (place.keep_models or begun):
+    if not (place.keep_models or begins_others):
         for model in (folder / "model", *folder.glob("*/model"), *folder.glob("**/checkpoints")):
             shutil.rmtree(model, ignore_errors=True)
     return 0
@@ -287,7 +287,7 @@ def describe_plan(place: Place, only: Sequence[str], say: Say) -> None:
                 left_seconds += known or 0.0
             say(f"  {one.run.name}: {state}")
     for wait in waiting:
-        say(f"not planned{'' if wait.never else ' yet'}: {wait}")
+        say(wait.told)
     more = f", and {unknown} runs of unknown length" if unknown else ""
     say(f"left: {left_seconds / 3600:.1f} h of one thread, by the runs that are done{more}")
 
@@ -320,7 +320,7 @@ def _began_elsewhere(folder: Path, config: RunConfig) -> bool:
 
 def _may_be_asked(place: str, patterns: Sequence[str]) -> bool:
     """Whether runs at or below a place, "stage/data[/system]", may match a pattern."""
-    begins = [pattern.partition("*")[0].partition("?")[0].partition("[")[0] for pattern in patterns]
+    begins = [re.split(r"[*?[]", pattern)[0] for pattern in patterns]
     return any(f"{place}/".startswith(text) or text.startswith(f"{place}/") for text in begins)
 
 

@@ -123,6 +123,10 @@ class Study(Section):
         """Return the names of the systems that a stage may have."""
         return tuple(self.systems) if stage.systems is None or stage.best else stage.systems
 
+    def begins_others(self, stage: str) -> bool:
+        """Whether a later stage begins with a stage's models."""
+        return any(each.start == stage for each in self.stages.values())
+
     def overrides_of(self, system: str) -> tuple[str, ...]:
         """Return a system's overrides, those of the systems it names first."""
         found: list[str] = []

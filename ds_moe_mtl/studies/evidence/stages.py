@@ -22,6 +22,11 @@ class Wait(NamedTuple):
     def __str__(self) -> str:
         return f"{self.place}: {self.why}"
 
+    @property
+    def told(self) -> str:
+        """The line that a user reads."""
+        return f"not planned{'' if self.never else ' yet'}: {self}"
+
     def is_about(self, runs: str) -> bool:
         """Whether some of `runs`, "stage/data[/system]", are among what cannot be planned."""
         return f"{runs}/".startswith(f"{self.place}/") or self.place.startswith(f"{runs}/")

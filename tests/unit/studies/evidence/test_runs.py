@@ -30,6 +30,7 @@ VALUES = {
     },
 }
 STUDY = Study.model_validate(VALUES)
+STARTED_GRID = {"seeds": [1], "start": "a", "grid": {"start.model": ["m"]}}
 
 
 @pytest.fixture
@@ -330,7 +331,10 @@ def test_what_the_tuning_or_the_first_stage_lacks_goes_without(data, tmp_path):
         (started(data=["y"], of=["x", "z"]), "stages.b.data (start: a): 'y'; allowed: x, z"),
         (started(say="start.model = m"), "start.model = m with stages.b.start; allowed: one of"),
         ({"set": ["run.seed=3"]}, "run.seed=3 with the stages' seeds; allowed: one of them"),
-        (grid({"start.model": ["m"]}), "stages.b.start: a has a grid"),
+        (
+            {"stages": {"a": {"seeds": [1]}, "b": STARTED_GRID}},
+            "start.model with stages.b.start; allowed: one of them",
+        ),
         (grid({"train.lr": ["1", "1"]}), "stages.a.grid.train.lr has one twice"),
         (
             {"stages": {"a": {"seeds": [1]}, "b": {"seeds": [2], "tuned": "a"}}},
